@@ -1,0 +1,76 @@
+"""edgecal: compositional multi-tasking language models on small CPUs.
+
+    import edgecal
+
+    engine = edgecal.Engine.load("model/", adapters={"summarize": "adapters/summarize", "formal": "adapters/formal"})
+    recipe = edgecal.Recipe("learnable_calibration_pp", ("summarize", "formal"), calibration="lcpp.safetensors")
+    print(engine.generate("Summarize ...", recipe=recipe).text)
+
+Names are imported when first used: `import edgecal` alone costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapters import Calibration, CompiledAdapter, LoraAdapter, Recipe, Step
+    from .cache import KVCache
+    from .config import ModelConfig
+    from .engine import Completion, Engine, Pass, Piece, Settings
+    from .errors import EdgecalError
+    from .generate import TokenRecord
+    from .model import Model
+    from .sampler import SamplingOptions
+    from .tasks import instruction, user_message
+    from .tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Calibration",
+    "CompiledAdapter",
+    "Completion",
+    "EdgecalError",
+    "Engine",
+    "KVCache",
+    "LoraAdapter",
+    "Model",
+    "ModelConfig",
+    "Pass",
+    "Piece",
+    "Recipe",
+    "SamplingOptions",
+    "Settings",
+    "Step",
+    "TokenRecord",
+    "Tokenizer",
+    "__version__",
+    "instruction",
+    "user_message",
+]
+
+_HOMES = {
+    "adapters": ("Calibration", "CompiledAdapter", "LoraAdapter", "Recipe", "Step"),
+    "cache": ("KVCache",),
+    "config": ("ModelConfig",),
+    "engine": ("Completion", "Engine", "Pass", "Piece", "Settings"),
+    "errors": ("EdgecalError",),
+    "generate": ("TokenRecord",),
+    "model": ("Model",),
+    "sampler": ("SamplingOptions",),
+    "tasks": ("instruction", "user_message"),
+    "tokenizer": ("Tokenizer",),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'edgecal' has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

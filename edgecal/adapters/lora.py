@@ -1,0 +1,220 @@
+"""LoRA pairs: as trained (LoraAdapter), and as the engine runs them (CompiledAdapter).
+
+A pair changes one linear module `h = W x`, W of (d, k), by dW = scaling * B @ A with A (r, k) and B (d, r)
+(LoRA, arXiv 2106.09685). Methods take several `LoraPair`s of one module and give one `CompiledPair`, whose
+scaling is folded into B. Everything is float32 once it is read, whatever the file holds: the merged factors
+are compared with PyTorch's to seven digits.
+
+`LoraAdapter.pairs` is a mapping that reads a module's factors when it is asked for them and keeps none. Hold
+on to a pair while you use it, and do not loop over `pairs.values()` into a list unless you want the whole
+adapter in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecal_weights.peft_adapter import PeftAdapter
+
+from ..errors import AdapterError
+
+Array = NDArray[np.float32]
+_LISTED = 3  # module names in one message
+
+
+class LoraShape(NamedTuple):
+    """dW is (d, k) of at most this rank."""
+
+    d: int
+    k: int
+    rank: int
+
+
+@dataclass(frozen=True, eq=False)
+class LoraPair:
+    """a float32 (r, k), b float32 (d, r); dW = scaling * b @ a."""
+
+    a: Array
+    b: Array
+    scaling: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.a.ndim != 2 or self.b.ndim != 2 or self.a.shape[0] != self.b.shape[1]:
+            raise AdapterError(f"lora_a {self.a.shape} and lora_b {self.b.shape}: expected (r, k) and (d, r)")
+
+    @property
+    def shape(self) -> LoraShape:
+        return LoraShape(self.b.shape[0], self.a.shape[1], self.a.shape[0])
+
+    def delta(self) -> Array:
+        """dW, float32 (d, k). For looking and testing; the engine never forms it."""
+        return np.float32(self.scaling) * (self.b @ self.a)
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledPair:
+    """What a module adds at run time: h += b @ (a @ x) + bias.
+
+    a float32 (R, k) in C order and b float32 (d, R) in Fortran order, as the kernels read them (given otherwise,
+    they are copied), all factors folded in; R may be 0. bias float32 (d,) or None: only a calibration with
+    bias_mode "output" has one.
+    """
+
+    a: Array
+    b: Array
+    bias: Array | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "a", np.ascontiguousarray(self.a, np.float32))
+        object.__setattr__(self, "b", np.asfortranarray(self.b, np.float32))
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[0])
+
+    def delta(self) -> Array:
+        """dW, float32 (d, k), without the bias. For looking and testing."""
+        return self.b @ self.a
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledAdapter:
+    """One pair per changed module: all that the engine knows of a recipe. Immutable, shared between requests.
+
+    `rank` is the largest one. `nbytes` counts each array once, however many modules share it.
+    `extra_parameters` and `extra_bytes` are those of the calibration alone, as it lies in its file.
+    """
+
+    method: str
+    pairs: dict[str, CompiledPair]
+    recipe_key: str
+    extra_parameters: int = 0
+    extra_bytes: int = 0
+
+    @property
+    def rank(self) -> int:
+        return max((pair.rank for pair in self.pairs.values()), default=0)
+
+    @property
+    def nbytes(self) -> int:
+        arrays = (x for pair in self.pairs.values() for x in (pair.a, pair.b, pair.bias) if x is not None)
+        return sum({id(x): x.nbytes for x in arrays}.values())
+
+
+class LoraAdapter:
+    """One adapter: `pairs` by module path, e.g. "model.layers.0.self_attn.q_proj".
+
+    `LoraAdapter.load` reads PEFT's files; the constructor takes any mapping of pairs (arrays made in Python).
+    `sha256` is that of the weights file, "" for an adapter that was not loaded from one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pairs: Mapping[str, LoraPair],
+        *,
+        shapes: Mapping[str, LoraShape] | None = None,
+        path: Path | None = None,
+        sha256: str = "",
+        base_model_name: str | None = None,
+        nbytes: int | None = None,
+        targets: Callable[[str], bool] | None = None,
+    ) -> None:
+        self.name = name
+        self.pairs = pairs
+        self.shapes = dict(shapes) if shapes is not None else {m: pair.shape for m, pair in pairs.items()}
+        self.path = path
+        self.sha256 = sha256
+        self.base_model_name = base_model_name
+        self.n_parameters = sum(s.rank * (s.d + s.k) for s in self.shapes.values())
+        self.nbytes = 4 * self.n_parameters if nbytes is None else nbytes
+        self._targets = targets
+
+    @classmethod
+    def load(cls, directory: str | Path, name: str | None = None) -> LoraAdapter:
+        """From a PEFT directory (or its .safetensors file); the name defaults to the directory's.
+
+        The file stays open and must not be changed. Raises AdapterError or FileFormatError.
+        """
+        file = PeftAdapter(directory)
+        return cls(
+            name or file.path.absolute().parent.name,
+            _FilePairs(file),
+            shapes={m: LoraShape(x.out_features, x.in_features, x.rank) for m, x in file.modules.items()},
+            path=file.path.parent,
+            sha256=file.sha256,
+            base_model_name=file.base_model_name,
+            nbytes=sum(x.nbytes for x in file.modules.values()),
+            targets=file.targets,
+        )
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The different ranks of its modules, ascending."""
+        return tuple(sorted({shape.rank for shape in self.shapes.values()}))
+
+    def check_against(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        """AdapterError unless every pair has a module of its shape in the model's `shapes` ({path: (d, k)}).
+
+        Also when the adapter's configuration asks for modules of the model that its file has nothing for.
+        """
+        unknown = [module for module in self.shapes if module not in shapes]
+        if len(unknown) == len(self.shapes):
+            raise AdapterError(
+                f"adapter {self.name}{self._origin()} matches no module of this model: it changes "
+                f"{_some(unknown)}; the model has {_some(list(shapes))}"
+            )
+        if unknown:
+            raise AdapterError(
+                f"adapter {self.name}{self._origin()}: {len(unknown)} of its {len(self.shapes)} modules are "
+                f"not in this model and would have no effect: {_some(unknown)}"
+            )
+        for module, (d, k, _rank) in self.shapes.items():
+            if (d, k) != tuple(shapes[module]):
+                raise AdapterError(
+                    f"adapter {self.name}{self._origin()} is for another base: {module} is "
+                    f"{tuple(shapes[module])} in this model and {(d, k)} in the adapter"
+                )
+        if self._targets is not None:
+            absent = [module for module in shapes if module not in self.shapes and self._targets(module)]
+            if absent:
+                raise AdapterError(
+                    f"adapter {self.name}{self._origin()}: its target_modules ask for {len(absent)} modules "
+                    f"that its file has no tensors for: {_some(absent)}; the file is incomplete"
+                )
+
+    def _origin(self) -> str:
+        base = f", trained on {self.base_model_name}" if self.base_model_name else ""
+        return f" ({self.path}{base})" if self.path else ""
+
+    def __repr__(self) -> str:
+        return f"LoraAdapter({self.name!r}, {len(self.shapes)} modules, ranks {self.ranks})"
+
+
+class _FilePairs(Mapping[str, LoraPair]):
+    def __init__(self, file: PeftAdapter) -> None:
+        self._file = file
+
+    def __getitem__(self, module: str) -> LoraPair:
+        a, b = self._file.read(module)
+        return LoraPair(a, b, self._file.modules[module].scaling)
+
+    def __contains__(self, module: object) -> bool:
+        return module in self._file.modules
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.modules)
+
+    def __len__(self) -> int:
+        return len(self._file.modules)
+
+
+def _some(modules: list[str]) -> str:
+    rest = len(modules) - _LISTED
+    return ", ".join(modules[:_LISTED]) + (f" and {rest} more" if rest > 0 else "") if modules else "none"

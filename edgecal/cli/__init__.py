@@ -1,0 +1,92 @@
+"""The command line: one thin module per command, imported when it is called.
+
+Exit codes: 0 done, 1 refused (one line on stderr says why), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from edgecal_kernels.errors import EdgecalError
+
+# name -> one line of help, so that `edgecal --help` imports no command
+COMMANDS = {
+    "demo": "Run the main job on a small real model: a dialogue, summarized in a professional tone, in one pass.",
+    "generate": "Answer one prompt, with any adapters and any method.",
+    "chat": "Talk with a model; switch method and adapters on the way.",
+    "quantize": "Convert a model to edgecal's packed form.",
+    "inspect": "Say what a file is: model, GGUF, adapter or calibration.",
+    "pull": "Fetch the demo model, or a model of the hub, into the cache.",
+    "warmup": "Compile the kernels for this machine, once.",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"{__name__}.{name}").command
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(self, context: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            context.fail(f"no command {args[0]!r}; commands: {', '.join(COMMANDS)}")
+        return super().resolve_command(context, args)
+
+
+def _version(context: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        from edgecal import __version__
+
+        click.echo(f"edgecal {__version__}")
+        context.exit()
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+def group() -> None:
+    """Compositional multi-tasking language models on small CPUs.
+
+    Shell completion: eval "$(_EDGECAL_COMPLETE=bash_source edgecal)" (or zsh_source, fish_source).
+    """
+
+
+def main() -> None:
+    """Run the command line; every refusal of the EdgecalError family becomes one line and exit code 1."""
+    try:
+        code = group(standalone_mode=False)
+    except EdgecalError as error:
+        _fail(str(error), type(error).__name__)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\ninterrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output is gone (edgecal ... | head): not an error, and nothing may be flushed any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, kind: str) -> None:
+    """With --json anywhere, programs read the refusal as JSON too; people read one line."""
+    if "--json" in sys.argv:
+        click.echo(json.dumps({"error": {"type": kind, "message": message}}), err=True)
+    else:
+        click.echo(f"edgecal: error: {message}", err=True)
+    sys.exit(1)

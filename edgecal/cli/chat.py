@@ -1,0 +1,206 @@
+"""`edgecal chat`: talk with a model, and change method and adapters on the way.
+
+At a terminal: a prompt, line editing, a history over sessions, answers as they come. Ctrl-C stops an answer and keeps
+what was said. From a pipe: one message per line, answers on stdout and everything else on stderr, so that the output
+is the model's alone. With --json: one object on stdout for each message or command, errors included.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Generator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import EdgecalError
+from .options import (
+    json_option,
+    load_engine,
+    make_recipe,
+    make_settings,
+    model_options,
+    recipe_options,
+    sampling_options,
+)
+
+if TYPE_CHECKING:
+    from ..conversation import Conversation
+    from ..engine import Piece
+    from ._chat_commands import Commands
+    from ._chat_input import PipeReader, TerminalReader
+    from ._composition import Composition
+
+HISTORY_FILE = "chat_history"
+# An answer may hold anything; what a terminal would obey instead of showing is made visible
+_CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+@click.command("chat")
+@click.argument("model")
+@click.option("--system", help="A system message.")
+@model_options
+@recipe_options
+@sampling_options
+@json_option
+def command(model: str, system: str | None, as_json: bool, **options: Any) -> None:
+    """Talk with MODEL: a directory, a GGUF file, a hub id (org/name), or demo.
+
+    \b
+    edgecal chat demo --adapter demo:summarize --adapter demo:professional
+    printf 'Hello\\nAnd now shorter\\n' | edgecal chat demo
+
+    With --json: one JSON object for each message or command of the input.
+    """
+    from ..conversation import Conversation, refuse_pipeline
+    from ._chat_commands import Commands
+    from ._composition import Composition
+
+    recipe = make_recipe(
+        options["adapters"],
+        options["method"],
+        options["calibration"],
+        options["adapter_weights"],
+        options["steps"],
+        options["recipe_file"],
+    )
+    refuse_pipeline(recipe)
+    settings = make_settings(options)
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
+    engine = load_engine(model, quiet=as_json, **options)
+    conversation = Conversation(engine, recipe, settings, system)
+    composition = Composition(conversation, recipe, tuple(engine.adapters))
+    commands = Commands(conversation, composition)
+    reader = _make_reader(commands, at_terminal)
+    if not as_json:
+        click.echo(banner(model, conversation, composition), err=not at_terminal)
+    session = _Session(conversation, composition, commands, at_terminal, as_json)
+    try:
+        session.run(reader)
+    finally:
+        reader.close()
+
+
+def _make_reader(commands: Commands, at_terminal: bool) -> PipeReader | TerminalReader:
+    from edgecal_kernels.paths import cache_directory
+
+    from ._chat_input import PipeReader, TerminalReader
+
+    return TerminalReader(cache_directory() / HISTORY_FILE, commands.complete) if at_terminal else PipeReader()
+
+
+def banner(model: str, conversation: Conversation, composition: Composition) -> str:
+    """Model, method and adapters, and how to go on."""
+    weights = conversation.engine.model
+    return (
+        f"{model}: {weights.config.family}, {weights.weight_bytes / 2**20:.0f} MiB of weights, "
+        f"context {weights.config.max_position_embeddings:,} tokens\n"
+        f"{composition.describe()}\n"
+        "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves"
+    )
+
+
+class _Session:
+    def __init__(
+        self,
+        conversation: Conversation,
+        composition: Composition,
+        commands: Commands,
+        at_terminal: bool,
+        as_json: bool,
+    ) -> None:
+        self.conversation, self.composition, self.commands = conversation, composition, commands
+        self.at_terminal, self.as_json = at_terminal, as_json
+
+    def run(self, reader: PipeReader | TerminalReader) -> None:
+        """Until the input ends or /exit. A refusal is told and the next line read."""
+        from ._chat_input import read_message
+
+        while not self.commands.finished:
+            try:
+                typed = read_message(reader)
+                if typed is None:
+                    return
+                if typed.text.lstrip().startswith("/") and not typed.literal:
+                    self._command(typed.text)
+                elif typed.text.strip():
+                    self._message(typed.text)
+            except EdgecalError as error:
+                self._refuse(error)
+            except KeyboardInterrupt:
+                if not self.at_terminal:
+                    raise
+                click.echo("\n(Ctrl-D or /exit leaves)")
+
+    def _command(self, line: str) -> None:
+        said = self.commands.run(line)
+        if self.as_json:
+            output = said.text if said.data is None else said.data
+            self._print({"command": line.strip(), "output": output})
+        elif said.text:
+            click.echo(said.text.translate(_CONTROL), err=not self.at_terminal)
+
+    def _message(self, text: str) -> None:
+        interrupted, turns = False, self.conversation.stats.turns
+        answer: list[str] = []
+        with closing(self._reply(text)) as pieces:
+            try:
+                for piece in pieces:
+                    answer.append(piece.text)
+                    if not self.as_json:
+                        click.echo(piece.text.translate(_CONTROL) if self.at_terminal else piece.text, nl=False)
+                        sys.stdout.flush()
+            except KeyboardInterrupt:
+                interrupted = True
+            finally:
+                if not self.as_json:
+                    click.echo()
+        turn = self.conversation.stats.last if self.conversation.stats.turns > turns else None
+        if self.as_json:
+            facts = turn.to_dict() if turn else {"finish_reason": "interrupted", "new_tokens": 0}
+            method, adapters = self.composition.method, list(self.composition.adapters)
+            self._print({"user": text, "text": "".join(answer), "method": method, "adapters": adapters, **facts})
+        else:
+            self._note("interrupted" if interrupted else turn.finish_reason if turn else "stop")
+        if interrupted and not self.at_terminal:
+            raise KeyboardInterrupt
+
+    def _reply(self, text: str) -> Generator[Piece, None, None]:
+        """The answer, with a sign of life on a terminal until it begins. What is refused is refused at once."""
+        if not self.at_terminal:
+            return self.conversation.reply(text)
+        from rich.console import Console
+
+        status = Console(stderr=True).status("reading")
+        pieces = self.conversation.reply(text, progress=lambda n: status.update(f"reading: {n} tokens"))
+
+        def after_waiting() -> Generator[Piece, None, None]:
+            with closing(pieces):
+                with status:
+                    first = next(pieces)
+                yield first
+                yield from pieces
+
+        return after_waiting()
+
+    def _note(self, reason: str) -> None:
+        """Why an answer is not the whole one."""
+        notes = {
+            "interrupted": "stopped; what was said stays in the conversation (/undo takes it back)",
+            "length": f"stopped after {self.conversation.settings.max_tokens} tokens; /set max_tokens changes that",
+            "context": "stopped: the context is full; /reset starts over",
+        }
+        if reason in notes:
+            click.secho(f"[{notes[reason]}]", err=True, dim=True)
+
+    def _refuse(self, error: EdgecalError) -> None:
+        if self.as_json:
+            self._print({"error": {"type": type(error).__name__, "message": str(error)}})
+        else:
+            click.secho(f"error: {error}".translate(_CONTROL), err=True, fg="red")
+
+    def _print(self, values: dict[str, Any]) -> None:
+        click.echo(json.dumps(values, ensure_ascii=False))
+        sys.stdout.flush()

@@ -1,0 +1,195 @@
+"""`edgecal demo`: the main job on a real model, with what it costs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import RecipeError
+from .generate import timings
+from .options import json_option, load_engine
+
+if TYPE_CHECKING:
+    from ..adapters.recipe import Recipe
+    from ..engine import Completion, Engine, Pass
+
+_OPTIONS: dict[str, Any] = {
+    "weights": "auto",
+    "group_size": "32",
+    "backend": None,
+    "threads": None,
+    "cache_dtype": "fp16",
+    "revision": None,
+    "offline": None,
+}
+_MEMORY_CONTEXT = 1024
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method in the comparison. Bytes, seconds, tokens per second."""
+
+    name: str
+    passes: int
+    rank: int
+    extra_parameters: int
+    extra_bytes: int
+    first_token_s: float
+    decode_rate: float
+    new_tokens: int
+    peak_bytes: int
+    text: str
+
+
+@click.command("demo")
+@click.option("--method", default="learnable_calibration_pp", show_default=True, help="How to combine the adapters.")
+@click.option("--compare", is_flag=True, help="Run every method on the same dialogue and print a table.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads; the physical (big) cores unless given.")
+@click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=80, show_default=True)
+@json_option
+def command(method: str, compare: bool, threads: int | None, max_tokens: int, as_json: bool) -> None:
+    """Summarize a dialogue in a professional tone, in one pass, with a 135M model in 4 bits.
+
+    Two LoRA adapters (summarize, professional tone) and a calibration work on one base that is never changed. The
+    model is fetched once by `edgecal pull demo`.
+    """
+    from .. import demo
+
+    recipes = demo.recipes()
+    if method not in recipes:
+        raise RecipeError(f"the demo has no method {method!r}; it has {', '.join(recipes)}")
+    engine = load_engine(
+        "demo",
+        tuple(f"demo:{name}" for name in demo.PAIR),
+        quiet=as_json,
+        **{**_OPTIONS, "threads": threads},
+    )
+    if compare:
+        _compare(engine, recipes, max_tokens, as_json)
+    else:
+        _single(engine, method, recipes[method], max_tokens, as_json)
+
+
+# ------------------------------------------------------------------------------------------------ one method
+
+
+def _single(engine: Engine, method: str, recipe: Recipe, max_tokens: int, as_json: bool) -> None:
+    from .. import demo
+    from ..engine import Settings
+
+    text = demo.dialogue()
+    passes: list[Pass] = []
+    if not as_json:
+        click.secho("Dialogue", bold=True)
+        click.echo(text + "\n")
+        click.secho(f"{demo.TASK} ({method})", bold=True)
+    answer = ""
+    settings = Settings(max_tokens=max_tokens)
+    for piece in engine.stream(demo.prompt(recipe, text), recipe=recipe, settings=settings, passes=passes):
+        answer += piece.text
+        if not as_json:
+            click.echo(piece.text, nl=False)
+            sys.stdout.flush()
+    memory = measure_memory(engine, recipe)
+    if as_json:
+        facts = {"method": method, "text": answer, "passes": [asdict(p) for p in passes], "memory": memory}
+        click.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    click.echo("\n")
+    click.echo(timings(passes))
+    parts = {name: value / MIB for name, value in memory.items()}
+    click.echo(
+        f"[peak memory with {_MEMORY_CONTEXT} tokens of context: {parts['peak']:.0f} MiB = weights "
+        f"{parts['weights']:.0f} + KV cache {parts['kv_cache']:.0f} + interpreter, libraries, compiled code and "
+        f"adapters {parts['rest']:.0f}]"
+    )
+
+
+def measure_memory(engine: Engine, recipe: Recipe) -> dict[str, int]:
+    """Fill a context of 1,024 tokens under `recipe` and say what is resident: peak, weights, kv_cache, rest (bytes)."""
+    from .. import demo
+    from ..cache import KVCache
+    from ..generate import prefill
+    from ..memory import peak_resident
+
+    ids = engine.encode(demo.prompt(recipe, demo.dialogue()))
+    ids = (ids * (_MEMORY_CONTEXT // len(ids) + 1))[:_MEMORY_CONTEXT]
+    cache = KVCache(engine.model.config, engine.cache_dtype)
+    prefill(engine.model, ids, cache, engine.compile(recipe)[-1])
+    peak, weights = peak_resident(), engine.model.weight_bytes
+    return {"peak": peak, "weights": weights, "kv_cache": cache.nbytes, "rest": peak - weights - cache.nbytes}
+
+
+# ------------------------------------------------------------------------------------------------ comparison
+
+
+def _compare(engine: Engine, recipes: dict[str, Recipe], max_tokens: int, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    from .. import demo
+    from ..engine import Settings
+    from ..memory import peak_resident, reset_peak
+
+    text, settings = demo.dialogue(), Settings(max_tokens=max_tokens)
+    engine.generate(text, settings=Settings(max_tokens=2))  # page the weights in, so that no method pays for it
+    rows = []
+    console = Console(stderr=True, quiet=as_json)
+    for name, recipe in track(recipes.items(), "methods", console=console, transient=True):
+        engine.compile(recipe)
+        reset_peak()
+        answer = engine.generate(demo.prompt(recipe, text), recipe=recipe, settings=settings)
+        rows.append(_row(engine, name, recipe, answer, peak_resident()))
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], ensure_ascii=False))
+    else:
+        _print_table(rows, text)
+
+
+def _row(engine: Engine, name: str, recipe: Recipe, answer: Completion, peak: int) -> Row:
+    compiled = [adapter for adapter in engine.compile(recipe) if adapter is not None]
+    return Row(
+        name=name,
+        passes=recipe.passes,
+        rank=max((adapter.rank for adapter in compiled), default=0),
+        extra_parameters=max((adapter.extra_parameters for adapter in compiled), default=0),
+        extra_bytes=max((adapter.extra_bytes for adapter in compiled), default=0),
+        first_token_s=answer.first_token_s,
+        decode_rate=answer.decode_rate,
+        new_tokens=len(answer.tokens),
+        peak_bytes=peak,
+        text=answer.text,
+    )
+
+
+def _print_table(rows: list[Row], text: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title="Summarize in a professional tone", title_justify="left")
+    headers = ("method", "passes", "rank", "extra\nparams", "extra\nKiB", "first\ntoken", "tokens\nper s", "peak\nMiB")
+    for header in headers:
+        table.add_column(header, justify="left" if header == "method" else "right")
+    for row in rows:
+        table.add_row(
+            row.name,
+            str(row.passes),
+            str(row.rank),
+            f"{row.extra_parameters:,}",
+            f"{row.extra_bytes / 1024:.1f}",
+            f"{row.first_token_s:.2f} s",
+            f"{row.decode_rate:.1f}",
+            f"{row.peak_bytes / MIB:.0f}",
+        )
+    click.echo(text + "\n")
+    console.print(table)
+    for row in rows:
+        click.echo()
+        click.secho(row.name, bold=True)
+        click.echo(row.text)

@@ -1,0 +1,50 @@
+"""`edgecal inspect`: what a file is, and what it goes with."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from ._progress import progress_bar
+from .options import json_option
+
+
+@click.command("inspect")
+@click.argument("path")
+@click.option("--against", metavar="MODEL", help="Compare an adapter or a calibration with this model.")
+@click.option("--tensors", is_flag=True, help="List every tensor (--json always does).")
+@click.option("--revision", help="Branch, tag or commit, if PATH is on the hub.")
+@click.option("--offline", is_flag=True, default=None, help="Use the hub's cache only.")
+@json_option
+def command(
+    path: str, against: str | None, tensors: bool, revision: str | None, offline: bool | None, as_json: bool
+) -> None:
+    """Say what PATH is: a model, GGUF, packed directory, adapter, calibration, reference file or hub id.
+
+    \b
+    edgecal inspect model/
+    edgecal inspect adapters/summarize --against model/
+    edgecal inspect demo:learnable_calibration_pp --against demo
+
+    Only headers are read, no weights; a hub id is downloaded first.
+    """
+    from ..demo import find
+    from ..inspection import inspect
+
+    with progress_bar("Downloading") as report_download:
+        report = inspect(
+            find(path),
+            find(against) if against is not None else None,
+            revision=revision,
+            offline=offline,
+            progress=report_download,
+        )
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from ._inspect_tables import show
+
+    show(report, Console(markup=False, emoji=False, highlight=False), with_tensors=tensors)

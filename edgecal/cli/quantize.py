@@ -1,0 +1,113 @@
+"""`edgecal quantize`: any model in, a packed directory out."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from edgecal_weights.quantizer import EMBEDDING_FORMATS, QUANTIZE_FORMATS, quantize_checkpoint
+
+from ._progress import progress_bar
+
+if TYPE_CHECKING:
+    from edgecal_weights.quantize_report import QuantizeReport
+
+
+@click.command("quantize")
+@click.argument("source")
+@click.argument("out", type=click.Path(file_okay=False))
+@click.option(
+    "--format",
+    "weight_format",
+    type=click.Choice(QUANTIZE_FORMATS),
+    default="auto",
+    show_default=True,
+    help="Form of the linear layers. keep: a GGUF's own, not rounded again. auto: keep, or int4 of floats.",
+)
+@click.option(
+    "--group-size",
+    type=click.Choice(["32", "64", "128"]),
+    default="32",
+    show_default=True,
+    help="Columns that share a scale.",
+)
+@click.option(
+    "--embedding",
+    type=click.Choice(EMBEDDING_FORMATS),
+    default="auto",
+    show_default=True,
+    help="Form of the embedding and the head. auto: as stored where that is kept, else int8.",
+)
+@click.option("--revision", help="Branch, tag or commit, if SOURCE is on the hub.")
+@click.option("--offline", is_flag=True, default=None, help="Use the hub's cache only.")
+@click.option("--force", is_flag=True, help="Replace a packed model at OUT.")
+@click.option("--errors", is_flag=True, help="Measure and show what rounding did to each tensor.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def command(
+    source: str,
+    out: str,
+    weight_format: str,
+    group_size: str,
+    embedding: str,
+    revision: str | None,
+    offline: bool | None,
+    force: bool,
+    errors: bool,
+    as_json: bool,
+) -> None:
+    """Convert SOURCE to edgecal's packed form in the directory OUT.
+
+    SOURCE is a Hugging Face directory, a .gguf file, a packed directory, or a hub id (org/name,
+    org/name:QUANT). The conversion streams: it needs little memory, whatever the size of the model.
+    """
+    from edgecal_weights.checkpoint import open_checkpoint
+
+    with progress_bar("Downloading") as report_download:
+        checkpoint = open_checkpoint(source, revision=revision, offline=offline, progress=report_download)
+    with checkpoint, progress_bar("Quantizing") as report_work:
+        report = quantize_checkpoint(
+            checkpoint,
+            out,
+            format=weight_format,
+            group_size=int(group_size),
+            embedding_format=embedding,
+            progress=report_work,
+            overwrite=force,
+            measure_errors=errors,
+        )
+    if as_json:
+        click.echo(json.dumps(report.to_dict()))
+    else:
+        _print(report)
+
+
+def _print(report: QuantizeReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("format", "tensors", "weights", "MB", "bits/weight")
+    for name, total in report.formats.items():
+        bits = 8 * total.bytes / total.weights
+        table.add_row(name, f"{total.tensors}", f"{total.weights:,}", f"{total.bytes / 1e6:.1f}", f"{bits:.2f}")
+    total_tensors = sum(total.tensors for total in report.formats.values())
+    table.add_section()
+    table.add_row(
+        "all",
+        f"{total_tensors}",
+        f"{report.n_weights:,}",
+        f"{report.packed_bytes / 1e6:.1f}",
+        f"{report.bits_per_weight:.2f}",
+    )
+    console.print(table)
+    if report.errors:
+        worst = Table("tensor", "relative RMS error", "largest error", title="the ten tensors that lost most")
+        ranked = sorted(report.errors.items(), key=lambda item: -item[1].relative)
+        for name, error in ranked[:10]:
+            worst.add_row(name, f"{error.relative:.2e}", f"{error.largest:.2e}")
+        console.print(worst)
+    fidelity = ", ".join(f"{count} {kind}" for kind, count in sorted(report.fidelity.items()))
+    click.echo(f"{report.source}: {report.source_bytes / 1e6:.1f} MB; tensors: {fidelity}")
+    click.echo(f"written to {report.path} in {report.seconds:.1f} s")

@@ -1,0 +1,31 @@
+"""`edgecal warmup`: compile the kernels now, so that the first answer does not wait for it."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from .options import json_option
+
+
+@click.command("warmup")
+@json_option
+def command(as_json: bool) -> None:
+    """Compile the kernels for this machine and keep them on disk. Needed once per machine and version."""
+    from rich.console import Console
+
+    from edgecal_kernels import cpu
+    from edgecal_kernels.dispatch import kernel_cache_directory
+    from edgecal_kernels.warmup import warm_up
+
+    with Console(stderr=True, quiet=as_json).status("compiling kernels (once, under a minute)"):
+        seconds = warm_up()
+    folder = kernel_cache_directory(cpu.detect_isa())
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    facts = {"cpu": cpu.cpu_model(), "instructions": cpu.detect_isa(), "folder": str(folder), "bytes": size}
+    if as_json:
+        click.echo(json.dumps({**facts, "seconds": round(seconds, 3)}))
+        return
+    done = f"compiled in {seconds:.1f} s" if seconds else "were compiled already"
+    click.echo(f"kernels for {facts['cpu']} ({facts['instructions']}) {done}: {size / 2**20:.1f} MiB in {folder}")

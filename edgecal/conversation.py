@@ -1,0 +1,339 @@
+"""Conversation: messages, and the KV cache that spares reading them again at every turn.
+
+    conversation = Conversation(engine, system="Answer in one sentence.")
+    for piece in conversation.reply("Why is the sky blue?"):
+        print(piece.text, end="", flush=True)
+
+Each turn the whole conversation is written out by the chat template and encoded, and the cache is cut back to the
+longest common prefix of those ids and the ids it was filled with. Nothing else decides what is reused, because
+nothing else is safe: a model may have said a word in two tokens that the tokenizer reads back as one, a template may
+trim an answer or put the date in front, a user may take turns back. The prefix is right in all these cases, and in
+the usual one it covers everything but the new message.
+
+Keys and values depend on the adapters as much as on the ids. The cache therefore belongs to one model object and one
+compiled adapter object (the engine makes a new one whenever an adapter is added, replaced or removed) and is dropped
+when either is another than before, be it equal or not.
+
+A turn that ends early, by Ctrl-C, an error or a generator that nobody reads to its end, keeps what was said so far:
+the next message refers to the answer that the person has seen. Only if nothing was said yet the turn is taken back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .adapters.lora import CompiledAdapter
+from .adapters.recipe import Recipe
+from .cache import KVCache
+from .engine import Engine, Piece, Settings
+from .errors import ContextLengthError, PromptError, RecipeError, StorageError
+from .generate import FinishReason
+from .model import Model
+
+_LARGEST_FILE = 64 << 20
+
+
+@dataclass(frozen=True)
+class TurnStats:
+    """One answer: tokens of the prompt (the whole conversation), those that the cache held, tokens made; seconds."""
+
+    prompt_tokens: int
+    reused_tokens: int
+    new_tokens: int
+    first_token_s: float
+    total_s: float
+    finish_reason: FinishReason | Literal["interrupted"]
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens per second after the first; 0 when there was only one."""
+        seconds = self.total_s - self.first_token_s
+        return (self.new_tokens - 1) / seconds if seconds > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "decode_tokens_per_s": self.decode_rate}
+
+
+@dataclass(frozen=True)
+class ConversationStats:
+    """The last turn and the sums over all turns so far, those since taken back included. Seconds."""
+
+    last: TurnStats | None = None
+    turns: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    new_tokens: int = 0
+    total_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens per second over all turns, the first token of each left out."""
+        return (self.new_tokens - self.turns) / self.decode_s if self.decode_s > 0 else 0.0
+
+    def plus(self, turn: TurnStats) -> ConversationStats:
+        return ConversationStats(
+            turn,
+            self.turns + 1,
+            self.prompt_tokens + turn.prompt_tokens,
+            self.reused_tokens + turn.reused_tokens,
+            self.new_tokens + turn.new_tokens,
+            self.total_s + turn.total_s,
+            self.decode_s + turn.total_s - turn.first_token_s,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {**asdict(self), "decode_tokens_per_s": self.decode_rate}
+        return {**values, "last": self.last.to_dict() if self.last else None}
+
+
+def refuse_pipeline(recipe: Recipe | None) -> None:
+    """RecipeError for multi_step, which no conversation can have."""
+    if recipe is not None and recipe.steps:
+        raise RecipeError(
+            "multi_step makes a prompt of its own for each step, which leaves nothing to go on talking about; "
+            "use generate, or another method"
+        )
+
+
+class Conversation:
+    """Turns with one engine under one recipe at a time; any number of conversations share an engine.
+
+    `settings` may be changed between turns. Raises PromptError for a model without a chat template, RecipeError for
+    multi_step (each of its passes has a prompt of its own, so there is no conversation to go on with), and what
+    compiling the recipe raises.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        recipe: Recipe | None = None,
+        settings: Settings | None = None,
+        system: str | None = None,
+    ) -> None:
+        if not engine.tokenizer.template_names:
+            raise PromptError(
+                f"{engine.tokenizer.origin} has no chat template, so it cannot hold a conversation; give it a raw "
+                "prompt (generate --raw)"
+            )
+        self.engine = engine
+        self.settings = settings or Settings()
+        self._recipe: Recipe | None = None
+        self._system = system or None
+        self._turns: list[dict[str, str]] = []
+        self._stats = ConversationStats()
+        self._cache: KVCache | None = None
+        self._owner: tuple[Model, CompiledAdapter | None] | None = None
+        self._held: list[int] = []  # its first `cache.length` ids are those in the cache
+        self._running: weakref.ref[Any] | None = None
+        self.set_recipe(recipe)
+
+    @property
+    def recipe(self) -> Recipe | None:
+        return self._recipe
+
+    @property
+    def system(self) -> str | None:
+        return self._system
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """A copy: the system message if there is one, then user and assistant in turn."""
+        system = [{"role": "system", "content": self._system}] if self._system is not None else []
+        return [*system, *(dict(message) for message in self._turns)]
+
+    @property
+    def stats(self) -> ConversationStats:
+        return self._stats
+
+    @property
+    def cached_tokens(self) -> int:
+        """Positions in the KV cache."""
+        return self._cache.length if self._cache is not None else 0
+
+    @property
+    def cache_bytes(self) -> int:
+        return self._cache.nbytes if self._cache is not None else 0
+
+    # ---------------------------------------------------------------------------------------------- one turn
+
+    def reply(
+        self, text: str, *, progress: Callable[[int], None] | None = None
+    ) -> Generator[Piece, None, None]:
+        """Answer `text`, piece by piece; both become part of the conversation when the first piece is asked for.
+
+        Refusals come before that and change nothing: PromptError (an empty text, a template that refuses),
+        ContextLengthError (the conversation has outgrown the context), RecipeError or AdapterError (an adapter was
+        removed from the engine meanwhile). `progress` gets the number of new prompt tokens read. An answer that is
+        still running ends here, as it does with every other method that changes the conversation.
+        """
+        self._settle()
+        if self.settings.raw:
+            raise PromptError("a conversation goes through the chat template: settings.raw does not go with it")
+        if not text.strip():
+            raise PromptError("the message is empty: give some text to answer")
+        message = {"role": "user", "content": text}
+        ids = self.engine.encode([*self.messages, message])
+        self._check_room(len(ids))
+        cache, reused = self._matching_cache(ids)
+        stream = self.engine.stream_ids(
+            ids, recipe=self._recipe, settings=self.settings, cache=cache, progress=progress
+        )
+        pieces = self._answer(message, len(ids), reused, stream)
+        self._running = weakref.ref(pieces)
+        return pieces
+
+    def _answer(
+        self, message: dict[str, str], n_prompt: int, reused: int, stream: Iterator[Piece]
+    ) -> Generator[Piece, None, None]:
+        answer = {"role": "assistant", "content": ""}
+        self._turns += [message, answer]
+        tokens, first_token_s, total_s = 0, 0.0, 0.0
+        reason: FinishReason | Literal["interrupted"] = "interrupted"
+        try:
+            for piece in stream:
+                self._held.append(piece.token.id)
+                answer["content"] += piece.text
+                tokens, total_s = tokens + 1, piece.token.at_s
+                first_token_s = first_token_s or total_s
+                reason = piece.finish_reason or reason
+                yield piece
+        finally:
+            if reason == "interrupted" and not answer["content"]:
+                del self._turns[-2:]
+            else:
+                turn = TurnStats(n_prompt, reused, tokens, first_token_s, total_s, reason)
+                self._stats = self._stats.plus(turn)
+            self._drop_torn_cache()
+
+    def _check_room(self, n_tokens: int) -> None:
+        limit = self.engine.model.config.max_position_embeddings
+        if n_tokens < limit:
+            return
+        advice = "start over with reset (/reset), or take turns back with undo (/undo)" if self._turns else "shorten it"
+        raise ContextLengthError(
+            f"the conversation with this message has {n_tokens} tokens, the model's context is {limit}: {advice}"
+        )
+
+    def _matching_cache(self, ids: list[int]) -> tuple[KVCache, int]:
+        """The cache, holding a prefix of `ids` under the present recipe and nothing else; and the prefix's length."""
+        owner = (self.engine.model, self.engine.compile(self._recipe)[0])
+        cache, held = self._cache, self._held
+        if cache is None or self._owner is None or any(a is not b for a, b in zip(owner, self._owner, strict=True)):
+            cache, held = KVCache(self.engine.model.config, self.engine.cache_dtype), []
+        usable = min(cache.length, len(held), len(ids) - 1)  # the last token is always computed: it gives the logits
+        same = next((i for i in range(usable) if held[i] != ids[i]), usable)
+        cache.truncate(same)
+        self._cache, self._owner, self._held = cache, owner, list(ids)
+        return cache, same
+
+    def _drop_torn_cache(self) -> None:
+        """A cache whose growth was cut short has arrays of different lengths, and no step can use it again."""
+        if self._cache is not None and len({a.shape for a in (*self._cache.keys, *self._cache.values)}) > 1:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._cache, self._owner, self._held = None, None, []
+
+    def _settle(self) -> None:
+        running = self._running() if self._running is not None else None
+        self._running = None
+        if running is not None:
+            running.close()
+
+    # ------------------------------------------------------------------------------------------ changes between
+
+    def set_recipe(self, recipe: Recipe | None) -> None:
+        """Compile and use `recipe` from the next turn on; if it is refused the one before stays."""
+        refuse_pipeline(recipe)
+        self.engine.compile(recipe)
+        self._settle()
+        self._recipe = recipe
+
+    def set_system(self, text: str | None) -> None:
+        """The system message from the next turn on; None or "" for none (a template may have its own)."""
+        self._settle()
+        self._system = text or None
+
+    def undo(self) -> str:
+        """Take the last turn back and return what the user had said; PromptError when there is none."""
+        self._settle()
+        if not self._turns:
+            raise PromptError("there is no turn to take back")
+        said = self._turns[-2]["content"]
+        del self._turns[-2:]
+        return said
+
+    def reset(self) -> None:
+        """Forget all turns and give the cache's memory back. System message, recipe, settings and stats stay."""
+        self._settle()
+        self._turns.clear()
+        self._forget()
+
+    def set_messages(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Put a whole conversation in this one's place: an optional system message, then user and assistant in turn.
+
+        PromptError for anything else.
+        """
+        turns = [dict(m) if isinstance(m, Mapping) else {} for m in messages]
+        for i, message in enumerate(turns):
+            if set(message) != {"role", "content"} or not all(isinstance(v, str) for v in message.values()):
+                raise PromptError(f"message {i + 1} of the conversation: expected {{role, content}}, both text")
+        system = turns.pop(0)["content"] if turns and turns[0]["role"] == "system" else None
+        wanted = ["user", "assistant"] * (len(turns) // 2)
+        if [message["role"] for message in turns] != wanted:
+            raise PromptError(
+                "a conversation is an optional system message, then user and assistant in turn, ending with the "
+                f"assistant; found {', '.join(message['role'][:20] for message in turns[:8])}"
+            )
+        self._settle()
+        self._system, self._turns = system or None, turns
+
+    # ----------------------------------------------------------------------------------------------- as a file
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: messages, and for the record the recipe that answers now."""
+        return {"messages": self.messages, "recipe": self._recipe.to_dict() if self._recipe else None}
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_dict` as JSON, complete or not at all; StorageError when the file cannot be written."""
+        target = Path(path).expanduser()
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n", "utf-8")
+            os.replace(temporary, target)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name, half a surrogate pair in the text
+            raise StorageError(f"{target} could not be written: {getattr(error, 'strerror', None) or error}") from error
+        finally:
+            if os.path.exists(temporary):
+                temporary.unlink()
+
+    def load(self, path: str | Path) -> None:
+        """Take the messages of a file that `save` wrote, or of a bare JSON list; the recipe in it is not applied.
+
+        PromptError naming the file when it cannot be read or holds something else; nothing has changed then.
+        """
+        source = Path(path).expanduser()
+        try:
+            with source.open("rb") as file:
+                raw = file.read(_LARGEST_FILE + 1)
+            if len(raw) > _LARGEST_FILE:
+                raise PromptError(f"{source} is larger than {_LARGEST_FILE >> 20} MiB: no conversation is")
+            values = json.loads(raw)
+        except OSError as error:
+            raise PromptError(f"{source} cannot be read: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
+            raise PromptError(f"{source} is not valid JSON: {error}") from error
+        messages = values.get("messages") if isinstance(values, dict) else values
+        if not isinstance(messages, list):
+            raise PromptError(f"{source} holds no conversation: expected a list of messages, or one under 'messages'")
+        try:
+            self.set_messages(messages)
+        except PromptError as error:
+            raise PromptError(f"{source}: {error}") from error

@@ -1,0 +1,66 @@
+"""Every error that edgecal raises on purpose, in one family.
+
+    EdgecalError
+    ├── QuantizationError            a tensor does not fit the asked number format        (edgecal_kernels)
+    ├── BackendError                 an unknown or unusable back end                      (edgecal_kernels)
+    ├── WeightsError                 a model file                                         (edgecal_weights)
+    │   ├── ModelNotFoundError       path, hub id or needed file is not there
+    │   ├── FileFormatError          truncated, corrupt, not what its name promises
+    │   ├── UnsupportedModelError    architecture, option or quantization that is not served
+    │   ├── StorageError             the result could not be written
+    │   └── HubError                 network, offline mode, authorization, revision
+    ├── AdapterError                 a LoRA adapter is broken, unsupported or does not fit (edgecal_weights)
+    │   └── CalibrationError         a calibration for other adapters or another base
+    ├── RecipeError                  an unknown method, or one that lacks what it needs
+    ├── OptionError                  a setting outside its range
+    └── PromptError                  nothing to answer, or a chat template that refuses
+        └── ContextLengthError       the prompt and the answer do not fit the context
+"""
+
+from __future__ import annotations
+
+from edgecal_kernels.errors import BackendError, EdgecalError, QuantizationError
+from edgecal_weights.errors import (
+    AdapterError,
+    CalibrationError,
+    FileFormatError,
+    HubError,
+    ModelNotFoundError,
+    StorageError,
+    UnsupportedModelError,
+    WeightsError,
+)
+
+__all__ = [
+    "AdapterError",
+    "BackendError",
+    "CalibrationError",
+    "ContextLengthError",
+    "EdgecalError",
+    "FileFormatError",
+    "HubError",
+    "ModelNotFoundError",
+    "OptionError",
+    "PromptError",
+    "QuantizationError",
+    "RecipeError",
+    "StorageError",
+    "UnsupportedModelError",
+    "WeightsError",
+]
+
+
+class RecipeError(EdgecalError):
+    """An unknown composition method, or a recipe that lacks what its method needs."""
+
+
+class OptionError(EdgecalError, ValueError):
+    """A setting (sampling, chunk size, threads ...) outside its range."""
+
+
+class PromptError(EdgecalError):
+    """There is nothing to answer, or the chat template refuses the messages."""
+
+
+class ContextLengthError(PromptError):
+    """Prompt and answer do not fit the model's context."""

@@ -1,0 +1,34 @@
+"""AVX2: vpmaddubsw (unsigned x signed bytes, pairs added into int16), then vpmaddwd with ones into int32.
+
+The int16 pair sums saturate at 32767. Nibbles stay far below (2 * 15 * 127). Int8 weights would not once an offset
+made them unsigned, so the sign moves from the weight to the activation (vpsignb): |w| * (x * sign w), at most
+2 * 127 * 127.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from . import declare, join, lanes, splat
+
+INT8_OFFSET = 0
+
+
+def dot4(builder: Any, acc: Any, w: Any, four: Any, signed: bool) -> Any:
+    ints, words, octets = (ir.VectorType(ir.IntType(b), 256 // b) for b in (32, 16, 8))
+    pairs = declare(builder, "llvm.x86.avx2.pmadd.ub.sw", words, [octets, octets])
+    quads = declare(builder, "llvm.x86.avx2.pmadd.wd", ints, [words, words])
+    sign = declare(builder, "llvm.x86.avx2.psign.b", octets, [octets, octets])
+    x = builder.bitcast(splat(builder, four, 8), octets)
+    ones = ir.Constant(words, [1] * 16)
+    halves = []
+    for h in (0, 1):
+        weights, activations = lanes(builder, w, 32 * h, 32), x
+        if signed:
+            activations = builder.call(sign, [x, weights])
+            weights = builder.call(sign, [weights, weights])
+        products = builder.call(quads, [builder.call(pairs, [weights, activations]), ones])
+        halves.append(builder.add(lanes(builder, acc, 8 * h, 8), products))
+    return join(builder, *halves)

@@ -1,0 +1,14 @@
+"""AVX-512 VNNI: one vpdpbusd (unsigned x signed bytes, summed by four into int32) takes the whole line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import declare, splat
+
+INT8_OFFSET = 128
+
+
+def dot4(builder: Any, acc: Any, w: Any, four: Any, signed: bool) -> Any:
+    instruction = declare(builder, "llvm.x86.avx512.vpdpbusd.512", acc.type, [acc.type, w.type, w.type])
+    return builder.call(instruction, [acc, w, builder.bitcast(splat(builder, four, 16), w.type)])

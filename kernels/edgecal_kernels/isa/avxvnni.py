@@ -1,0 +1,21 @@
+"""AVX-VNNI: vpdpbusd on 256-bit registers, so a line is two of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from . import declare, join, lanes, splat
+
+INT8_OFFSET = 128
+
+
+def dot4(builder: Any, acc: Any, w: Any, four: Any, signed: bool) -> Any:
+    ints, octets = ir.VectorType(ir.IntType(32), 8), ir.VectorType(ir.IntType(8), 32)
+    instruction = declare(builder, "llvm.x86.avx512.vpdpbusd.256", ints, [ints, octets, octets])
+    x = builder.bitcast(splat(builder, four, 8), octets)
+    halves = [
+        builder.call(instruction, [lanes(builder, acc, 8 * h, 8), lanes(builder, w, 32 * h, 32), x]) for h in (0, 1)
+    ]
+    return join(builder, *halves)

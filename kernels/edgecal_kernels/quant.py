@@ -1,0 +1,312 @@
+"""The packed number formats: the one definition of pack and unpack.
+
+Three formats, all with one scale per group of consecutive columns of a row (32 unless asked otherwise):
+
+| format        | stored code        | value                    | bits per weight at group 32 |
+|---------------|--------------------|--------------------------|-----------------------------|
+| `int8`        | c in [-127, 127]   | c * scale                | 8.5                         |
+| `int4`        | c in [0, 15]       | (c - 8) * scale          | 4.5                         |
+| `int4_affine` | c in [0, 15]       | c * scale + minimum      | 5.0                         |
+
+Scales and minima are float16. The *layout* is made for the kernels and is the same on every machine, so that
+a file can be memory-mapped wherever it was packed: 16 rows form a tile, and inside a tile the columns lie in
+steps of 32.
+
+    int8   a step is 512 bytes: [8 column quads][16 rows][4 columns]
+    int4   a step is 256 bytes: [4 column quads][16 rows][4 columns],
+           low nibble = column 4q + j, high nibble = column 16 + 4q + j
+
+One 64-byte line thus carries four columns of sixteen rows, four bytes in every 32-bit lane: exactly what
+the dot-product instructions want (one AVX-512 register, two of AVX2, four of NEON), with no horizontal sums.
+Rows are padded to 16 (with scale 0) and columns to the group size (they meet zero activations).
+
+Trap: a tile depends on its own 16 rows only, so quantizing rows [16a, 16b) gives tiles [a, b) of the whole.
+Streaming writers rely on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import QuantizationError
+
+Format = Literal["int8", "int4", "int4_affine"]
+FORMATS: tuple[Format, ...] = ("int8", "int4", "int4_affine")
+GROUP_SIZES = (32, 64, 128)
+STEP = 32  # columns that a kernel consumes at once; also the group of the int8 activations
+TILE_ROWS = 16
+_STEP_BYTES = {"int8": 512, "int4": 256, "int4_affine": 256}
+_FP16_MAX = 65504.0
+
+Array = NDArray[np.float32]
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """A (d, k) weight in one of the packed formats.
+
+    `codes` is uint8 (n_tiles, k_padded / 32, 512 or 256), `scale` and `minimum` float16
+    (n_tiles, n_groups, 16); `minimum` only for `int4_affine`.
+    """
+
+    format: Format
+    shape: tuple[int, int]
+    group_size: int
+    codes: NDArray[np.uint8]
+    scale: NDArray[np.float16]
+    minimum: NDArray[np.float16] | None = None
+
+    @property
+    def n_tiles(self) -> int:
+        return _ceil_div(self.shape[0], TILE_ROWS)
+
+    @property
+    def n_groups(self) -> int:
+        return _ceil_div(self.shape[1], self.group_size)
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scale.nbytes + (0 if self.minimum is None else self.minimum.nbytes)
+
+
+def check_format(format: str, group_size: int) -> Format:
+    """`format` as a known format; raises QuantizationError that lists the known ones."""
+    if format not in FORMATS:
+        raise QuantizationError(f"unknown weight format {format!r}; known: {', '.join(FORMATS)}")
+    if group_size not in GROUP_SIZES:
+        raise QuantizationError(f"group_size {group_size} is not served; choose one of {GROUP_SIZES}")
+    return format
+
+
+def packed_shapes(
+    format: str, shape: tuple[int, int], group_size: int = STEP
+) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """dtype and shape of each array of a packed (d, k) tensor: what a streaming writer reserves."""
+    format = check_format(format, group_size)
+    n_tiles, n_groups = _ceil_div(shape[0], TILE_ROWS), _ceil_div(shape[1], group_size)
+    n_steps = n_groups * group_size // STEP
+    grid = (n_tiles, n_groups, TILE_ROWS)
+    arrays: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
+        "codes": (np.dtype(np.uint8), (n_tiles, n_steps, _STEP_BYTES[format])),
+        "scale": (np.dtype(np.float16), grid),
+    }
+    if format == "int4_affine":
+        arrays["minimum"] = (np.dtype(np.float16), grid)
+    return arrays
+
+
+# ---------------------------------------------------------------------------------------- choosing codes
+
+
+def _groups(w: Array, group_size: int) -> Array:
+    """(d, k) -> (d, n_groups, group_size), zero-padded on the right."""
+    d, k = w.shape
+    n_groups = _ceil_div(k, group_size)
+    if n_groups * group_size != k:
+        padded = np.zeros((d, n_groups * group_size), np.float32)
+        padded[:, :k] = w
+        w = padded
+    return w.reshape(d, n_groups, group_size)
+
+
+def _half(values: Array, what: str) -> Array:
+    """Rounded to float16 and back; refuses what float16 cannot hold."""
+    largest = float(np.abs(values).max(initial=0))
+    if not largest <= _FP16_MAX:  # also NaN
+        raise QuantizationError(f"{what} of a group is {largest:g}, beyond float16 ({_FP16_MAX:g}); use fp32")
+    return values.astype(np.float16).astype(np.float32)
+
+
+def _inverse(scale: Array) -> Array:
+    return np.divide(1.0, scale, out=np.zeros_like(scale), where=scale != 0)
+
+
+def _int8_codes(g: Array) -> tuple[NDArray[np.int8], Array]:
+    scale = _half(np.abs(g).max(axis=2) / np.float32(127), "scale")
+    codes = np.clip(np.rint(g * _inverse(scale)[..., None]), -127, 127).astype(np.int8)
+    return codes, scale
+
+
+def _int4_codes(g: Array) -> tuple[NDArray[np.uint8], Array]:
+    """Symmetric int4: of several scales around extreme / -8, the one with the least squared error.
+
+    The signed extreme goes to code 0 (value -8), as in llama.cpp's Q4_0, whose scale is the first candidate.
+    """
+    extreme = np.take_along_axis(g, np.abs(g).argmax(axis=2)[..., None], axis=2)[..., 0]
+    best_scale = np.zeros(extreme.shape, np.float32)
+    best_codes = np.full(g.shape, 8, np.uint8)
+    best_error = np.full(extreme.shape, np.inf, np.float32)
+    for divisor in (-8.0, -7.6, -7.2, -6.8, -8.5, 7.0, 7.5):
+        scale = _half(extreme / np.float32(divisor), "scale")
+        codes = np.clip(np.rint(g * _inverse(scale)[..., None]), -8, 7)
+        error = np.square(codes * scale[..., None] - g).sum(axis=2)
+        better = error < best_error
+        best_error = np.where(better, error, best_error)
+        best_scale = np.where(better, scale, best_scale)
+        best_codes = np.where(better[..., None], (codes + 8).astype(np.uint8), best_codes)
+    return best_codes, best_scale
+
+
+def _int4_affine_codes(g: Array) -> tuple[NDArray[np.uint8], Array, Array]:
+    """Affine int4: the range [low, high] shrunk a little at either end where that lowers the squared error."""
+    low, high = g.min(axis=2), g.max(axis=2)
+    span = high - low
+    best_scale = np.zeros(low.shape, np.float32)
+    best_minimum = np.zeros(low.shape, np.float32)
+    best_codes = np.zeros(g.shape, np.uint8)
+    best_error = np.full(low.shape, np.inf, np.float32)
+    for cut_low, cut_high in ((0.0, 0.0), (0.04, 0.0), (0.0, 0.04), (0.04, 0.04), (0.09, 0.0), (0.0, 0.09)):
+        minimum = _half(low + np.float32(cut_low) * span, "minimum")
+        top = high - np.float32(cut_high) * span
+        scale = _half(np.maximum(top - minimum, 0) / np.float32(15), "scale")
+        codes = np.clip(np.rint((g - minimum[..., None]) * _inverse(scale)[..., None]), 0, 15)
+        error = np.square(codes * scale[..., None] + minimum[..., None] - g).sum(axis=2)
+        better = error < best_error
+        best_error = np.where(better, error, best_error)
+        best_scale = np.where(better, scale, best_scale)
+        best_minimum = np.where(better, minimum, best_minimum)
+        best_codes = np.where(better[..., None], codes.astype(np.uint8), best_codes)
+    return best_codes, best_scale, best_minimum
+
+
+def quantize(w: Array, format: str, group_size: int = STEP) -> QuantizedTensor:
+    """Round a float32 (d, k) weight into `format`.
+
+    Raises QuantizationError for NaN or infinite weights, scales beyond float16, unknown formats.
+    """
+    format = check_format(format, group_size)
+    w = np.ascontiguousarray(w, np.float32)
+    if w.ndim != 2 or 0 in w.shape:
+        raise QuantizationError(f"a weight to quantize has two dimensions, found shape {w.shape}")
+    if not np.isfinite(w).all():
+        row, column = np.argwhere(~np.isfinite(w))[0]
+        raise QuantizationError(f"weight is {w[row, column]} at [{row}, {column}]; quantization needs finite values")
+    # Blocks of rows keep the temporaries of the scale search in the processor's cache.
+    rows = max(TILE_ROWS, (1 << 16) // w.shape[1] // TILE_ROWS * TILE_ROWS)
+    out = _empty(format, (w.shape[0], w.shape[1]), group_size)
+    for start in range(0, w.shape[0], rows):
+        g = _groups(w[start : start + rows], group_size)
+        minimum: Array | None = None
+        codes: NDArray
+        if format == "int8":
+            codes, scale = _int8_codes(g)
+        elif format == "int4":
+            codes, scale = _int4_codes(g)
+        else:
+            codes, scale, minimum = _int4_affine_codes(g)
+        _store(out, start, codes.reshape(len(g), -1), scale, minimum)
+    return out
+
+
+def from_codes(
+    codes: NDArray,
+    scale: NDArray,
+    minimum: NDArray | None,
+    format: str,
+    group_size: int = STEP,
+) -> QuantizedTensor:
+    """Pack given codes (d, k), scales and minima (d, n_groups) without rounding the codes again.
+
+    Codes are int8 for `int8`, 0..15 otherwise. Scales and minima become float16. Raises QuantizationError when
+    the arrays do not belong together.
+    """
+    format = check_format(format, group_size)
+    d, k = codes.shape
+    grid = (d, _ceil_div(k, group_size))
+    if scale.shape != grid or (minimum is None) != (format != "int4_affine"):
+        raise QuantizationError(f"{format} codes {codes.shape} need scales {grid}, found {scale.shape}")
+    if minimum is not None and minimum.shape != grid:
+        raise QuantizationError(f"{format} codes {codes.shape} need minima {grid}, found {minimum.shape}")
+    out = _empty(format, (d, k), group_size)
+    k_padded = grid[1] * group_size
+    if k_padded != k:
+        fill = 8 if format == "int4" else 0
+        codes = np.pad(codes, ((0, 0), (0, k_padded - k)), constant_values=fill)
+    scale = _half(np.asarray(scale, np.float32), "scale")
+    if minimum is not None:
+        minimum = _half(np.asarray(minimum, np.float32), "minimum")
+    _store(out, 0, codes, scale, minimum)
+    return out
+
+
+# ------------------------------------------------------------------------------------- codes <-> the layout
+
+
+def _empty(format: Format, shape: tuple[int, int], group_size: int) -> QuantizedTensor:
+    arrays = {name: np.zeros(s, t) for name, (t, s) in packed_shapes(format, shape, group_size).items()}
+    return QuantizedTensor(format, shape, group_size, **arrays)
+
+
+def _store(out: QuantizedTensor, start: int, codes: NDArray, scale: Array, minimum: Array | None) -> None:
+    """Write rows [start, start + len(codes)) of plain codes (n, k_padded) into the tiles of `out`."""
+    n, k_padded = codes.shape
+    tiles = slice(start // TILE_ROWS, start // TILE_ROWS + _ceil_div(n, TILE_ROWS))
+    padding = (-n) % TILE_ROWS
+    if padding:
+        fill = 8 if out.format == "int4" else 0
+        codes = np.pad(codes, ((0, padding), (0, 0)), constant_values=fill)
+        scale = np.pad(scale, ((0, padding), (0, 0)))
+        minimum = None if minimum is None else np.pad(minimum, ((0, padding), (0, 0)))
+    steps = k_padded // STEP
+    # (tile, row, step, quad, 4) -> (tile, step, quad, row, 4)
+    quads = codes.view(np.uint8).reshape(-1, TILE_ROWS, steps, 8, 4).transpose(0, 2, 3, 1, 4)
+    if out.format == "int8":
+        out.codes[tiles] = quads.reshape(-1, steps, 512)
+    else:
+        out.codes[tiles] = (quads[:, :, :4] | (quads[:, :, 4:] << 4)).reshape(-1, steps, 256)
+
+    def tiled(grid: Array) -> NDArray[np.float16]:
+        return grid.reshape(-1, TILE_ROWS, grid.shape[1]).transpose(0, 2, 1).astype(np.float16)
+
+    out.scale[tiles] = tiled(scale)
+    if minimum is not None and out.minimum is not None:
+        out.minimum[tiles] = tiled(minimum)
+
+
+def unpack(t: QuantizedTensor, tiles: NDArray[np.intp] | slice = slice(None)) -> tuple[NDArray, Array, Array | None]:
+    """Plain codes (rows, k_padded) and per-group scale and minimum (rows, n_groups) of the chosen tiles."""
+    codes = t.codes[tiles]
+    n, steps = codes.shape[:2]
+    if t.format == "int8":
+        quads = codes.view(np.int8).reshape(n, steps, 8, TILE_ROWS, 4)
+    else:
+        packed = codes.reshape(n, steps, 4, TILE_ROWS, 4)
+        quads = np.concatenate([packed & 15, packed >> 4], axis=2)
+    plain = quads.transpose(0, 3, 1, 2, 4).reshape(n * TILE_ROWS, steps * STEP)
+
+    def rows(grid: NDArray[np.float16]) -> Array:
+        return grid[tiles].astype(np.float32).transpose(0, 2, 1).reshape(n * TILE_ROWS, -1)
+
+    return plain, rows(t.scale), None if t.minimum is None else rows(t.minimum)
+
+
+def _dequantize_tiles(t: QuantizedTensor, tiles: NDArray[np.intp] | slice) -> Array:
+    """float32 (rows, k) of the chosen tiles, padding rows included."""
+    codes, scale, minimum = unpack(t, tiles)
+    groups = codes.reshape(len(codes), t.n_groups, t.group_size).astype(np.float32)
+    if t.format == "int4":
+        groups -= 8
+    groups *= scale[..., None]
+    if minimum is not None:
+        groups += minimum[..., None]
+    return groups.reshape(len(codes), -1)[:, : t.shape[1]]
+
+
+def dequantize(t: QuantizedTensor) -> Array:
+    """The float32 (d, k) weight that `t` stands for."""
+    return np.ascontiguousarray(_dequantize_tiles(t, slice(None))[: t.shape[0]])
+
+
+def dequantize_rows(t: QuantizedTensor, rows: NDArray[np.integer]) -> Array:
+    """float32 (n, k): the given rows only, as an embedding lookup wants them."""
+    rows = np.asarray(rows, np.intp)
+    tiles, inverse = np.unique(rows // TILE_ROWS, return_inverse=True)
+    return _dequantize_tiles(t, tiles)[inverse * TILE_ROWS + rows % TILE_ROWS]

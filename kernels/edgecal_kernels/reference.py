@@ -1,0 +1,131 @@
+"""Every operation in plain NumPy: the specification of the fast back ends, and the back end where Numba is missing.
+
+The packed formats multiply as the kernels do: activations are rounded to int8 in groups of 32 (`quantize_rows`),
+products are summed exactly as integers, and the scales are applied in float32. A back end that follows this file
+differs only by the order of float additions.
+
+Shape letters: T new tokens, S cached length, K key/value heads, H query heads, R rank.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .quant import STEP, TILE_ROWS, Array, QuantizedTensor, _dequantize_tiles, dequantize_rows
+
+NAME = "numpy"
+_BLOCK_TILES = 64  # 1,024 rows are dequantized at a time, so that a large head needs no large temporary
+
+
+class Activations:
+    """The input of one or more linear layers: float32 (T, k), and its int8 form, computed once when first needed."""
+
+    __slots__ = ("_rounded", "x")
+
+    def __init__(self, x: Array) -> None:
+        self.x = x
+        self._rounded: tuple[NDArray[np.int8], Array, NDArray[np.int32]] | None = None
+
+    def rounded(self) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
+        if self._rounded is None:
+            self._rounded = quantize_rows(self.x)
+        return self._rounded
+
+
+def quantize_rows(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
+    """Round float32 (T, k) to int8 in groups of 32 columns: scale = max|x| / 127, ties to even.
+
+    Returns codes (T, k_padded) int8, scales (T, k_padded / 32) float32, and the sum of the codes of each group, int32.
+    """
+    n, k = x.shape
+    steps = -(-k // STEP)
+    groups = np.zeros((n, steps, STEP), np.float32)
+    groups.reshape(n, -1)[:, :k] = x
+    extreme = np.abs(groups).max(axis=2)
+    inverse = np.divide(np.float32(127), extreme, out=np.zeros_like(extreme), where=extreme > 0)
+    codes = np.rint(groups * inverse[..., None]).astype(np.int8)
+    return codes.reshape(n, -1), extreme / np.float32(127), codes.sum(axis=2, dtype=np.int32)
+
+
+def matmul(activations: Activations, weight: QuantizedTensor | Array) -> Array:
+    """x (T, k) times weight (d, k), transposed: float32 (T, d)."""
+    if isinstance(weight, np.ndarray):
+        dense: Array = activations.x @ weight.T
+        return dense
+    codes, scale, _ = activations.rounded()
+    d, k = weight.shape
+    x = (codes.reshape(len(codes), -1, STEP) * scale[..., None]).reshape(codes.shape)[:, :k]
+    out: Array = np.empty((len(x), d), np.float32)
+    for tile in range(0, weight.n_tiles, _BLOCK_TILES):
+        rows = slice(tile * TILE_ROWS, min((tile + _BLOCK_TILES) * TILE_ROWS, d))
+        out[:, rows] = x @ _dequantize_tiles(weight, slice(tile, tile + _BLOCK_TILES))[: rows.stop - rows.start].T
+    return out
+
+
+def embed(weight: QuantizedTensor | Array, ids: NDArray[np.integer]) -> Array:
+    """Rows `ids` of the embedding table as float32 (T, D)."""
+    if isinstance(weight, np.ndarray):
+        return weight[ids]
+    return dequantize_rows(weight, ids)
+
+
+def add_lora(x: Array, a: Array, b: Array, out: Array) -> None:
+    """out (T, d) += (x a^T) b^T, in place; a (R, k), b (d, R)."""
+    out += (x @ a.T) @ b.T
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """x / sqrt(mean(x^2) + eps) * weight, over the last axis."""
+    mean = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
+    return cast(Array, x / np.sqrt(mean + np.float32(eps)) * weight)
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """(x - mean) / sqrt(var + eps) * weight + bias, over the last axis."""
+    centered = x - x.mean(axis=-1, keepdims=True, dtype=np.float32)
+    variance = np.mean(np.square(centered), axis=-1, keepdims=True, dtype=np.float32)
+    return centered / np.sqrt(variance + np.float32(eps)) * weight + bias
+
+
+def rope(x: Array, cos: Array, sin: Array) -> None:
+    """Rotate the first 2 * cos.shape[1] dimensions of x (T, H, head_dim) in place.
+
+    Pairs are (i, i + half), as in transformers' rotate_half, not (2i, 2i + 1). cos, sin: float32 (T, half).
+    """
+    half = cos.shape[1]
+    first, second = x[:, :, :half].copy(), x[:, :, half : 2 * half].copy()
+    c, s = cos[:, None], sin[:, None]
+    x[:, :, :half] = first * c - second * s
+    x[:, :, half : 2 * half] = second * c + first * s
+
+
+def swiglu(gate: Array, up: Array) -> Array:
+    """silu(gate) * up; overwrites `gate`."""
+    with np.errstate(over="ignore"):  # exp(-x) may become inf, and then silu is 0 as it should
+        gate /= 1 + np.exp(-gate)
+    gate *= up
+    return gate
+
+
+def attention(q: Array, keys: NDArray, values: NDArray, pos: int) -> Array:
+    """Causal attention of T queries at positions pos.. over a cache: float32 (T, H * head_dim).
+
+    q (T, H, head_dim); keys, values (K, capacity, head_dim padded to 16), float32 or float16, holding positions
+    [0, pos + T). Query heads share key heads in order (head h reads h // (H / K)).
+    """
+    n_new, n_heads, head_dim = q.shape
+    n_kv, length = len(keys), pos + n_new
+    k = keys[:, :length, :head_dim].astype(np.float32)
+    v = values[:, :length, :head_dim].astype(np.float32)
+    queries = q.reshape(n_new, n_kv, -1, head_dim).transpose(1, 2, 0, 3)  # (K, H/K, T, head_dim)
+    scores = queries @ k[:, None].transpose(0, 1, 3, 2) / np.float32(np.sqrt(head_dim))
+    future = np.arange(length) > pos + np.arange(n_new)[:, None]
+    scores[:, :, future] = -np.inf
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+    mixed = np.ascontiguousarray((scores @ v[:, None]).transpose(2, 0, 1, 3))  # (T, K, H/K, head_dim)
+    return cast(Array, mixed.reshape(n_new, n_heads * head_dim))

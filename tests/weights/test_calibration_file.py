@@ -1,0 +1,224 @@
+"""The calibration file: a round trip, and a message with the key or tensor for everything that is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from edgecal_weights.calibration_file import (
+    METHODS,
+    AdapterReference,
+    BaseModelFacts,
+    CalibrationFile,
+    read_calibration,
+    write_calibration,
+)
+from edgecal_weights.errors import CalibrationError, FileFormatError, ModelNotFoundError, StorageError
+
+SHAPES = {"q_proj": (12, 8), "down_proj": (8, 20)}
+BASE = BaseModelFacts("some/base", "llama", 8, 2, 100)
+ADAPTERS = (AdapterReference("one", "a" * 64), AdapterReference("two", "b" * 64))
+
+
+def make(method: str, rng: np.random.Generator, rank: int = 3, **changes: Any) -> CalibrationFile:
+    def array(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for component, (d, k) in SHAPES.items():
+        if method == "learnable_calibration":
+            groups[component] = {"p": array(d)}
+        elif method == "learnable_calibration_pp":
+            groups[component] = {"P1": array(rank, k), "P2": array(d, rank)}
+        else:
+            groups[f"{k}x{d}"] = {"P1": array(rank, d), "P2": array(d, rank)}
+    made = CalibrationFile(
+        method, ADAPTERS, (0.5, 0.5), BASE, groups, rank=None if method == "learnable_calibration" else rank
+    )
+    return dataclasses.replace(made, **changes)
+
+
+@pytest.fixture
+def written(tmp_path: Path, rng: np.random.Generator) -> Path:
+    write_calibration(tmp_path / "c.safetensors", make("learnable_calibration_pp", rng))
+    return tmp_path / "c.safetensors"
+
+
+def rewrite(path: Path, tensors: dict[str, np.ndarray] | None = None, **metadata: str | None) -> None:
+    """Change the file: metadata None removes a key, tensors replace or (None) keep."""
+    with safe_open(path, framework="np") as file:
+        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        values = dict(file.metadata())
+    for key, value in metadata.items():
+        values.pop(key, None)
+        if value is not None:
+            values[key] = value
+    save_file(kept | (tensors or {}), path, values)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scaling", [1.0, -0.25])
+def test_round_trip(tmp_path: Path, rng: np.random.Generator, method: str, scaling: float) -> None:
+    weights = (0.75, -0.5) if method == "projection_merge" else (0.5, 0.5)
+    mode = "output" if method == "learnable_calibration" else "columns"
+    before = make(method, rng, calibration_scaling=scaling, bias_mode=mode, weights=weights)
+    write_calibration(tmp_path / "c.safetensors", before)
+    after = read_calibration(tmp_path / "c.safetensors")
+    assert list(tmp_path.iterdir()) == [tmp_path / "c.safetensors"]
+    for field in ("method", "adapters", "weights", "base_model", "rank", "calibration_scaling", "bias_mode"):
+        assert getattr(after, field) == getattr(before, field)
+    assert after.groups.keys() == before.groups.keys()
+    for group, members in before.groups.items():
+        for name, array in members.items():
+            np.testing.assert_array_equal(after.groups[group][name], array)
+    assert after.n_parameters == before.n_parameters == after.nbytes / 4
+
+
+def test_reads_the_shipped_files(export: Path) -> None:
+    for method, parameters, rank in (
+        ("learnable_calibration", 5_184, None),
+        ("learnable_calibration_pp", 40_704, 4),
+        ("projection_merge", 23_040, 4),
+    ):
+        calibration = read_calibration(export / f"{method}.safetensors")
+        assert (calibration.method, calibration.n_parameters, calibration.rank) == (method, parameters, rank)
+        assert [reference.name for reference in calibration.adapters] == ["summarize", "professional"]
+        assert calibration.base_model.hidden_size == 576
+        assert calibration.weights == (0.5, 0.5)
+
+
+def test_defaults_of_absent_keys(written: Path) -> None:
+    rewrite(written, calibration_scaling=None, weights=None)
+    calibration = read_calibration(written)
+    assert calibration.calibration_scaling == 1.0
+    assert calibration.weights == (0.5, 0.5)
+
+
+FACTS = {"name": "b", "model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2, "vocab_size": 100}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("format", None),
+        ("format", "pt"),
+        ("version", "2"),
+        ("version", None),
+        ("method", "calibration_9000"),
+        ("method", None),
+        ("adapters", None),
+        ("adapters", "[]"),
+        ("adapters", "{"),
+        ("adapters", '["summarize"]'),
+        ("adapters", '[{"name": "one", "sha256": "xyz"}]'),
+        ("adapters", '[{"name": "one", "name": "two", "sha256": "' + "a" * 64 + '"}]'),
+        ("adapters", '[{"name": "one", "sha256": "' + "a" * 64 + '", "path": "x"}]'),
+        ("weights", "[1.0]"),
+        ("weights", "[NaN, 0.5]"),
+        ("weights", "[1e999, 0.5]"),
+        ("weights", "[" + "9" * 400 + ", 0.5]"),
+        ("weights", '["a", "b"]'),
+        ("weights", "[0.7, 0.3]"),
+        ("rank", None),
+        ("rank", "0"),
+        ("rank", "-1"),
+        ("rank", "1000000000"),
+        ("rank", "4.0"),
+        ("calibration_scaling", "one"),
+        ("calibration_scaling", "inf"),
+        ("bias_mode", "columns"),
+        ("base_model", None),
+        ("base_model", "[1]"),
+        ("base_model", json.dumps({**FACTS, "hidden_size": "8"})),
+        ("base_model", json.dumps({**FACTS, "vocab_size": 0})),
+        ("base_model", json.dumps({k: v for k, v in FACTS.items() if k != "model_type"})),
+        ("base_model", json.dumps({**FACTS, "colour": "blue"})),
+        ("trained_by", "somebody"),
+    ],
+)
+def test_wrong_metadata_is_named(written: Path, key: str, value: str | None) -> None:
+    rewrite(written, **{key: value})
+    with pytest.raises(CalibrationError, match=f"'{key}'") as caught:
+        read_calibration(written)
+    assert str(written) in str(caught.value)
+
+
+def test_bias_mode_is_one_of_two(tmp_path: Path, rng: np.random.Generator) -> None:
+    path = tmp_path / "c.safetensors"
+    write_calibration(path, make("learnable_calibration", rng))
+    for key, value in (("bias_mode", "rows"), ("rank", "3")):
+        rewrite(path, bias_mode=None)
+        rewrite(path, **{key: value})
+        with pytest.raises(CalibrationError, match=f"'{key}'"):
+            read_calibration(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "word"),
+    [
+        ({"q_proj.P3": np.zeros((3, 8), np.float32)}, "q_proj.P3"),
+        ({"query.P1": np.zeros((3, 8), np.float32)}, "query.P1"),
+        (
+            {"q_proj.P1": np.zeros((4, 8), np.float32)},
+            r"q_proj\.P1' has shape \(4, 8\), expected \(3, columns\)",
+        ),
+        ({"q_proj.P2": np.zeros((3,), np.float32)}, "q_proj.P2"),
+        ({"q_proj.P2": np.zeros((12, 3), np.float16)}, "q_proj.P2.*F16"),
+        ({"q_proj.P2": np.full((12, 3), np.nan, np.float32)}, r"q_proj\.P2' is nan at index \(0, 0\)"),
+        ({"o_proj.P1": np.zeros((3, 8), np.float32)}, r"o_proj\.P2' is missing"),
+    ],
+)
+def test_wrong_tensors_are_named(written: Path, tensors: dict[str, np.ndarray], word: str) -> None:
+    rewrite(written, tensors)
+    with pytest.raises(CalibrationError, match=word):
+        read_calibration(written)
+
+
+def test_projection_shapes_follow_their_name(tmp_path: Path, rng: np.random.Generator) -> None:
+    path = tmp_path / "c.safetensors"
+    write_calibration(path, make("projection_merge", rng))
+    rewrite(path, {"8x12.P1": np.zeros((3, 8), np.float32)})
+    with pytest.raises(CalibrationError, match=r"8x12\.P1.*expected \(3, 12\)"):
+        read_calibration(path)
+
+
+def test_not_a_calibration(tmp_path: Path, written: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="nowhere"):
+        read_calibration(tmp_path / "nowhere.safetensors")
+    save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(CalibrationError, match="'format'"):
+        read_calibration(tmp_path / "empty.safetensors")
+    written.write_bytes(written.read_bytes()[:-20])
+    with pytest.raises(FileFormatError, match="truncated"):
+        read_calibration(written)
+
+
+def test_nothing_half_written_stays(
+    tmp_path: Path, written: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = written.read_bytes()
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StorageError, match="No space left"):
+        write_calibration(written, make("learnable_calibration", rng))
+    assert list(tmp_path.iterdir()) == [written]
+    assert written.read_bytes() == before
+
+
+def test_content_is_checked_before_writing(tmp_path: Path, rng: np.random.Generator) -> None:
+    with pytest.raises(CalibrationError, match="'weights'"):
+        write_calibration(tmp_path / "c.safetensors", make("learnable_calibration", rng, weights=(0.9, 0.1)))
+    with pytest.raises(StorageError, match="nowhere"):
+        write_calibration(tmp_path / "nowhere" / "c.safetensors", make("learnable_calibration", rng))
+    assert list(tmp_path.iterdir()) == []

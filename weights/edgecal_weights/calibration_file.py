@@ -1,0 +1,314 @@
+"""The calibration file, version 1: what a training side writes and edgecal reads.
+
+A safetensors file whose metadata says what the tensors mean: for which adapters they were trained (by the
+sha256 of each adapter_model.safetensors, in order), on which base, by which method. A calibration applied to
+other adapters or another base still gives fluent text, only a worse one, so the checks stand here and nothing
+is guessed: a missing, unknown or foreign key is an error that names it.
+
+Tensors (float32), shared by all layers; d = out_features and k = in_features of the module, s = `rank`:
+
+    learnable_calibration      {component}.p (d,)
+    learnable_calibration_pp   {component}.P1 (s, k)   {component}.P2 (d, s)
+    projection_merge           {k}x{d}.P1 (s, d)       {k}x{d}.P2 (d, s)
+
+`component` is the last name of the module's path (q_proj ... down_proj).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from .errors import CalibrationError, StorageError, WeightsError
+from .peft_config import unique_keys
+from .safetensors_file import SafetensorsFile
+
+FORMAT, VERSION = "edgecal-calibration", "1"
+COMPONENTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BIAS_MODES = ("columns", "output")
+_TENSORS = {
+    "learnable_calibration": re.compile(rf"({'|'.join(COMPONENTS)})\.(p)"),
+    "learnable_calibration_pp": re.compile(rf"({'|'.join(COMPONENTS)})\.(P1|P2)"),
+    "projection_merge": re.compile(r"([1-9]\d{0,6}x[1-9]\d{0,6})\.(P1|P2)"),
+}
+METHODS = tuple(_TENSORS)
+_KEYS = (
+    "format",
+    "version",
+    "method",
+    "adapters",
+    "weights",
+    "rank",
+    "calibration_scaling",
+    "bias_mode",
+    "base_model",
+)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LARGEST_RANK = 4096
+
+
+@dataclass(frozen=True)
+class AdapterReference:
+    """An adapter that the calibration was trained for: `sha256` of its adapter_model.safetensors, lower case hex."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BaseModelFacts:
+    """The base it was trained on. The name is for messages; the other facts have to agree."""
+
+    name: str
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationFile:
+    """The content of one file.
+
+    `rank` is None for learnable_calibration; `weights` has one number per adapter. `groups` maps component (or
+    "{k}x{d}") to its tensors by short name: {"q_proj": {"P1": ..., "P2": ...}}.
+    """
+
+    method: str
+    adapters: tuple[AdapterReference, ...]
+    weights: tuple[float, ...]
+    base_model: BaseModelFacts
+    groups: Mapping[str, Mapping[str, NDArray[np.float32]]]
+    rank: int | None = None
+    calibration_scaling: float = 1.0
+    bias_mode: str = "columns"
+    path: Path | None = field(default=None)
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(tensor.size for group in self.groups.values() for tensor in group.values())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for group in self.groups.values() for tensor in group.values())
+
+
+def read_calibration(path: str | Path) -> CalibrationFile:
+    """Raises CalibrationError naming the file and the key or tensor, FileFormatError when it is no safetensors."""
+    path = Path(path).expanduser()
+    try:
+        with SafetensorsFile(path) as file:
+            metadata = _Metadata(path, file.metadata)
+            tensors = {name: _read_tensor(file, name) for name in file.names()}
+    except WeightsError as error:
+        raise type(error)(f"the calibration cannot be read: {error}") from error
+    return metadata.build(tensors)
+
+
+def write_calibration(path: str | Path, calibration: CalibrationFile) -> None:
+    """Write what `read_calibration` reads, complete or not at all.
+
+    The content is checked first (CalibrationError). Raises StorageError when the disk does not take it.
+    """
+    path = Path(path)
+    tensors = {
+        f"{group}.{name}": np.ascontiguousarray(tensor, np.float32)
+        for group, members in calibration.groups.items()
+        for name, tensor in members.items()
+    }
+    metadata = _to_metadata(calibration)
+    _Metadata(path, metadata).build(tensors)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{path} could not be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _to_metadata(calibration: CalibrationFile) -> dict[str, str]:
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "method": calibration.method,
+        "adapters": json.dumps([asdict(reference) for reference in calibration.adapters]),
+        "weights": json.dumps(list(calibration.weights)),
+        "calibration_scaling": repr(float(calibration.calibration_scaling)),
+        "base_model": json.dumps(asdict(calibration.base_model)),
+    }
+    if calibration.rank is not None:
+        metadata["rank"] = str(calibration.rank)
+    if calibration.method == "learnable_calibration":
+        metadata["bias_mode"] = calibration.bias_mode
+    return metadata
+
+
+def _read_tensor(file: SafetensorsFile, name: str) -> NDArray[np.float32]:
+    dtype = file.dtype(name)
+    if dtype != "F32":
+        raise CalibrationError(f"{file.path}: tensor {name!r} has type {dtype}, version 1 has F32")
+    tensor = file.read(name)
+    if not np.isfinite(tensor).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(tensor))[0])
+        raise CalibrationError(f"{file.path}: tensor {name!r} is {tensor[where]} at index {where}")
+    return tensor
+
+
+class _Metadata:
+    """The metadata's keys, each read by a method that names it when it is wrong."""
+
+    def __init__(self, path: Path, values: Mapping[str, str]) -> None:
+        self.path, self.values = path, values
+
+    def build(self, tensors: Mapping[str, NDArray[np.float32]]) -> CalibrationFile:
+        if self.values.get("format") != FORMAT:
+            raise self._wrong("format", FORMAT)
+        if self.values.get("version") != VERSION:
+            raise self._wrong("version", f"{VERSION}; a later version needs a later edgecal")
+        for key in self.values:
+            if key not in _KEYS:
+                raise CalibrationError(f"{self.path}: unknown metadata key {key!r}; version 1 has {', '.join(_KEYS)}")
+        method = self.values.get("method", "")
+        if method not in METHODS:
+            raise self._wrong("method", f"one of {', '.join(METHODS)}")
+        adapters = self._adapters()
+        rank = self._rank(method)
+        return CalibrationFile(
+            method=method,
+            adapters=adapters,
+            weights=self._weights(method, len(adapters)),
+            base_model=self._base_model(),
+            groups=self._groups(method, rank, tensors),
+            rank=rank,
+            calibration_scaling=self._scaling(),
+            bias_mode=self._bias_mode(method),
+            path=self.path,
+        )
+
+    def _wrong(self, key: str, expected: str) -> CalibrationError:
+        found = self.values.get(key)
+        shown = "there is none" if found is None else f"found {found[:80]!r}"
+        return CalibrationError(f"{self.path}: metadata key {key!r}: expected {expected}; {shown}")
+
+    def _json(self, key: str, expected: str) -> Any:
+        try:
+            return json.loads(self.values[key], object_pairs_hook=unique_keys)
+        except (KeyError, ValueError, RecursionError):
+            raise self._wrong(key, expected) from None
+
+    def _adapters(self) -> tuple[AdapterReference, ...]:
+        expected = 'a JSON list of {"name", "sha256"}, one per adapter, sha256 as 64 lower-case hex digits'
+        entries = self._json("adapters", expected)
+        if not isinstance(entries, list) or not entries:
+            raise self._wrong("adapters", expected)
+        for entry in entries:
+            if (
+                not isinstance(entry, dict)
+                or set(entry) != {"name", "sha256"}
+                or not all(isinstance(value, str) for value in entry.values())
+                or not _SHA256.fullmatch(entry["sha256"])
+            ):
+                raise self._wrong("adapters", expected)
+        return tuple(AdapterReference(**entry) for entry in entries)
+
+    def _weights(self, method: str, count: int) -> tuple[float, ...]:
+        equal = (1 / count,) * count
+        if "weights" not in self.values:
+            return equal
+        expected = f"a JSON list of {count} numbers below 1e9, one per adapter"
+        weights = self._json("weights", expected)
+        if not isinstance(weights, list) or len(weights) != count or not all(_is_finite(w) for w in weights):
+            raise self._wrong("weights", expected)
+        if method != "projection_merge" and not np.allclose(weights, equal, rtol=0, atol=1e-6):
+            raise self._wrong("weights", f"1/{count} for each adapter ({method} corrects the plain mean, Eq. 5)")
+        return tuple(float(w) for w in weights) if method == "projection_merge" else equal
+
+    def _rank(self, method: str) -> int | None:
+        text = self.values.get("rank")
+        if method == "learnable_calibration":
+            if text is not None:
+                raise self._wrong("rank", "no such key for learnable_calibration, which has one vector")
+            return None
+        if text is None or not re.fullmatch(r"[1-9]\d{0,3}", text) or int(text) > _LARGEST_RANK:
+            raise self._wrong("rank", f"a whole number from 1 to {_LARGEST_RANK}")
+        return int(text)
+
+    def _scaling(self) -> float:
+        text = self.values.get("calibration_scaling", "1.0")
+        try:
+            scaling = float(text)
+        except ValueError:
+            scaling = math.nan
+        if not math.isfinite(scaling):
+            raise self._wrong("calibration_scaling", "a finite number")
+        return scaling
+
+    def _bias_mode(self, method: str) -> str:
+        mode = self.values.get("bias_mode")
+        if method != "learnable_calibration":
+            if mode is not None:
+                raise self._wrong("bias_mode", f"no such key for {method}")
+            return "columns"
+        if mode is not None and mode not in BIAS_MODES:
+            raise self._wrong("bias_mode", f"one of {', '.join(BIAS_MODES)}")
+        return mode or "columns"
+
+    def _base_model(self) -> BaseModelFacts:
+        names = [f.name for f in fields(BaseModelFacts)]
+        expected = f"a JSON object with {', '.join(names)}"
+        facts = self._json("base_model", expected)
+        if not isinstance(facts, dict) or set(facts) != set(names):
+            raise self._wrong("base_model", expected)
+        for name, value in facts.items():
+            is_text = name in ("name", "model_type")
+            if not isinstance(value, str) if is_text else type(value) is not int or value < 1:
+                raise self._wrong("base_model", f"{expected}; {name!r} as {'text' if is_text else 'a whole number'}")
+        return BaseModelFacts(**facts)
+
+    def _groups(
+        self, method: str, rank: int | None, tensors: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, dict[str, NDArray[np.float32]]]:
+        groups: dict[str, dict[str, NDArray[np.float32]]] = {}
+        for name, tensor in tensors.items():
+            match = _TENSORS[method].fullmatch(name)
+            if match is None:
+                raise CalibrationError(f"{self.path}: tensor {name[:80]!r} is not one of {method} in version 1")
+            wanted = {"p": 1}.get(match[2], 2)
+            rows_of = {"P1": 0, "P2": 1}.get(match[2])
+            if tensor.ndim != wanted or (rows_of is not None and tensor.shape[rows_of] != rank):
+                raise CalibrationError(
+                    f"{self.path}: tensor {name!r} has shape {tensor.shape}, expected "
+                    + {"p": "(d,)", "P1": f"({rank}, columns)", "P2": f"(d, {rank})"}[match[2]]
+                )
+            groups.setdefault(match[1], {})[match[2]] = tensor
+        if not groups:
+            raise CalibrationError(f"{self.path} holds no tensors; it would have no effect")
+        for group, members in groups.items():
+            if method != "learnable_calibration" and len(members) < 2:
+                missing = "P2" if "P1" in members else "P1"
+                raise CalibrationError(f"{self.path}: tensor '{group}.{missing}' is missing")
+            if method == "projection_merge":
+                d = int(group.split("x")[1])
+                if members["P1"].shape[1] != d or members["P2"].shape[0] != d:
+                    raise CalibrationError(
+                        f"{self.path}: '{group}.P1' {members['P1'].shape} and '{group}.P2' "
+                        f"{members['P2'].shape}: expected ({rank}, {d}) and ({d}, {rank})"
+                    )
+        return groups
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e9

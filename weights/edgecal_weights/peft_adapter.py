@@ -1,0 +1,216 @@
+"""A LoRA adapter as PEFT writes it: adapter_config.json beside adapter_model.safetensors.
+
+For each changed linear module of d outputs and k inputs the file holds
+`base_model.model.<module>.lora_A.weight` (r, k) and `.lora_B.weight` (d, r); the change is scaling * B @ A.
+Every tensor must be of this kind and belong to a module that the configuration targets, because PEFT passes
+over the others with a warning at most, and an adapter half of which has no effect looks like a bad adapter
+rather than a bad file.
+
+At opening every number is looked at once (a NaN is found here, not in the third word of an answer), and then
+nothing is kept: factors are read again when they are asked for, which costs a few milliseconds out of the
+file cache and saves the 10 to 200 MB that a resident copy of each adapter would take.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import AdapterError, FileFormatError, ModelNotFoundError
+from .peft_config import LARGEST_RANK, PeftConfig
+from .safetensors_file import SafetensorsFile
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
+_FACTOR = re.compile(r"base_model\.model\.([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\.lora_(A|B)\.weight")
+_LONGEST_NAME = 256
+
+# Endings of tensors that belong to something else than plain LoRA, for a message that says to what.
+_FOREIGN = {
+    ".lora_magnitude_vector": "DoRA",
+    ".lora_magnitude_vector.weight": "DoRA",
+    ".lora_B.bias": "a bias in lora_B (lora_bias)",
+    ".lora_A.bias": "a bias in lora_A",
+    ".lora_embedding_A": "LoRA on an embedding",
+    ".lora_embedding_B": "LoRA on an embedding",
+    ".lora_diag": "KaSA",
+    ".token_adapter.trainable_tokens_delta": "trained rows of the embedding (trainable_token_indices)",
+    ".bias": "trained biases of the base",
+    ".weight": "a module of the base that was trained in full (modules_to_save)",
+}
+# VeLoRA keeps a vector for its backward pass; its forward pass is plain LoRA.
+_TRAINING_ONLY = ".lora_velora_embed"
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """One changed module: A is (rank, in_features), B is (out_features, rank), dW = scaling * B @ A."""
+
+    rank: int
+    scaling: float
+    out_features: int
+    in_features: int
+    dtype: str
+    nbytes: int
+
+
+class PeftAdapter:
+    """An opened adapter; `modules` maps module paths ("model.layers.0.self_attn.q_proj") to their facts.
+
+    `path` is the directory, or the .safetensors file itself (adapter_config.json lies beside it). Raises
+    AdapterError or FileFormatError naming the file and the tensor or key.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = weights = _weights_path(Path(path).expanduser())
+        self.config = PeftConfig(weights.with_name(CONFIG_FILE))
+        try:
+            self._file = SafetensorsFile(weights)
+        except ModelNotFoundError as error:
+            raise AdapterError(f"the adapter's weights cannot be read: {error}") from error
+        try:
+            self.modules = self._modules()
+            for name in self._factor_names():
+                self._check_numbers(name)
+            self.sha256 = _sha256(weights)
+        except BaseException:
+            self._file.close()
+            raise
+
+    @property
+    def base_model_name(self) -> str | None:
+        """What the trainer called the base: a hub id, or a path of another machine. For messages only."""
+        return self.config.base_model_name
+
+    def read(self, module: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(lora_a (r, k), lora_b (d, r)), float32, owned by the caller; KeyError for a module it does not change."""
+        if module not in self.modules:
+            raise KeyError(module)
+        return self._file.read(_tensor(module, "A")), self._file.read(_tensor(module, "B"))
+
+    def targets(self, module: str) -> bool:
+        """Whether the configuration asks for a LoRA on this module of the base, present in the file or not."""
+        return self.config.targets(module)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _factor_names(self) -> list[str]:
+        return [_tensor(module, factor) for module in self.modules for factor in "AB"]
+
+    def _modules(self) -> dict[str, LoraModule]:
+        found: dict[str, set[str]] = {}
+        for name in self._file.names():
+            if name.endswith(_TRAINING_ONLY):
+                continue
+            match = _FACTOR.fullmatch(name) if len(name) <= _LONGEST_NAME else None
+            if match is None:
+                raise AdapterError(f"{self.path}: {_describe_foreign(name)}")
+            found.setdefault(match[1], set()).add(match[2])
+        if not found:
+            raise AdapterError(f"{self.path} holds no LoRA tensors; it would have no effect")
+        for module, factors in found.items():
+            if factors != {"A", "B"}:
+                missing = _tensor(module, "A" if "B" in factors else "B")
+                raise AdapterError(f"{self.path}: {missing} is missing, its partner is there")
+        return {module: self._module(module) for module in found}
+
+    def _module(self, module: str) -> LoraModule:
+        if not self.config.targets(module):
+            raise AdapterError(
+                f"{self.path} holds tensors for {module}, which the target_modules of {self.config.path} do "
+                "not select; PEFT would ignore them. Are the two files of one adapter?"
+            )
+        a, b = (self._file.entry(_tensor(module, factor)) for factor in "AB")
+        for name, entry in ((_tensor(module, "A"), a), (_tensor(module, "B"), b)):
+            if entry.dtype not in ("F32", "F16", "BF16"):
+                raise AdapterError(f"{self.path}: {name} has type {entry.dtype}; edgecal reads F32, F16 and BF16")
+            if len(entry.shape) != 2 or 0 in entry.shape:
+                raise AdapterError(
+                    f"{self.path}: {name} has shape {entry.shape}, expected a matrix; shards of DeepSpeed or "
+                    "FSDP have to be gathered before saving"
+                )
+        (rank, k), (d, rank_b) = a.shape, b.shape
+        if rank != rank_b or rank > LARGEST_RANK:
+            raise AdapterError(
+                f"{self.path}: {module} has lora_A {a.shape} and lora_B {b.shape}, whose ranks must be equal "
+                f"and at most {LARGEST_RANK}"
+            )
+        wanted = self.config.rank(module)
+        if rank != wanted:
+            raise AdapterError(
+                f"{self.path}: {_tensor(module, 'A')} has rank {rank}, {self.config.path} says {wanted}; its "
+                "scaling would be wrong"
+            )
+        return LoraModule(rank, self.config.scaling(module), d, k, a.dtype, a.nbytes + b.nbytes)
+
+    def _check_numbers(self, name: str) -> None:
+        values = self._file.read(name)
+        finite = np.isfinite(values)
+        if not finite.all():
+            bad = np.argwhere(~finite)
+            row, column = (int(i) for i in bad[0])
+            raise AdapterError(
+                f"{self.path}: {name} has {len(bad)} numbers that are not finite, the first "
+                f"({values[row, column]}) "
+                f"at row {row}, column {column}; the training diverged or the file is damaged"
+            )
+
+
+def _tensor(module: str, factor: str) -> str:
+    return f"base_model.model.{module}.lora_{factor}.weight"
+
+
+def _describe_foreign(name: str) -> str:
+    shown = name if len(name) <= _LONGEST_NAME else name[:80] + "..."
+    if not name.startswith("base_model.model."):
+        return f"unknown tensor {shown!r}; PEFT's names begin with 'base_model.model.', and PEFT would ignore it"
+    if re.search(r"\.lora_[AB]\.[^.]+\.weight$", shown):
+        return f"tensor {shown!r} carries an adapter name, as a raw state dict does; use PEFT's save_pretrained"
+    for ending, meaning in _FOREIGN.items():
+        if name.endswith(ending):
+            return f"tensor {shown!r} belongs to {meaning}, which is not supported"
+    return f"unknown tensor {shown!r}; edgecal knows lora_A.weight and lora_B.weight"
+
+
+def _weights_path(path: Path) -> Path:
+    if path.suffix in (".bin", ".pt", ".pth", ".pkl") and path.is_file():
+        raise AdapterError(_pickle_advice(path))
+    if not path.is_dir():
+        if path.suffix == ".safetensors" and path.exists():
+            return path
+        raise AdapterError(
+            f"{path} is not an adapter: expected a directory with {CONFIG_FILE} and {WEIGHTS_FILE}"
+            + ("" if path.exists() else "; there is no such path")
+        )
+    if not (path / WEIGHTS_FILE).exists():
+        for name in _PICKLES:
+            if (path / name).exists():
+                raise AdapterError(_pickle_advice(path / name))
+        missing = WEIGHTS_FILE if (path / CONFIG_FILE).exists() else f"{CONFIG_FILE} and no {WEIGHTS_FILE}"
+        raise AdapterError(f"{path} holds no adapter: there is no {missing}")
+    return path / WEIGHTS_FILE
+
+
+def _pickle_advice(path: Path) -> str:
+    return (
+        f"{path} is a pickle. Loading one runs whatever code is in it, so edgecal does not; load it with "
+        "PEFT where you trust it and save_pretrained(DIR, safe_serialization=True)"
+    )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise FileFormatError(f"{path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()

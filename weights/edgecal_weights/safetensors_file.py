@@ -1,0 +1,192 @@
+"""One safetensors file: strict at the door, then plain reads of just the rows that are asked for.
+
+The format is eight bytes of header length, a JSON header {name: {dtype, shape, data_offsets}}, and the
+bytes of the tensors. The `safetensors` library is the judge of whether a file is valid (no overlaps, no
+gaps, sizes that match shapes, nothing behind the end); its own readers are not used for the data, because
+they map the file into memory and hand out whole tensors. Our header parse repeats the checks that reading
+depends on, so that a message can name the tensor, and so that a file which changes between the two looks
+cannot send a read out of bounds.
+
+F32, F16, BF16 and F64 become float32. Anything else (int8, fp8 ...) needs a recipe that the file does not
+contain, and is refused by name when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from .binary_file import FLOAT_BYTES, BinaryFile, decode_floats
+from .checkpoint import check_rows
+from .errors import FileFormatError, UnsupportedModelError
+
+# The format allows 100 MB, which Python's JSON would turn into more than a gigabyte of objects; a header of a
+# model with 10,000 tensors is about 1.5 MB.
+_MAX_HEADER = 16 << 20
+_CHUNK = 1 << 20  # bytes converted at once
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies: `offset` counts from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class SafetensorsFile:
+    """Open with the path; raises ModelNotFoundError, or FileFormatError naming the file and what is wrong
+    in it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file = BinaryFile(path)
+        try:
+            header = self._header()
+            self.metadata: dict[str, str] = self._metadata(header.pop("__metadata__", {}))
+            self._entries = {name: self._entry(name, fields) for name, fields in header.items()}
+            self._judge()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _header(self) -> dict[str, Any]:
+        size = self._file.size
+        if size < 8:
+            raise FileFormatError(f"{self.path}: {size} bytes are too few for a safetensors file")
+        length = int(self._file.read(0, 8, "the header length").view("<u8")[0])
+        if length > _MAX_HEADER or length > size - 8:
+            raise FileFormatError(
+                f"{self.path}: the header claims {length} bytes, the file has {size} (limit {_MAX_HEADER}): "
+                "truncated, or not a safetensors file"
+            )
+        self._data_start = 8 + length
+        try:
+            header = json.loads(
+                self._file.read(8, length, "the header").tobytes(), object_pairs_hook=_without_duplicates
+            )
+        except (ValueError, RecursionError) as error:
+            raise FileFormatError(
+                f"{self.path}: the safetensors header is not valid JSON: {error}"
+            ) from error
+        if not isinstance(header, dict):
+            raise FileFormatError(f"{self.path}: the safetensors header is not a JSON object")
+        return header
+
+    def _metadata(self, fields: Any) -> dict[str, str]:
+        if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
+            raise FileFormatError(f"{self.path}: __metadata__ is not a map of strings to strings")
+        return fields
+
+    def _entry(self, name: str, fields: Any) -> TensorEntry:
+        try:
+            dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
+            whole = [begin, end, *shape]
+        except (KeyError, TypeError, ValueError):
+            raise FileFormatError(f"{self.path}: the header entry of {name!r} is malformed") from None
+        if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in whole) or end < begin:
+            raise FileFormatError(f"{self.path}: the header entry of {name!r} is malformed")
+        if self._data_start + end > self._file.size:
+            raise FileFormatError(
+                f"{self.path} is truncated: {name} ends at byte {self._data_start + end}, the file has "
+                f"{self._file.size}; fetch it again"
+            )
+        if dtype in FLOAT_BYTES and math.prod(shape) * FLOAT_BYTES[dtype] != end - begin:
+            raise FileFormatError(f"{self.path}: {name} is {dtype} {shape} but occupies {end - begin} bytes")
+        return TensorEntry(dtype, tuple(shape), self._data_start + begin, end - begin)
+
+    def _judge(self) -> None:
+        try:
+            with safe_open(str(self.path), framework="np") as opened:
+                same = set(opened.keys()) == set(self._entries)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise FileFormatError(f"{self.path} is not a valid safetensors file: {error}") from error
+        if not same:
+            raise FileFormatError(f"{self.path} changed while it was opened")
+
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def entry(self, name: str) -> TensorEntry:
+        """Type, shape and place of a tensor of any type; FileFormatError when there is none of that name."""
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise FileFormatError(f"{self.path} has no tensor {name!r}") from None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.entry(name).shape
+
+    def dtype(self, name: str) -> str:
+        """As the format spells it: "F32", "BF16", "I64" ..."""
+        return self.entry(name).dtype
+
+    def tensor_bytes(self) -> int:
+        return sum(entry.nbytes for entry in self._entries.values())
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """The whole tensor, float32. UnsupportedModelError for types that are not floating point of 16+
+        bits."""
+        entry = self.entry(name)
+        return self._float32(name, entry, entry.shape, 0)
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """float32 rows [start, stop) of the first dimension; reads no other bytes."""
+        entry = self.entry(name)
+        check_rows(self.path, name, entry.shape, start, stop)
+        inner = entry.shape[1:]
+        first = start * math.prod(inner)
+        return self._float32(name, entry, (stop - start, *inner), first)
+
+    def _float32(
+        self, name: str, entry: TensorEntry, shape: tuple[int, ...], first: int
+    ) -> NDArray[np.float32]:
+        if entry.dtype not in FLOAT_BYTES:
+            raise UnsupportedModelError(
+                f"{self.path}: {name} has type {entry.dtype}; edgecal reads {', '.join(FLOAT_BYTES)}"
+            )
+        item = FLOAT_BYTES[entry.dtype]
+        out = np.empty(shape, np.float32)
+        flat = out.reshape(-1)
+        step = _CHUNK // item
+        for begin in range(0, flat.size, step):
+            part = flat[begin : begin + step]
+            raw = self._file.read(entry.offset + (first + begin) * item, part.size * item, name)
+            decode_floats(raw, entry.dtype, part)
+        return out
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Two readers may disagree on which of two equal keys counts, so neither is accepted."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return result
