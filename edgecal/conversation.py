@@ -163,9 +163,7 @@ class Conversation:
 
     # ---------------------------------------------------------------------------------------------- one turn
 
-    def reply(
-        self, text: str, *, progress: Callable[[int], None] | None = None
-    ) -> Generator[Piece, None, None]:
+    def reply(self, text: str, *, progress: Callable[[int], None] | None = None) -> Generator[Piece, None, None]:
         """Answer `text`, piece by piece; both become part of the conversation when the first piece is asked for.
 
         Refusals come before that and change nothing: PromptError (an empty text, a template that refuses),

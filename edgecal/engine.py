@@ -255,6 +255,8 @@ class Engine:
         if recipe is not None and recipe.steps:
             if not isinstance(prompt, str):
                 raise PromptError("a multi-step recipe works on a text: give one string, not messages")
+            if not prompt.strip():
+                raise PromptError("the prompt is empty: give some text to work on")
             first = user_message(recipe.steps[0][1], prompt)
             self._prepare(first, settings)
             return self._pipeline(prompt, recipe, compiled, settings, passes)

@@ -54,9 +54,7 @@ def _facts(console: Console, facts: Iterable[tuple[str, object]]) -> None:
     console.print(grid)
 
 
-def _table(
-    console: Console, headers: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str]
-) -> None:
+def _table(console: Console, headers: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for header in headers:
         table.add_column(header, justify="right" if header in right else "left", overflow="fold")

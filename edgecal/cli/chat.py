@@ -93,10 +93,12 @@ def _make_reader(commands: Commands, at_terminal: bool) -> PipeReader | Terminal
 
 def banner(model: str, conversation: Conversation, composition: Composition) -> str:
     """Model, method and adapters, and how to go on."""
-    weights = conversation.engine.model
+    from ._inspect_tables import size
+
+    loaded = conversation.engine.model
     return (
-        f"{model}: {weights.config.family}, {weights.weight_bytes / 2**20:.0f} MiB of weights, "
-        f"context {weights.config.max_position_embeddings:,} tokens\n"
+        f"{model}: {loaded.config.family}, {size(loaded.weight_bytes)} of weights, "
+        f"context {loaded.config.max_position_embeddings:,} tokens\n"
         f"{composition.describe()}\n"
         "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves"
     )

@@ -1,0 +1,115 @@
+"""Float32 products: the verification mode's weights, and the two thin matrices of an adapter.
+
+Not left to BLAS: its threads and those of the kernels would wait for each other, spinning, on the same cores (measured:
+a prefill with an adapter took ten times as long).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from . import simd
+from .jit import kernel, parallel
+from .quant import Array
+from .simd import add, fma, load, splat, store
+
+
+@kernel
+def _dot(x: Any, x_at: int, w: Any, w_at: int, k: int) -> Any:
+    acc = splat(np.float32(0))
+    whole = k - k % 16
+    for i in range(0, whole, 16):
+        acc = fma(load(x, x_at + i), load(w, w_at + i), acc)
+    total = simd.sum_lanes(acc)
+    for i in range(whole, k):
+        total += x[x_at + i] * w[w_at + i]
+    return total
+
+
+@kernel
+def _dot_four(x: Any, x_at: int, w: Any, w_at: int, k: int, out: Any, at: int) -> None:
+    """Four rows of w against one x: each sum in the order of `_dot`, but four in flight."""
+    a, b, c, d = splat(np.float32(0)), splat(np.float32(0)), splat(np.float32(0)), splat(np.float32(0))
+    whole = k - k % 16
+    for i in range(0, whole, 16):
+        value = load(x, x_at + i)
+        a = fma(value, load(w, w_at + i), a)
+        b = fma(value, load(w, w_at + k + i), b)
+        c = fma(value, load(w, w_at + 2 * k + i), c)
+        d = fma(value, load(w, w_at + 3 * k + i), d)
+    sums = (simd.sum_lanes(a), simd.sum_lanes(b), simd.sum_lanes(c), simd.sum_lanes(d))
+    for row in range(4):
+        total = sums[row]
+        for i in range(whole, k):
+            total += x[x_at + i] * w[w_at + row * k + i]
+        out[at + row] = total
+
+
+@parallel
+def _dense(x: Any, w: Any, out: Any, n_tokens: int, d: int, k: int) -> None:
+    """out (T, d) = x (T, k) w^T, all flat; w (d, k)."""
+    for block in prange((d + 3) // 4):
+        row = block * 4
+        for token in range(n_tokens):
+            if row + 4 <= d:
+                _dot_four(x, token * k, w, row * k, k, out, token * d + row)
+            else:
+                for r in range(row, d):
+                    out[token * d + r] = _dot(x, token * k, w, r * k, k)
+
+
+def dense_product(x: Array, weight: Array) -> Array:
+    out = np.empty((len(x), len(weight)), np.float32)
+    x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
+    _dense(x.reshape(-1), weight.reshape(-1), out.reshape(-1), len(x), *weight.shape)
+    return out
+
+
+@kernel
+def _add_lora_row(x: Any, a: Any, b: Any, out: Any, token: int, inner: Any) -> None:
+    """One token; x, out flat, a (R * k) flat, b (R * d) flat: the transpose of lora_b."""
+    rank = inner.size
+    k, d = a.size // rank, b.size // rank
+    for r in range(0, rank - rank % 4, 4):
+        _dot_four(x, token * k, a, r * k, k, inner, r)
+    for r in range(rank - rank % 4, rank):
+        inner[r] = _dot(x, token * k, a, r * k, k)
+    whole = d - d % 16
+    for i in range(0, whole, 16):
+        acc = splat(np.float32(0))
+        for r in range(rank):
+            acc = fma(splat(inner[r]), load(b, r * d + i), acc)
+        store(out, token * d + i, add(load(out, token * d + i), acc))
+    for i in range(whole, d):
+        total = np.float32(0)
+        for r in range(rank):
+            total += inner[r] * b[r * d + i]
+        out[token * d + i] += total
+
+
+@kernel
+def _add_lora_one(x: Any, a: Any, b: Any, out: Any, rank: int) -> None:
+    """A single token is too little work to wake another thread."""
+    _add_lora_row(x, a, b, out, 0, np.empty(rank, np.float32))
+
+
+@parallel
+def _add_lora_many(x: Any, a: Any, b: Any, out: Any, rank: int, n_tokens: int) -> None:
+    for token in prange(n_tokens):
+        _add_lora_row(x, a, b, out, token, np.empty(rank, np.float32))
+
+
+def add_lora(x: Array, a: Array, b: Array, out: Array) -> None:
+    """As `reference.add_lora`; fastest when b is in Fortran order (the engine's pairs are)."""
+    rank = len(a)
+    if rank == 0:
+        return
+    flat = (np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(a).reshape(-1))
+    transposed = np.ascontiguousarray(b.T).reshape(-1)
+    if len(x) == 1:
+        _add_lora_one(*flat, transposed, out.reshape(-1), rank)
+    else:
+        _add_lora_many(*flat, transposed, out.reshape(-1), rank, len(x))

@@ -1,0 +1,94 @@
+"""`edgecal` in a process of its own: with pipes, and at a terminal that a test plays."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MAIN = "from edgecal.cli import main; main()"
+# The terminal becomes the controlling one, so that a typed Ctrl-C arrives as a signal
+AT_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {MAIN}"
+PATIENCE = 30.0
+
+
+def environment(home: Path, **variables: str) -> dict[str, str]:
+    """Everything that the command may keep goes to `home`; the NumPy back end starts fastest."""
+    paths = os.pathsep.join(str(ROOT / folder) for folder in (".", "kernels", "weights"))
+    own = {"EDGECAL_CACHE": str(home), "EDGECAL_BACKEND": "numpy", "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **own, "TERM": "dumb", "COLUMNS": "80", **variables}
+
+
+def edgecal(
+    *arguments: str | Path, home: Path, input: str | bytes = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end with `input` on standard input; output is decoded as UTF-8."""
+    raw = input.encode() if isinstance(input, str) else input
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, *map(str, arguments)],
+        input=raw,
+        capture_output=True,
+        env=environment(home, **variables),
+        timeout=PATIENCE,
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+class Terminal:
+    """The other side of a terminal: what is typed into it, and what has appeared on it."""
+
+    def __init__(self, descriptor: int, process: subprocess.Popen[bytes]) -> None:
+        self._descriptor, self.process = descriptor, process
+        self._unread = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._descriptor, text.encode())
+
+    def expect(self, text: str) -> str:
+        """Everything up to and with `text`, from where the last call ended; AssertionError when it does not appear."""
+        deadline = time.monotonic() + PATIENCE
+        while text not in self._unread:
+            left = deadline - time.monotonic()
+            ready = select.select([self._descriptor], [], [], max(left, 0))[0]
+            try:
+                raw = os.read(self._descriptor, 65536) if ready else b""
+            except OSError:  # Linux: the process has gone
+                raw = b""
+            assert raw, f"{text!r} did not appear; unread: {self._unread!r}"
+            self._unread += raw.decode(errors="replace").replace("\r\n", "\n")
+        before, _, self._unread = self._unread.partition(text)
+        return before + text
+
+    def wait(self) -> int:
+        """The exit code; nobody reads what is printed meanwhile, so expect the last words first."""
+        return self.process.wait(PATIENCE)
+
+
+@contextmanager
+def terminal(*arguments: str | Path, home: Path, **variables: str) -> Iterator[Terminal]:
+    """`edgecal` on a terminal of its own; killed at the end if it has not left."""
+    ours, theirs = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", AT_TERMINAL, *map(str, arguments)],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            env=environment(home, **variables),
+        )
+        os.close(theirs)
+        with process:
+            try:
+                yield Terminal(ours, process)
+            finally:
+                process.kill()
+    finally:
+        os.close(ours)

@@ -1,0 +1,151 @@
+"""`edgecal generate` end to end, as a user runs it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import write_tiny_adapter, write_tiny_calibration, write_tiny_hf
+
+EDGECAL = [sys.executable, "-c", "from edgecal.cli import main; main()"]
+PAIR = ("summary", "formal")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("generate")
+    write_tiny_hf(root / "model", max_position_embeddings=4096)
+    for seed, name in enumerate(PAIR):
+        write_tiny_adapter(root / name, root / "model", seed=seed)
+    pair = {name: root / name for name in PAIR}
+    write_tiny_calibration(root / "lcpp.safetensors", root / "model", pair, "learnable_calibration_pp")
+    return root
+
+
+def run(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    command = [*EDGECAL, "generate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def adapters(folder: Path) -> list[str]:
+    return [word for name in PAIR for word in ("--adapter", str(folder / name))]
+
+
+def test_text_on_stdout_timings_on_stderr(folder):
+    done = run(folder / "model", "Some text", "-n", 8)
+    assert done.returncode == 0 and len(done.stdout.strip()) > 0
+    assert "new tokens at" in done.stderr and "prompt tokens" in done.stderr
+    quiet = run(folder / "model", "Some text", "-n", 8, "--quiet")
+    assert quiet.stdout == done.stdout and quiet.stderr == ""
+
+
+def test_prompt_from_stdin_and_file(folder, tmp_path):
+    expected = run(folder / "model", "Some text", "-n", 8).stdout
+    assert run(folder / "model", "-n", 8, input="Some text\n").stdout == expected
+    (tmp_path / "prompt.txt").write_text("Some text")
+    assert run(folder / "model", "-n", 8, "-f", tmp_path / "prompt.txt").stdout == expected
+
+
+def test_json_and_tokens(folder):
+    calibration = ["--calibration", folder / "lcpp.safetensors"]
+    done = run(folder / "model", "Some text", "-n", 6, *adapters(folder), *calibration, "--json", "--tokens")
+    answer = json.loads(done.stdout)
+    assert answer["method"] == "learnable_calibration_pp"
+    assert answer["new_tokens"] == len(answer["tokens"]) == 6
+    assert "".join(token["text"] for token in answer["tokens"]) == answer["text"]
+    assert all(token["model_s"] > 0 for token in answer["tokens"])
+
+
+def test_methods_differ_and_recipes_equal_options(folder, tmp_path):
+    linear = run(folder / "model", "Some text", "-n", 8, *adapters(folder)).stdout
+    concat = run(folder / "model", "Some text", "-n", 8, *adapters(folder), "--method", "concat").stdout
+    assert linear != concat
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"method": "concat", "adapters": list(PAIR)}))
+    assert run(folder / "model", "Some text", "-n", 8, *adapters(folder), "--recipe", recipe).stdout == concat
+    steps = ["--step", "summary: Shorten", "--step", "formal: Polish"]
+    done = run(folder / "model", "Some text", "-n", 8, *adapters(folder), *steps, "--json")
+    assert [p["new_tokens"] for p in json.loads(done.stdout)["passes"]] == [8, 8]
+
+
+def test_sampling_repeats_with_a_seed(folder):
+    texts = [run(folder / "model", "x", "-n", 12, "--temperature", 1.2, "--seed", 7).stdout for _ in range(2)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["MODEL", ""], "the prompt is empty"),
+        (["MODEL", "x" * 5000], "shorten it by"),
+        (["nowhere", "x"], "no such file or directory"),
+        (["MODEL", "x", "--method", "liner"], "did you mean 'linear'"),
+        (["MODEL", "x", "--method", "single"], "takes one adapter"),
+        (["MODEL", "x", "--adapter", "ADAPTER", "--calibration", "CALIBRATION"], "was trained"),
+        (["MODEL", "x", "--temperature", "-1"], "temperature must be"),
+        (["MODEL", "x", "--task", "sumarize"], "unknown task 'sumarize'"),
+        (["MODEL", "x", "--task", "summarize+tone"], "takes tone"),
+        (["MODEL", "x", "--tone", "formal"], "belongs to a task"),
+        (["MODEL", "x", "--adapter", "demo:nothing"], "not part of the demo"),
+        (["MODEL", "x", "--adapter", "ADAPTER", "--adapter-weights", "a,b"], "expected numbers"),
+        (["MODEL", "x", "--step", "no instruction"], "NAME:INSTRUCTION"),
+        (["MODEL", "x", "--threads", "4096"], "threads were asked for"),
+    ],
+)
+def test_refusals_are_one_line(folder, arguments, message):
+    places = {"MODEL": folder / "model", "ADAPTER": folder / "summary", "CALIBRATION": folder / "lcpp.safetensors"}
+    done = run(*[places.get(word, word) for word in arguments])
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("edgecal: error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_refusals_as_json(folder):
+    done = run("nowhere", "x", "--json")
+    error = json.loads(done.stderr)["error"]
+    assert done.returncode == 1 and error["type"] == "ModelNotFoundError" and "nowhere" in error["message"]
+
+
+def test_wrong_usage_exits_with_2(folder):
+    assert run(folder / "model", "x", "--nonsense").returncode == 2
+    assert run(folder / "model", "x", "-f", "y").returncode == 2
+    assert subprocess.run([*EDGECAL, "nothing"], capture_output=True).returncode == 2
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_ctrl_c_in_the_middle_of_a_stream(folder, as_json):
+    """What was said stays on stdout, stderr says that it was interrupted, the exit code is 130."""
+    command = [*EDGECAL, "generate", str(folder / "model"), "Some text", "-n", "4000"]
+    process = subprocess.Popen(
+        command + ["--json"] * as_json,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    if as_json:
+        time.sleep(4)
+        first = ""
+    else:
+        assert process.stdout is not None
+        first = process.stdout.read(3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
+    if as_json:
+        assert json.loads(out)["finish_reason"] == "interrupted"
+    else:
+        assert len(first + out) > 3
+
+
+def test_a_closed_pipe_is_no_error(folder):
+    command = f"{' '.join(EDGECAL[:1])} -c 'from edgecal.cli import main; main()' generate {folder / 'model'} x -n 200"
+    done = subprocess.run(f"{command} | head -c 1", shell=True, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr and "error" not in done.stderr.lower()
