@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .adapters import Calibration, CompiledAdapter, LoraAdapter, Recipe, Step
     from .cache import KVCache
     from .config import ModelConfig
+    from .conversation import Conversation
     from .engine import Completion, Engine, Pass, Piece, Settings
     from .errors import EdgecalError
     from .generate import TokenRecord
@@ -32,6 +33,7 @@ __all__ = [
     "Calibration",
     "CompiledAdapter",
     "Completion",
+    "Conversation",
     "EdgecalError",
     "Engine",
     "KVCache",
@@ -55,6 +57,7 @@ _HOMES = {
     "adapters": ("Calibration", "CompiledAdapter", "LoraAdapter", "Recipe", "Step"),
     "cache": ("KVCache",),
     "config": ("ModelConfig",),
+    "conversation": ("Conversation",),
     "engine": ("Completion", "Engine", "Pass", "Piece", "Settings"),
     "errors": ("EdgecalError",),
     "generate": ("TokenRecord",),

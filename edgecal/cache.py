@@ -33,7 +33,8 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        return self.keys[0].shape[1]
+        """Positions that every layer has room for: after an interrupted `reserve` some have more."""
+        return min(array.shape[1] for array in (*self.keys, *self.values))
 
     @property
     def nbytes(self) -> int:
@@ -46,6 +47,8 @@ class KVCache:
         capacity = -(-n_positions // BLOCK) * BLOCK
         for arrays in (self.keys, self.values):
             for i, old in enumerate(arrays):
+                if old.shape[1] >= capacity:
+                    continue
                 grown = np.zeros((old.shape[0], capacity, old.shape[2]), old.dtype)
                 grown[:, : self.length] = old[:, : self.length]
                 arrays[i] = grown

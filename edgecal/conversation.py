@@ -103,7 +103,7 @@ def refuse_pipeline(recipe: Recipe | None) -> None:
 
 
 class Conversation:
-    """Turns with one engine under one recipe at a time; any number of conversations share an engine.
+    """Turns with one engine under one recipe at a time; any number of conversations share an engine, in one thread.
 
     `settings` may be changed between turns. Raises PromptError for a model without a chat template, RecipeError for
     multi_step (each of its passes has a prompt of its own, so there is no conversation to go on with), and what
@@ -301,8 +301,11 @@ class Conversation:
 
     def save(self, path: str | Path) -> None:
         """Write `to_dict` as JSON, complete or not at all; StorageError when the file cannot be written."""
-        target = Path(path).expanduser()
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            target = Path(path).expanduser()
+            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        except (RuntimeError, ValueError) as error:  # a home that nobody has, a path without a name
+            raise StorageError(f"{path} could not be written: {error}") from error
         try:
             temporary.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n", "utf-8")
             os.replace(temporary, target)
@@ -317,7 +320,10 @@ class Conversation:
 
         PromptError naming the file when it cannot be read or holds something else; nothing has changed then.
         """
-        source = Path(path).expanduser()
+        try:
+            source = Path(path).expanduser()
+        except RuntimeError as error:  # a home that nobody has
+            raise PromptError(f"{path} cannot be read: {error}") from error
         try:
             with source.open("rb") as file:
                 raw = file.read(_LARGEST_FILE + 1)

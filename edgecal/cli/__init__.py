@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 refused (one line on stderr says why), 2 wrong usage, 130 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -22,6 +21,9 @@ COMMANDS = {
     "chat": "Talk with a model; switch method and adapters on the way.",
     "quantize": "Convert a model to edgecal's packed form.",
     "inspect": "Say what a file is: model, GGUF, adapter or calibration.",
+    "verify": "Compare with PyTorch, tensor by tensor, against stated tolerances.",
+    "doctor": "Say what adapters do to a model, and what in them has no effect.",
+    "figure": "Draw the weight changes of a recipe beside plain linear merging.",
     "pull": "Fetch the demo model, or a model of the hub, into the cache.",
     "warmup": "Compile the kernels for this machine, once.",
 }
@@ -76,10 +78,8 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("\ninterrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output is gone (edgecal ... | head): not an error, and nothing may be flushed any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:  # a path that no command expected: no permission, a name too long, a folder for a file
+        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", type(error).__name__)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.merge.registry import method_names, methods
@@ -22,11 +23,11 @@ MIB = 2**20
 COMMANDS = {  # name: (arguments, line of /help)
     "/help": ("", "this list"),
     "/method": ("NAME", "how to compose the adapters; alone: list"),
-    "/adapter": ("[add PATH|remove NAME]", "load (NAME=PATH too) or drop; alone: list"),
+    "/adapter": ("[add PATH|remove NAME]", "load (or NAME=PATH), drop; alone: list"),
     "/use": ("NAME...", "which adapters compose, in order; or none"),
     "/calibration": ("FILE", "or demo:NAME: use it, or none"),
     "/system": ("TEXT", "the system message, or none; alone: show"),
-    "/set": ("NAME VALUE", "temperature, max_tokens, stop ...; alone: list"),
+    "/set": ("NAME VALUE", "temperature, max_tokens ...; alone: list"),
     "/stats": ("", "what the last answer and all of them cost"),
     "/history": ("", "the conversation so far"),
     "/undo": ("", "take the last message and its answer back"),
@@ -111,6 +112,7 @@ class Commands:
             ]
             return "\n".join(rows) or "no adapters; load one with /adapter add PATH (or demo:summarize)"
         if words[0] == "add" and len(words) == 2:
+            _check_path(words[1].rpartition("=")[2])
             name, path = split_adapter(words[1])
             adapter = engine.add_adapter(path, name)
             return f"loaded {name} (rank {', '.join(map(str, adapter.ranks))})\n{self.composition.added(name)}"
@@ -133,6 +135,7 @@ class Commands:
         if not rest:
             return self.composition.describe()
         (path,) = _words(rest, 1, "/calibration FILE, /calibration demo:NAME or /calibration none")
+        _check_path(path)
         return self.composition.set_calibration(None if path in _NOTHING else find(path))
 
     def _system(self, rest: str) -> str:
@@ -153,7 +156,7 @@ class Commands:
         context = conversation.engine.model.config.max_position_embeddings
         lines = []
         for name, turn in (("last answer", stats.last), (f"all {stats.turns} answers", stats)):
-            if turn is not None:
+            if turn is not None and (turn is stats.last or stats.turns > 1):
                 lines.append(
                     f"{name}: {turn.prompt_tokens} prompt tokens, {turn.reused_tokens} of them from the cache; "
                     f"{turn.new_tokens} new tokens at {turn.decode_rate:.1f}/s; {turn.total_s:.2f} s"
@@ -241,6 +244,14 @@ def _split(rest: str) -> list[str]:
         return shlex.split(rest)
     except ValueError as error:
         raise OptionError(f"{rest[:80]!r} cannot be split into words: {error}") from error
+
+
+def _check_path(text: str) -> None:
+    """OptionError for what cannot be a path at all: too long, a NUL in it, the home of nobody."""
+    try:
+        Path(text).expanduser().exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OptionError(f"{text[:80]!r} is no path: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _words(rest: str, count: int, usage: str) -> list[str]:

@@ -73,7 +73,7 @@ def _formats(console: Console, formats: dict[str, FormatTotal]) -> None:
 
 
 def _model(report: ModelReport, console: Console) -> None:
-    kinds = {"huggingface": "Hugging Face model", "gguf": "GGUF model", "packed": "packed model of edgecal quantize"}
+    kinds = {"huggingface": "Hugging Face model", "gguf": "GGUF model", "packed": "packed model"}
     entries = report.tokenizer_entries
     _facts(
         console,
@@ -124,7 +124,8 @@ def _size_facts(sizes: dict[str, Any]) -> list[tuple[str, object]]:
     scaling = sizes.get("rope_scaling")
     if scaling:
         rope += f", {scaling['rope_type']} scaling"
-    head = {True: ", head tied", False: ", own head"}.get(sizes.get("tie_word_embeddings"), "")
+    tied = sizes.get("tie_word_embeddings")
+    head = "" if tied is None else ", head tied" if tied else ", own head"
     lines = [
         ("layers", some(("n_layers", "{}"), ("hidden_size", "hidden {}"), ("intermediate_size", "feed-forward {}"))),
         ("attention", some(("n_heads", "{} heads"), ("n_kv_heads", "{} KV heads"), ("head_dim", "head_dim {}"))),

@@ -131,6 +131,8 @@ class _Session:
                     self._message(typed.text)
             except EdgecalError as error:
                 self._refuse(error)
+            except MemoryError:
+                self._refuse(EdgecalError("the memory does not suffice for this; /reset gives that of the cache back"))
             except KeyboardInterrupt:
                 if not self.at_terminal:
                     raise
@@ -147,25 +149,25 @@ class _Session:
     def _message(self, text: str) -> None:
         interrupted, turns = False, self.conversation.stats.turns
         answer: list[str] = []
-        with closing(self._reply(text)) as pieces:
-            try:
+        try:
+            with closing(self._reply(text)) as pieces:
                 for piece in pieces:
                     answer.append(piece.text)
                     if not self.as_json:
                         click.echo(piece.text.translate(_CONTROL) if self.at_terminal else piece.text, nl=False)
                         sys.stdout.flush()
-            except KeyboardInterrupt:
-                interrupted = True
-            finally:
-                if not self.as_json:
-                    click.echo()
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            if not self.as_json and (answer or interrupted):
+                click.echo()
         turn = self.conversation.stats.last if self.conversation.stats.turns > turns else None
         if self.as_json:
             facts = turn.to_dict() if turn else {"finish_reason": "interrupted", "new_tokens": 0}
             method, adapters = self.composition.method, list(self.composition.adapters)
             self._print({"user": text, "text": "".join(answer), "method": method, "adapters": adapters, **facts})
         else:
-            self._note("interrupted" if interrupted else turn.finish_reason if turn else "stop")
+            self._note(turn.finish_reason if turn else "nothing said")
         if interrupted and not self.at_terminal:
             raise KeyboardInterrupt
 
@@ -191,6 +193,7 @@ class _Session:
         """Why an answer is not the whole one."""
         notes = {
             "interrupted": "stopped; what was said stays in the conversation (/undo takes it back)",
+            "nothing said": "stopped before the answer; the message is not part of the conversation",
             "length": f"stopped after {self.conversation.settings.max_tokens} tokens; /set max_tokens changes that",
             "context": "stopped: the context is full; /reset starts over",
         }

@@ -108,9 +108,9 @@ def inspect_model(path: Path) -> ModelReport:
 
 def _report(checkpoint: Checkpoint) -> ModelReport:
     tensors = [_facts(checkpoint, name) for name in checkpoint.names()]
-    config, load, entries, refusal = None, None, None, None
-    has_template = bool(checkpoint.tokenizer_config().get("chat_template"))
+    config, load, entries, refusal, has_template = None, None, None, None, False
     try:
+        has_template = bool(checkpoint.tokenizer_config().get("chat_template"))
         config = ModelConfig.from_dict(checkpoint.config)
         tokenizer = Tokenizer.from_checkpoint(checkpoint)
         entries, has_template = tokenizer.vocab_size, bool(tokenizer.template_names)

@@ -14,70 +14,85 @@ from numpy.typing import NDArray
 
 from . import simd
 from .elementwise import exp_lanes
-from .jit import parallel
+from .jit import kernel, parallel
 from .quant import Array
 from .simd import add, fma, load, mul, splat, store
+
+_WORTH_A_THREAD = 1 << 18  # multiply-adds from which it is worth waking other threads
+
+
+@kernel
+def _attend(
+    q: Any, keys: Any, values: Any, pos: int, scaling: float, out: Any, first: int, stride: int, scores: Any
+) -> None:
+    """Items first, first + stride, ... of the (token, head) pairs; `scores` holds a float per cached position.
+
+    q, out (T, H, width), width = head_dim padded to 16 with zeros; keys, values (K, capacity, width).
+    """
+    n_tokens, n_heads, width = q.shape
+    capacity = keys.shape[1]
+    per_kv = n_heads // keys.shape[0]
+    for item in range(first, n_tokens * n_heads, stride):
+        token, head = item // n_heads, item % n_heads
+        length = pos + token + 1
+        base = (head // per_kv) * capacity * width
+        query = (token * n_heads + head) * width
+        highest = np.float32(-np.inf)
+        for j in range(length):
+            acc = splat(np.float32(0))
+            for i in range(0, width, 16):
+                acc = fma(load(q, query + i), load(keys, base + j * width + i), acc)
+            score = simd.sum_lanes(acc) * np.float32(scaling)
+            scores[j] = score
+            highest = max(highest, score)
+        for j in range(length, (length + 15) // 16 * 16):
+            scores[j] = np.float32(-np.inf)
+        sums = splat(np.float32(0))
+        for j in range(0, length, 16):
+            weight = exp_lanes(simd.sub(load(scores, j), splat(highest)))
+            store(scores, j, weight)
+            sums = add(sums, weight)
+        # The padding adds exp(-87) a piece: beside the largest weight, which is 1, float32 cannot see it
+        total = simd.sum_lanes(sums)
+        normal = np.float32(1) / total
+        i = 0
+        while i + 64 <= width:
+            a, b, c, d = (
+                splat(np.float32(0)),
+                splat(np.float32(0)),
+                splat(np.float32(0)),
+                splat(np.float32(0)),
+            )
+            for j in range(length):
+                weight = splat(scores[j])
+                at = base + j * width + i
+                a = fma(weight, load(values, at), a)
+                b = fma(weight, load(values, at + 16), b)
+                c = fma(weight, load(values, at + 32), c)
+                d = fma(weight, load(values, at + 48), d)
+            store(out, query + i, mul(a, splat(normal)))
+            store(out, query + i + 16, mul(b, splat(normal)))
+            store(out, query + i + 32, mul(c, splat(normal)))
+            store(out, query + i + 48, mul(d, splat(normal)))
+            i += 64
+        while i < width:
+            a = splat(np.float32(0))
+            for j in range(length):
+                a = fma(splat(scores[j]), load(values, base + j * width + i), a)
+            store(out, query + i, mul(a, splat(normal)))
+            i += 16
+
+
+@kernel
+def _attention_alone(q: Any, keys: Any, values: Any, pos: int, scaling: float, out: Any) -> None:
+    _attend(q, keys, values, pos, scaling, out, 0, 1, np.empty(pos + q.shape[0] + 16, np.float32))
 
 
 @parallel
 def _attention(q: Any, keys: Any, values: Any, pos: int, scaling: float, out: Any) -> None:
-    """q, out (T, H, width), width = head_dim padded to 16 with zeros; keys, values (K, capacity, width)."""
-    n_tokens, n_heads, width = q.shape
-    n_kv, capacity = keys.shape[0], keys.shape[1]
-    per_kv = n_heads // n_kv
-    items = n_tokens * n_heads
-    chunks = min(items, 32)  # strided over the items: later tokens attend to more
+    chunks = min(q.shape[0] * q.shape[1], 32)  # strided over the items: later tokens attend to more
     for chunk in prange(chunks):
-        scores = np.empty((pos + n_tokens + 15) // 16 * 16, np.float32)
-        for item in range(chunk, items, chunks):
-            token, head = item // n_heads, item % n_heads
-            length = pos + token + 1
-            base = (head // per_kv) * capacity * width
-            query = (token * n_heads + head) * width
-            highest = np.float32(-np.inf)
-            for j in range(length):
-                acc = splat(np.float32(0))
-                for i in range(0, width, 16):
-                    acc = fma(load(q, query + i), load(keys, base + j * width + i), acc)
-                score = simd.sum_lanes(acc) * np.float32(scaling)
-                scores[j] = score
-                highest = max(highest, score)
-            for j in range(length, (length + 15) // 16 * 16):
-                scores[j] = np.float32(-np.inf)
-            sums = splat(np.float32(0))
-            for j in range(0, length, 16):
-                weight = exp_lanes(simd.sub(load(scores, j), splat(highest)))
-                store(scores, j, weight)
-                sums = add(sums, weight)
-            # The padding adds exp(-87) a piece: beside the largest weight, which is 1, float32 cannot see it
-            total = simd.sum_lanes(sums)
-            normal = np.float32(1) / total
-            i = 0
-            while i + 64 <= width:
-                a, b, c, d = (
-                    splat(np.float32(0)),
-                    splat(np.float32(0)),
-                    splat(np.float32(0)),
-                    splat(np.float32(0)),
-                )
-                for j in range(length):
-                    weight = splat(scores[j])
-                    at = base + j * width + i
-                    a = fma(weight, load(values, at), a)
-                    b = fma(weight, load(values, at + 16), b)
-                    c = fma(weight, load(values, at + 32), c)
-                    d = fma(weight, load(values, at + 48), d)
-                store(out, query + i, mul(a, splat(normal)))
-                store(out, query + i + 16, mul(b, splat(normal)))
-                store(out, query + i + 32, mul(c, splat(normal)))
-                store(out, query + i + 48, mul(d, splat(normal)))
-                i += 64
-            while i < width:
-                a = splat(np.float32(0))
-                for j in range(length):
-                    a = fma(splat(scores[j]), load(values, base + j * width + i), a)
-                store(out, query + i, mul(a, splat(normal)))
-                i += 16
+        _attend(q, keys, values, pos, scaling, out, chunk, chunks, np.empty(pos + q.shape[0] + 16, np.float32))
 
 
 def attention(q: Array, keys: NDArray, values: NDArray, pos: int) -> Array:
@@ -89,5 +104,6 @@ def attention(q: Array, keys: NDArray, values: NDArray, pos: int) -> Array:
     if keys.dtype == np.float16:
         keys, values = keys.view(np.uint16), values.view(np.uint16)
     out = np.empty((n_tokens, n_heads, width), np.float32)
-    _attention(np.ascontiguousarray(q), keys, values, pos, 1.0 / math.sqrt(head_dim), out)
+    attend = _attention_alone if (pos + n_tokens) * out.size < _WORTH_A_THREAD else _attention
+    attend(np.ascontiguousarray(q), keys, values, pos, 1.0 / math.sqrt(head_dim), out)
     return out[:, :, :head_dim].reshape(n_tokens, n_heads * head_dim)

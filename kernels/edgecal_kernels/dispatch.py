@@ -44,6 +44,9 @@ def _numba_backend() -> ModuleType:
         ) from error
     from . import cpu, isa
 
+    # Waiting threads of GNU OpenMP spin for milliseconds by default. On a machine that is busy otherwise that burns
+    # the very core the awaited thread needs: decode fell from 160 to 10 tokens/s beside one other process.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     name = cpu.detect_isa()
     isa.activate(name)
     # The decorators read the setting when the module is imported; afterwards it is the program's own again.

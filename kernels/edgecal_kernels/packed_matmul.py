@@ -20,6 +20,7 @@ from .simd import add, dot4_int8, dot4_nibbles, fma, high_nibbles, load, low_nib
 
 INT8_OFFSET: int = isa.active().INT8_OFFSET
 _NO_MINIMUM = np.zeros((0, 0, 0), np.uint16)
+_WORTH_A_THREAD = 1 << 18  # bytes of weights from which one token is worth waking other threads (20 us of work)
 
 
 @kernel
@@ -57,18 +58,17 @@ def quantize_rows(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]
     return codes, scale, total
 
 
-@parallel
-def _matvec_int4(
-    codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any
+@kernel
+def _matvec_tiles_int4(
+    codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any, tiles: Any
 ) -> None:
-    """One token: accumulators stay in registers, weights stream once.
+    """One token against a range of tiles: accumulators stay in registers, weights stream once.
 
     `x` may have fewer steps than `codes`, whose columns are padded to whole groups.
     """
-    n_tiles, n_steps = codes.shape[0], codes.shape[1]
-    n_groups = scale.shape[1]
+    n_steps, n_groups = codes.shape[1], scale.shape[1]
     affine = minimum.shape[0] > 0
-    for tile in prange(n_tiles):
+    for tile in range(tiles[0], tiles[1]):
         acc = splat(np.float32(0))
         for step in range(x_scale.shape[1]):
             at = (tile * n_steps + step) * 256
@@ -84,6 +84,21 @@ def _matvec_int4(
             if affine:
                 acc = fma(load(minimum, group), splat(xs * np.float32(total)), acc)
         store(out, tile * 16, acc)
+
+
+@kernel
+def _matvec_int4_alone(
+    codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any
+) -> None:
+    _matvec_tiles_int4(codes, scale, minimum, per_group, x, x_scale, x_total, out, (0, codes.shape[0]))
+
+
+@parallel
+def _matvec_int4(
+    codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any
+) -> None:
+    for tile in prange(codes.shape[0]):
+        _matvec_tiles_int4(codes, scale, minimum, per_group, x, x_scale, x_total, out, (tile, tile + 1))
 
 
 @parallel
@@ -140,11 +155,12 @@ def _matmul_int4(
                 store(out, (first + t) * d + tile * 16, load(sums, t * 16))
 
 
-@parallel
-def _matvec_int8(codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any) -> None:
-    n_tiles, n_steps = codes.shape[0], codes.shape[1]
-    n_groups = scale.shape[1]
-    for tile in prange(n_tiles):
+@kernel
+def _matvec_tiles_int8(
+    codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any, tiles: Any
+) -> None:
+    n_steps, n_groups = codes.shape[1], scale.shape[1]
+    for tile in range(tiles[0], tiles[1]):
         acc = splat(np.float32(0))
         for step in range(x_scale.shape[1]):
             at = (tile * n_steps + step) * 512
@@ -155,6 +171,19 @@ def _matvec_int8(codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x
             group = (tile * n_groups + step // per_group) * 16
             acc = fma(simd.to_float(dots), mul(load(scale, group), splat(x_scale[0, step])), acc)
         store(out, tile * 16, acc)
+
+
+@kernel
+def _matvec_int8_alone(
+    codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any
+) -> None:
+    _matvec_tiles_int8(codes, scale, per_group, x, x_scale, x_total, out, (0, codes.shape[0]))
+
+
+@parallel
+def _matvec_int8(codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any) -> None:
+    for tile in prange(codes.shape[0]):
+        _matvec_tiles_int8(codes, scale, per_group, x, x_scale, x_total, out, (tile, tile + 1))
 
 
 @parallel
@@ -209,12 +238,15 @@ def packed_product(activations: reference.Activations, weight: QuantizedTensor) 
     x, x_scale, x_total = activations.rounded()
     out = np.empty((len(x), weight.n_tiles * TILE_ROWS), np.float32)
     scale, per_group = weight.scale.view(np.uint16), weight.group_size // STEP
+    alone = weight.nbytes < _WORTH_A_THREAD
     if weight.format == "int8":
-        multiply = _matvec_int8 if len(x) == 1 else _matmul_int8
+        vector = _matvec_int8_alone if alone else _matvec_int8
+        multiply = vector if len(x) == 1 else _matmul_int8
         multiply(weight.codes, scale, per_group, x, x_scale, x_total, out)
     else:
         minimum = _NO_MINIMUM if weight.minimum is None else weight.minimum.view(np.uint16)
-        multiply = _matvec_int4 if len(x) == 1 else _matmul_int4
+        vector = _matvec_int4_alone if alone else _matvec_int4
+        multiply = vector if len(x) == 1 else _matmul_int4
         multiply(weight.codes, scale, minimum, per_group, x, x_scale, x_total, out)
     d = weight.shape[0]
     return out if out.shape[1] == d else np.ascontiguousarray(out[:, :d])

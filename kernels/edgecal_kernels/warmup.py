@@ -42,12 +42,15 @@ def compile_all() -> float:
     start = perf_counter()
     ops = backend("numba")
     x = np.ones((2, 64), np.float32)
-    for weight in (quantize(np.eye(32, 64, dtype=np.float32), format) for format in FORMATS):
-        for rows in (x[:1], x):
-            ops.matmul(ops.Activations(rows), weight)
+    for rows_of_weight in (32, 16384):  # a small one stays in the calling thread
+        for format in FORMATS:
+            weight = quantize(np.ones((rows_of_weight, 64), np.float32), format)
+            for rows in (x[:1], x):
+                ops.matmul(ops.Activations(rows), weight)
     for dtype in (np.float16, np.float32):
-        cache = np.zeros((1, 16, 16), dtype)
-        ops.attention(np.ones((1, 1, 16), np.float32), cache, cache, 0)
+        cache = np.zeros((1, 256, 16), dtype)
+        for n_tokens in (1, 256):
+            ops.attention(np.ones((n_tokens, 1, 16), np.float32), cache, cache, 0)
     for rows in (x[:1], x):
         ops.add_lora(rows, x[:1], np.ones((8, 1), np.float32), np.zeros((len(rows), 8), np.float32))
     ops.matmul(ops.Activations(x), x)

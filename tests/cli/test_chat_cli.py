@@ -8,8 +8,11 @@ import stat
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from edgecal import Engine, Recipe, Settings
+from edgecal.cache import KVCache
+from edgecal.cli.chat import command
 from tests.cli.shell import Terminal, edgecal, terminal
 from tests.tiny import write_tiny_adapter, write_tiny_calibration, write_tiny_hf
 
@@ -66,11 +69,20 @@ def test_messages_of_several_lines(folder, tmp_path):
 
 def test_json_has_one_object_for_each_input(folder, tmp_path):
     raw = "\n".join(
-        ["hello", "/set temperature 0.5", "/set temperature 0", "/nonsense", "/stats", "/undo", "", "go on", "/exit", "no"]
+        (
+            "hello",
+            "/set temperature 0.5",
+            "/set temperature 0",
+            "/nonsense",
+            "/stats",
+            "/undo",
+            "",
+            "more",
+            "/exit",
+            "no",
+        )
     ).encode()
-    done = edgecal(
-        "chat", folder / "model", "-n", "8", "--json", *pair(folder), home=tmp_path, input=b"\xff\n" + raw
-    )
+    done = edgecal("chat", folder / "model", "-n", "8", "--json", *pair(folder), home=tmp_path, input=b"\xff\n" + raw)
     broken, hello, set_half, _, nonsense, stats, undo, go_on, leave = turns(done)
     assert broken["error"]["type"] == "PromptError"
     assert "UTF-8" in broken["error"]["message"]
@@ -118,12 +130,12 @@ def test_the_method_and_the_adapters_change_on_the_way(folder, tmp_path):
 
 def test_every_answer_is_that_of_its_recipe(folder, tmp_path):
     lcpp = folder / "learnable_calibration_pp.safetensors"
-    lines = ["/method zero_shot", "hi", "/reset", "/method single", "/use a", "hi", "/reset", f"/calibration {lcpp}", "hi"]
+    lines = ["/method zero_shot", "hi", "/reset", "/use a", "hi", "/reset", f"/calibration {lcpp}", "hi"]
     said = [turn for turn in turns(chat(folder, tmp_path, *lines, options=("--json", *pair(folder)))) if "user" in turn]
     engine = Engine.load(folder / "model", backend="numpy", adapters={name: folder / name for name in "ab"})
     recipes = [
         Recipe("zero_shot"),
-        Recipe("linear", ("a",)),
+        Recipe("single", ("a",)),
         Recipe("learnable_calibration_pp", ("a", "b"), calibration=str(lcpp)),
     ]
     assert [turn["method"] for turn in said] == [recipe.method for recipe in recipes]
@@ -158,6 +170,12 @@ def test_refused_commands_change_nothing(folder, tmp_path):
         "/load /nowhere.json": "cannot be read",
         "/save": "expected /save FILE",
         "/save /nowhere/x.json": "could not be written",
+        "/adapter add " + "x" * 5000: "path",
+        "/adapter add new=~nobody-of-this-name/x": "is no path",
+        "/calibration ~nobody-of-this-name/x": "is no path",
+        "/load ~nobody-of-this-name/x": "cannot be read",
+        "/save ~nobody-of-this-name/x": "could not be written",
+        "/load a\0b": "null",
         "/undo": "no turn",
         "/nonsense": "commands: /help, /method",
         "/": "commands: /help",
@@ -175,7 +193,8 @@ def test_refused_commands_change_nothing(folder, tmp_path):
 
 def test_conversations_are_saved_and_loaded(folder, tmp_path):
     file = tmp_path / "a conversation.json"
-    lines = ["/system Be brief.", "hello", f"/save '{file}'", "/reset", "/history", f"/load '{file}'", "/history", "go on"]
+    lines = ["/system Be brief.", "hello", f"/save '{file}'", "/reset", "/history"]
+    lines += [f"/load '{file}'", "/history", "go on"]
     answers = turns(chat(folder, tmp_path, *lines, options=("--json",)))
     system = {"role": "system", "content": "Be brief."}
     hello = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": answers[1]["text"]}]
@@ -196,7 +215,7 @@ def test_text_output_of_commands_goes_to_stderr(folder, tmp_path):
     commands = ["/help", "/method", "/adapter", "/set", "/stats", "/history", "/system", "/nonsense"]
     done = chat(folder, tmp_path, *commands, options=pair(folder))
     assert (done.returncode, done.stdout) == (0, "")
-    for text in ("/calibration FILE", "* linear", "* a: rank 4, 14 modules", "stop none", "KV cache: 0 of", "system: none"):
+    for text in ("/calibration FILE", "* linear", "* a: rank 4, 14 modules", "stop none", "KV cache: 0 of", "system: "):
         assert text in done.stderr
     assert "error: unknown command /nonsense" in done.stderr
     assert max(map(len, done.stderr.partition("/help")[2].partition("zero_shot")[0].splitlines())) <= 80
@@ -233,6 +252,23 @@ def test_a_conversation_that_outgrows_the_context(tmp_path):
     assert again["text"] == first["text"]
 
 
+def test_too_little_memory_ends_the_turn_only(folder, tmp_path, monkeypatch):
+    reserve = KVCache.reserve
+
+    def scarce(cache: KVCache, n_positions: int) -> None:
+        if n_positions > 256:
+            raise MemoryError
+        reserve(cache, n_positions)
+
+    monkeypatch.setattr(KVCache, "reserve", scarce)
+    monkeypatch.setenv("EDGECAL_BACKEND", "numpy")
+    arguments = [str(folder / "model"), "-n", "8", "--json"]
+    done = CliRunner().invoke(command, arguments, input="x" * 300 + "\nhello\n")
+    error, hello = (json.loads(line) for line in done.output.splitlines())
+    assert "memory" in error["error"]["message"]
+    assert hello["new_tokens"] == 8
+
+
 # -------------------------------------------------------------------------------------------------- a terminal
 
 
@@ -246,12 +282,14 @@ def leave(screen: Terminal) -> None:
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(folder, tmp_path):
+    engine = Engine.load(folder / "model", backend="numpy", adapters={name: folder / name for name in "ab"})
+    beginning = engine.generate("hello", recipe=Recipe("linear", ("a", "b")), settings=Settings(max_tokens=8)).text
     with start(folder, tmp_path, "-n", "16000", *pair(folder)) as screen:
         shown = screen.expect(">>> ")
         assert "method: linear   adapters: a, b" in shown
         assert "/help" in shown
         screen.type("hello\n")
-        screen.expect("hello\n")
+        screen.expect(beginning)
         screen.type("\x03")
         screen.expect("stopped; what was said stays")
         screen.expect(">>> ")

@@ -543,10 +543,13 @@ def test_files_that_cannot_be_read_or_written(talk, tmp_path, monkeypatch):
         talk.load(tmp_path / "nowhere.json")
     with pytest.raises(PromptError, match="cannot be read"):
         talk.load(tmp_path)
+    with pytest.raises(PromptError, match="cannot be read"):
+        talk.load("~nobody-of-this-name/talk.json")
     with pytest.raises(PromptError, match="larger"):
         talk.load("/dev/zero")
     say(talk, "hello")
-    for path in (tmp_path / "no" / "where.json", tmp_path, "/dev/null/x", tmp_path / "x\0y", tmp_path / ("n" * 300)):
+    nowhere = [tmp_path / "no" / "where.json", tmp_path, "/dev/null/x", tmp_path / "x\0y", tmp_path / ("n" * 300)]
+    for path in (*nowhere, "", "~nobody-of-this-name/talk.json"):
         with pytest.raises(StorageError, match="could not be written"):
             talk.save(path)
     target = tmp_path / "talk.json"

@@ -374,7 +374,7 @@ def test_what_is_nothing(tmp_path, model, adapter):
         tmp_path / "config": (ModelNotFoundError, "holds no model"),
         tmp_path / "gone": (ModelNotFoundError, "no such file"),
         tmp_path / "gone.gguf": (ModelNotFoundError, "no such file"),
-        "x" * 5000: (ModelNotFoundError, "cannot be opened"),
+        "x" * 5000: (ModelNotFoundError, "cannot be opened|no such file"),
         "~nobody-of-this-name/x": (ModelNotFoundError, "cannot be opened"),
         "a\0b": (ModelNotFoundError, "no such file|cannot be opened"),
     }
@@ -404,3 +404,11 @@ def test_damaged_files(tmp_path, model, adapter, rng, name):
         source.write_bytes(content[:length])
         with pytest.raises((FileFormatError, AdapterError), match=name):
             inspect(target)
+
+
+def test_a_broken_tokenizer_config_is_a_reason(tmp_path):
+    path = write_tiny_hf(tmp_path / "m")
+    (path / "tokenizer_config.json").write_text("{")
+    report = inspect(path)
+    assert "tokenizer_config.json" in report.refusal
+    assert not report.chat_template
