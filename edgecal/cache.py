@@ -1,7 +1,8 @@
 """KVCache: keys and values of the positions seen so far, one pair of arrays per layer.
 
-Arrays are (n_kv_heads, capacity, width): contiguous per head, as attention reads them, with head_dim padded to 16 so
-that kernels need no tail (the padding stays zero). Capacity grows by blocks, so a long context costs what it uses.
+Arrays are (n_layers, n_kv_heads, capacity, width): contiguous per head, as attention reads them, with head_dim padded
+to 16 so that kernels need no tail (the padding stays zero). Capacity grows by blocks: a long context costs what it
+uses.
 """
 
 from __future__ import annotations
@@ -28,30 +29,29 @@ class KVCache:
         self.length = 0
         self._head_dim = config.head_dim
         shape = (config.n_kv_heads, 0, -(-config.head_dim // 16) * 16)
-        self.keys = [np.zeros(shape, DTYPES[dtype]) for _ in range(config.n_layers)]
-        self.values = [np.zeros(shape, DTYPES[dtype]) for _ in range(config.n_layers)]
+        self.keys = np.zeros((config.n_layers, *shape), DTYPES[dtype])
+        self.values = np.zeros((config.n_layers, *shape), DTYPES[dtype])
 
     @property
     def capacity(self) -> int:
-        """Positions that every layer has room for: after an interrupted `reserve` some have more."""
-        return min(array.shape[1] for array in (*self.keys, *self.values))
+        """Positions that there is room for."""
+        return min(self.keys.shape[2], self.values.shape[2])  # an interrupted `reserve` may have grown one of them
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in (*self.keys, *self.values))
+        return self.keys.nbytes + self.values.nbytes
 
     def reserve(self, n_positions: int) -> None:
         """Make room for `n_positions` in all; what is there stays."""
         if n_positions <= self.capacity:
             return
         capacity = -(-n_positions // BLOCK) * BLOCK
-        for arrays in (self.keys, self.values):
-            for i, old in enumerate(arrays):
-                if old.shape[1] >= capacity:
-                    continue
-                grown = np.zeros((old.shape[0], capacity, old.shape[2]), old.dtype)
-                grown[:, : self.length] = old[:, : self.length]
-                arrays[i] = grown
+        self.keys, self.values = self._grown(self.keys, capacity), self._grown(self.values, capacity)
+
+    def _grown(self, old: NDArray, capacity: int) -> NDArray:
+        grown = np.zeros((*old.shape[:2], capacity, old.shape[3]), old.dtype)
+        grown[:, :, : self.length] = old[:, :, : self.length]
+        return grown
 
     def write(self, layer: int, keys: Array, values: Array) -> tuple[NDArray, NDArray]:
         """Put (T, K, head_dim) keys and values at `length`..; returns the layer's arrays. `advance` ends the step."""

@@ -208,7 +208,6 @@ class Conversation:
             else:
                 turn = TurnStats(n_prompt, reused, tokens, first_token_s, total_s, reason)
                 self._stats = self._stats.plus(turn)
-            self._drop_torn_cache()
 
     def _check_room(self, n_tokens: int) -> None:
         limit = self.engine.model.config.max_position_embeddings
@@ -230,11 +229,6 @@ class Conversation:
         cache.truncate(same)
         self._cache, self._owner, self._held = cache, owner, list(ids)
         return cache, same
-
-    def _drop_torn_cache(self) -> None:
-        """A cache whose growth was cut short has arrays of different lengths, and no step can use it again."""
-        if self._cache is not None and len({a.shape for a in (*self._cache.keys, *self._cache.values)}) > 1:
-            self._forget()
 
     def _forget(self) -> None:
         self._cache, self._owner, self._held = None, None, []

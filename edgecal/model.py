@@ -17,9 +17,10 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecal_kernels.decoder_weights import DecoderWeights
 from edgecal_kernels.quant import Array, QuantizedTensor
 
-from .adapters.lora import CompiledAdapter
+from .adapters.lora import CompiledAdapter, CompiledPair
 from .cache import KVCache
 from .config import ModelConfig
 from .linear import Linear
@@ -124,6 +125,7 @@ class Model:
         head = self.embed_tokens if config.tie_word_embeddings else weights("lm_head.weight")
         self.lm_head = Linear("lm_head", head, ops=ops)
         self.linears = build.linears
+        self._decoder = ops.build_decoder(self._decoder_weights())
         self._inverse_frequencies = config.inverse_frequencies()
 
     @property
@@ -162,6 +164,8 @@ class Model:
         cache.reserve(cache.length + n_tokens)
         rope = self.rope_table(cache.length, n_tokens)
         x = self.ops.embed(self.embed_tokens, ids)  # (T, D)
+        if n_tokens == 1 and self._decoder is not None and cache.dtype == "fp16":
+            return self._decode(x[0], rope, cache, adapter, all_logits)
         for layer in self.layers:
             x = layer(x, rope, cache, adapter)
         cache.advance(n_tokens)
@@ -169,3 +173,36 @@ class Model:
             x = x[-1:]
         logits = self.lm_head(self.ops.Activations(self.norm(x)), None)
         return logits if all_logits else logits[0]
+
+    # ------------------------------------------------------------- one token at once: the same arithmetic, compiled
+
+    def _decode(
+        self, x: Array, rope: tuple[Array, Array], cache: KVCache, adapter: CompiledAdapter | None, all_logits: bool
+    ) -> Array:
+        assert self._decoder is not None
+        cos, sin = rope
+        logits: Array = self._decoder(
+            x, cache.keys, cache.values, cache.length, cos[0], sin[0], adapter, lambda: self._decoder_pairs(adapter)
+        )
+        cache.advance(1)
+        return logits[None] if all_logits else logits
+
+    def _decoder_pairs(self, adapter: CompiledAdapter | None) -> list[CompiledPair | None]:
+        return [None if adapter is None else adapter.pairs.get(name) for name in self.linears]
+
+    def _decoder_weights(self) -> DecoderWeights:
+        c = self.config
+        parts = list(self.linears.values())  # seven per layer, in the order in which Attention and MLP make them
+        norms = [n for layer in self.layers for n in (layer.input_layernorm, layer.post_attention_layernorm)]
+        norms.append(self.norm)
+        biases = [n.bias for n in norms if n.bias is not None]
+        return DecoderWeights(
+            layers=[[(m.weight, m.bias) for m in parts[i : i + 7]] for i in range(0, len(parts), 7)],
+            head=self.lm_head.weight,
+            norms=np.stack([n.weight for n in norms]),
+            norm_biases=np.stack(biases) if biases else None,
+            eps=c.norm_eps,
+            n_heads=c.n_heads,
+            n_kv_heads=c.n_kv_heads,
+            head_dim=c.head_dim,
+        )

@@ -22,7 +22,7 @@ _WORTH_A_THREAD = 1 << 18  # multiply-adds from which it is worth waking other t
 
 
 @kernel
-def _attend(
+def attend(
     q: Any, keys: Any, values: Any, pos: int, scaling: float, out: Any, first: int, stride: int, scores: Any
 ) -> None:
     """Items first, first + stride, ... of the (token, head) pairs; `scores` holds a float per cached position.
@@ -85,14 +85,14 @@ def _attend(
 
 @kernel
 def _attention_alone(q: Any, keys: Any, values: Any, pos: int, scaling: float, out: Any) -> None:
-    _attend(q, keys, values, pos, scaling, out, 0, 1, np.empty(pos + q.shape[0] + 16, np.float32))
+    attend(q, keys, values, pos, scaling, out, 0, 1, np.empty(pos + q.shape[0] + 16, np.float32))
 
 
 @parallel
 def _attention(q: Any, keys: Any, values: Any, pos: int, scaling: float, out: Any) -> None:
     chunks = min(q.shape[0] * q.shape[1], 32)  # strided over the items: later tokens attend to more
     for chunk in prange(chunks):
-        _attend(q, keys, values, pos, scaling, out, chunk, chunks, np.empty(pos + q.shape[0] + 16, np.float32))
+        attend(q, keys, values, pos, scaling, out, chunk, chunks, np.empty(pos + q.shape[0] + 16, np.float32))
 
 
 def attention(q: Array, keys: NDArray, values: NDArray, pos: int) -> Array:
@@ -104,6 +104,6 @@ def attention(q: Array, keys: NDArray, values: NDArray, pos: int) -> Array:
     if keys.dtype == np.float16:
         keys, values = keys.view(np.uint16), values.view(np.uint16)
     out = np.empty((n_tokens, n_heads, width), np.float32)
-    attend = _attention_alone if (pos + n_tokens) * out.size < _WORTH_A_THREAD else _attention
-    attend(np.ascontiguousarray(q), keys, values, pos, 1.0 / math.sqrt(head_dim), out)
+    compute = _attention_alone if (pos + n_tokens) * out.size < _WORTH_A_THREAD else _attention
+    compute(np.ascontiguousarray(q), keys, values, pos, 1.0 / math.sqrt(head_dim), out)
     return out[:, :, :head_dim].reshape(n_tokens, n_heads * head_dim)

@@ -25,7 +25,7 @@ def _dot(x: Any, x_at: int, w: Any, w_at: int, k: int) -> Any:
         acc = fma(load(x, x_at + i), load(w, w_at + i), acc)
     total = simd.sum_lanes(acc)
     for i in range(whole, k):
-        total += x[x_at + i] * w[w_at + i]
+        total += x[x_at + i] * simd.load_one(w, w_at + i)
     return total
 
 
@@ -44,7 +44,7 @@ def _dot_four(x: Any, x_at: int, w: Any, w_at: int, k: int, out: Any, at: int) -
     for row in range(4):
         total = sums[row]
         for i in range(whole, k):
-            total += x[x_at + i] * w[w_at + row * k + i]
+            total += x[x_at + i] * simd.load_one(w, w_at + row * k + i)
         out[at + row] = total
 
 
@@ -69,20 +69,32 @@ def dense_product(x: Array, weight: Array) -> Array:
 
 
 @kernel
+def lora_inner(x: Any, x_at: int, a: Any, k: int, rank: int, inner: Any) -> None:
+    """inner (R,) = A* x; `a` (R, k), an array or an address."""
+    for r in range(0, rank - rank % 4, 4):
+        _dot_four(x, x_at, a, r * k, k, inner, r)
+    for r in range(rank - rank % 4, rank):
+        inner[r] = _dot(x, x_at, a, r * k, k)
+
+
+@kernel
+def lora_lanes(inner: Any, b: Any, d: int, rank: int, out: Any, at: int, row: int) -> None:
+    """out[at + row ... + 16] += those rows of B* inner; `b` (R, d), the transpose of lora_b."""
+    acc = splat(np.float32(0))
+    for r in range(rank):
+        acc = fma(splat(inner[r]), load(b, r * d + row), acc)
+    store(out, at + row, add(load(out, at + row), acc))
+
+
+@kernel
 def _add_lora_row(x: Any, a: Any, b: Any, out: Any, token: int, inner: Any) -> None:
-    """One token; x, out flat, a (R * k) flat, b (R * d) flat: the transpose of lora_b."""
+    """One token; x, out flat, a (R * k) flat, b (R * d) flat."""
     rank = inner.size
     k, d = a.size // rank, b.size // rank
-    for r in range(0, rank - rank % 4, 4):
-        _dot_four(x, token * k, a, r * k, k, inner, r)
-    for r in range(rank - rank % 4, rank):
-        inner[r] = _dot(x, token * k, a, r * k, k)
+    lora_inner(x, token * k, a, k, rank, inner)
     whole = d - d % 16
-    for i in range(0, whole, 16):
-        acc = splat(np.float32(0))
-        for r in range(rank):
-            acc = fma(splat(inner[r]), load(b, r * d + i), acc)
-        store(out, token * d + i, add(load(out, token * d + i), acc))
+    for row in range(0, whole, 16):
+        lora_lanes(inner, b, d, rank, out, token * d, row)
     for i in range(whole, d):
         total = np.float32(0)
         for r in range(rank):

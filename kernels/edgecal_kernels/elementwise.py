@@ -31,7 +31,7 @@ def exp_lanes(x: Any) -> Any:
 
 
 @kernel
-def _swiglu_lanes(gate: Any, up: Any, i: int) -> None:
+def swiglu_lanes(gate: Any, up: Any, i: int) -> None:
     g = load(gate, i)
     # exp_lanes holds at -87 below, so the argument is held above too: silu is 0 there in float32
     negative = simd.sub(splat(np.float32(0)), simd.maximum(g, splat(np.float32(-87.0))))
@@ -44,11 +44,11 @@ def _swiglu(gate: Any, up: Any) -> None:
     n = gate.size
     whole = n - n % 16
     for i in range(0, whole, 16):
-        _swiglu_lanes(gate, up, i)
+        swiglu_lanes(gate, up, i)
     if whole < n:
         tail = np.zeros((2, 16), np.float32)
         tail[0, : n - whole], tail[1, : n - whole] = gate[whole:], up[whole:]
-        _swiglu_lanes(tail[0], tail[1], 0)
+        swiglu_lanes(tail[0], tail[1], 0)
         gate[whole:] = tail[0, : n - whole]
 
 
@@ -59,7 +59,7 @@ def swiglu(gate: Array, up: Array) -> Array:
 
 
 @kernel
-def _norm(x: Any, weight: Any, bias: Any, eps: float, centered: bool, out: Any) -> None:
+def normalize(x: Any, weight: Any, bias: Any, eps: float, centered: bool, out: Any) -> None:
     n, d = x.shape
     whole = d - d % 16
     for row in range(n):
@@ -92,12 +92,12 @@ def _norm(x: Any, weight: Any, bias: Any, eps: float, centered: bool, out: Any) 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     """As `reference.rms_norm`, for x (T, D)."""
     out = np.empty_like(x)
-    _norm(x, weight, weight, eps, False, out)
+    normalize(x, weight, weight, eps, False, out)
     return out
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     """As `reference.layer_norm`, for x (T, D)."""
     out = np.empty_like(x)
-    _norm(x, weight, bias, eps, True, out)
+    normalize(x, weight, bias, eps, True, out)
     return out

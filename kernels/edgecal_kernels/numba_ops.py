@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from . import isa, reference
 from .attention import attention
+from .decoder import Decoder, DecoderWeights
 from .dense import add_lora, dense_product
 from .elementwise import layer_norm, rms_norm, swiglu
 from .packed_matmul import packed_product, quantize_rows
@@ -28,6 +29,7 @@ __all__ = [
     "Activations",
     "add_lora",
     "attention",
+    "build_decoder",
     "embed",
     "isa",
     "layer_norm",
@@ -53,3 +55,8 @@ def matmul(activations: reference.Activations, weight: QuantizedTensor | Array) 
     if isinstance(weight, np.ndarray):
         return dense_product(activations.x, weight)
     return packed_product(activations, weight)
+
+
+def build_decoder(weights: DecoderWeights) -> Decoder | None:
+    """One token through all layers in one call, where the weights allow it; else None."""
+    return Decoder.build(weights)

@@ -16,7 +16,20 @@ from numpy.typing import NDArray
 from . import isa, reference, simd
 from .jit import kernel, parallel
 from .quant import STEP, TILE_ROWS, Array, QuantizedTensor
-from .simd import add, dot4_int8, dot4_nibbles, fma, high_nibbles, load, low_nibbles, mul, splat, splat_int, store
+from .simd import (
+    add,
+    dot4_int8,
+    dot4_nibbles,
+    fma,
+    high_nibbles,
+    load,
+    load_half,
+    low_nibbles,
+    mul,
+    splat,
+    splat_int,
+    store,
+)
 
 INT8_OFFSET: int = isa.active().INT8_OFFSET
 _NO_MINIMUM = np.zeros((0, 0, 0), np.uint16)
@@ -24,7 +37,7 @@ _WORTH_A_THREAD = 1 << 18  # bytes of weights from which one token is worth waki
 
 
 @kernel
-def _quantize_row(x: Any, start: int, k: int, codes: Any, scale: Any, total: Any, row: int) -> None:
+def quantize_row(x: Any, start: int, k: int, codes: Any, scale: Any, total: Any, row: int) -> None:
     """One row of `reference.quantize_rows`; `x` is flat, k a multiple of 32."""
     for step in range(k // 32):
         at = start + step * 32
@@ -43,7 +56,7 @@ def _quantize_row(x: Any, start: int, k: int, codes: Any, scale: Any, total: Any
 @kernel
 def _quantize_rows(x: Any, codes: Any, scale: Any, total: Any) -> None:
     for row in range(x.shape[0]):
-        _quantize_row(x, row * x.shape[1], x.shape[1], codes, scale, total, row)
+        quantize_row(x, row * x.shape[1], x.shape[1], codes, scale, total, row)
 
 
 def quantize_rows(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
@@ -59,15 +72,24 @@ def quantize_rows(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]
 
 
 @kernel
-def _matvec_tiles_int4(
-    codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any, tiles: Any
+def matvec_int4(
+    codes: Any,
+    scale: Any,
+    minimum: Any,
+    affine: bool,
+    sizes: Any,
+    x: Any,
+    x_scale: Any,
+    x_total: Any,
+    out: Any,
+    tiles: Any,
 ) -> None:
     """One token against a range of tiles: accumulators stay in registers, weights stream once.
 
+    `codes`, `scale`, `minimum` are arrays or addresses; sizes = (steps of a row, groups of a row, steps per group).
     `x` may have fewer steps than `codes`, whose columns are padded to whole groups.
     """
-    n_steps, n_groups = codes.shape[1], scale.shape[1]
-    affine = minimum.shape[0] > 0
+    n_steps, n_groups, per_group = sizes
     for tile in range(tiles[0], tiles[1]):
         acc = splat(np.float32(0))
         for step in range(x_scale.shape[1]):
@@ -80,9 +102,9 @@ def _matvec_tiles_int4(
                 dots = dot4_nibbles(dots, high_nibbles(line), x, step * 32 + 16 + quad * 4)
             group = (tile * n_groups + step // per_group) * 16
             xs = x_scale[0, step]
-            acc = fma(simd.to_float(dots), mul(load(scale, group), splat(xs)), acc)
+            acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(xs)), acc)
             if affine:
-                acc = fma(load(minimum, group), splat(xs * np.float32(total)), acc)
+                acc = fma(load_half(minimum, group), splat(xs * np.float32(total)), acc)
         store(out, tile * 16, acc)
 
 
@@ -90,15 +112,17 @@ def _matvec_tiles_int4(
 def _matvec_int4_alone(
     codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any
 ) -> None:
-    _matvec_tiles_int4(codes, scale, minimum, per_group, x, x_scale, x_total, out, (0, codes.shape[0]))
+    sizes = (codes.shape[1], scale.shape[1], per_group)
+    matvec_int4(codes, scale, minimum, minimum.size > 0, sizes, x, x_scale, x_total, out, (0, codes.shape[0]))
 
 
 @parallel
 def _matvec_int4(
     codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any
 ) -> None:
+    sizes = (codes.shape[1], scale.shape[1], per_group)
     for tile in prange(codes.shape[0]):
-        _matvec_tiles_int4(codes, scale, minimum, per_group, x, x_scale, x_total, out, (tile, tile + 1))
+        matvec_int4(codes, scale, minimum, minimum.size > 0, sizes, x, x_scale, x_total, out, (tile, tile + 1))
 
 
 @parallel
@@ -156,10 +180,11 @@ def _matmul_int4(
 
 
 @kernel
-def _matvec_tiles_int8(
-    codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any, tiles: Any
+def matvec_int8(
+    codes: Any, scale: Any, sizes: Any, x: Any, x_scale: Any, x_total: Any, out: Any, tiles: Any
 ) -> None:
-    n_steps, n_groups = codes.shape[1], scale.shape[1]
+    """As `matvec_int4`."""
+    n_steps, n_groups, per_group = sizes
     for tile in range(tiles[0], tiles[1]):
         acc = splat(np.float32(0))
         for step in range(x_scale.shape[1]):
@@ -169,7 +194,7 @@ def _matvec_tiles_int8(
                 line = simd.as_operand(simd.load_bytes(codes, at + quad * 64))
                 dots = dot4_int8(dots, line, x, step * 32 + quad * 4)
             group = (tile * n_groups + step // per_group) * 16
-            acc = fma(simd.to_float(dots), mul(load(scale, group), splat(x_scale[0, step])), acc)
+            acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(x_scale[0, step])), acc)
         store(out, tile * 16, acc)
 
 
@@ -177,13 +202,15 @@ def _matvec_tiles_int8(
 def _matvec_int8_alone(
     codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any
 ) -> None:
-    _matvec_tiles_int8(codes, scale, per_group, x, x_scale, x_total, out, (0, codes.shape[0]))
+    sizes = (codes.shape[1], scale.shape[1], per_group)
+    matvec_int8(codes, scale, sizes, x, x_scale, x_total, out, (0, codes.shape[0]))
 
 
 @parallel
 def _matvec_int8(codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any) -> None:
+    sizes = (codes.shape[1], scale.shape[1], per_group)
     for tile in prange(codes.shape[0]):
-        _matvec_tiles_int8(codes, scale, per_group, x, x_scale, x_total, out, (tile, tile + 1))
+        matvec_int8(codes, scale, sizes, x, x_scale, x_total, out, (tile, tile + 1))
 
 
 @parallel

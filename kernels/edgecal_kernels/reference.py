@@ -14,6 +14,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from .decoder_weights import DecoderWeights
 from .quant import STEP, TILE_ROWS, Array, QuantizedTensor, _dequantize_tiles, dequantize_rows
 
 NAME = "numpy"
@@ -129,3 +130,8 @@ def attention(q: Array, keys: NDArray, values: NDArray, pos: int) -> Array:
     scores /= scores.sum(axis=-1, keepdims=True)
     mixed = np.ascontiguousarray((scores @ v[:, None]).transpose(2, 0, 1, 3))  # (T, K, H/K, head_dim)
     return cast(Array, mixed.reshape(n_new, n_heads * head_dim))
+
+
+def build_decoder(weights: DecoderWeights) -> None:
+    """NumPy gains nothing from one call per token: the model runs its operations one by one."""
+    return None

@@ -5,7 +5,9 @@ emitted as plain LLVM IR, which any target lowers: one register on AVX-512, two 
 exception is `dot4`, whose best instruction LLVM does not find by itself; `isa/` holds one short file per
 instruction set with that operation.
 
-Indices count elements of the (C-contiguous) array they index, flattened. Nothing is bounds-checked.
+Indices count elements of the (C-contiguous) array they index, flattened. The address of an array, as an integer,
+serves in the place of it: of float32 for `load` and `store`, of float16 for `load_half`, of bytes otherwise. Nothing
+is bounds-checked.
 """
 
 from __future__ import annotations
@@ -43,9 +45,12 @@ I32x16 = Vector("I32x16", i32, LANES)
 I8x64 = Vector("I8x64", i8, 64)
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, to: ir.Type) -> Any:
-    """Address of element `index`, as a pointer to `to`."""
-    data = context.make_array(array_type)(context, builder, array).data
+def _pointer(context: Any, builder: Any, place_type: Any, place: Any, index: Any, element: ir.Type, to: ir.Type) -> Any:
+    """Address of element `index`, as a pointer to `to`. `place` is an array, or the address of one as an integer."""
+    if isinstance(place_type, types.Integer):
+        data = builder.inttoptr(place, element.as_pointer())
+    else:
+        data = context.make_array(place_type)(context, builder, place).data
     return builder.bitcast(builder.gep(data, [index]), to.as_pointer())
 
 
@@ -87,22 +92,45 @@ def _operation(result: Any, *arguments: Any) -> Callable:
 @_operation(I8x64, None, types.intp)
 def load_bytes(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """64 bytes of a uint8 array."""
-    return _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], I8x64.llvm))
+    return _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], i8, I8x64.llvm))
 
 
 @_operation(F32x16, None, types.intp)
 def load(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """16 float32, or 16 float16 (an array of uint16, for Numba has no float16 arrays) widened to float32."""
-    lane = f16 if sig.args[0].dtype == types.uint16 else f32
-    value = _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], ir.VectorType(lane, LANES)))
+    halves = isinstance(sig.args[0], types.Array) and sig.args[0].dtype == types.uint16
+    lane = f16 if halves else f32
+    value = _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], lane, ir.VectorType(lane, LANES)))
     return builder.fpext(value, F32x16.llvm) if lane is f16 else value
+
+
+@_operation(types.float32, None, types.intp)
+def load_one(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """One float32."""
+    return builder.load(_pointer(context, builder, sig.args[0], v[0], v[1], f32, f32))
+
+
+@_operation(F32x16, None, types.intp)
+def load_half(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """16 float16 widened to float32, from an array of uint16 or an address."""
+    pointer = _pointer(context, builder, sig.args[0], v[0], v[1], f16, ir.VectorType(f16, LANES))
+    return builder.fpext(_load(builder, pointer), F32x16.llvm)
 
 
 @_operation(types.void, None, types.intp, F32x16)
 def store(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """Write 16 float32."""
-    instruction = builder.store(v[2], _pointer(context, builder, sig.args[0], v[0], v[1], F32x16.llvm))
+    instruction = builder.store(v[2], _pointer(context, builder, sig.args[0], v[0], v[1], f32, F32x16.llvm))
     instruction.align = 1
+    return context.get_dummy_value()
+
+
+@_operation(types.void, None, types.intp, F32x16)
+def store_half(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """Round 16 float32 to float16, ties to even, into an array of uint16."""
+    halves = builder.fptrunc(v[2], ir.VectorType(f16, LANES))
+    store = builder.store(halves, _pointer(context, builder, sig.args[0], v[0], v[1], f16, halves.type))
+    store.align = 1
     return context.get_dummy_value()
 
 
@@ -110,7 +138,7 @@ def store(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 def store_int8(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """Write 16 whole-numbered float32 in [-128, 127] as int8."""
     narrow = builder.trunc(builder.fptosi(v[2], I32x16.llvm), ir.VectorType(i8, LANES))
-    instruction = builder.store(narrow, _pointer(context, builder, sig.args[0], v[0], v[1], narrow.type))
+    instruction = builder.store(narrow, _pointer(context, builder, sig.args[0], v[0], v[1], i8, narrow.type))
     instruction.align = 1
     return context.get_dummy_value()
 
@@ -141,7 +169,7 @@ def as_operand(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 def _emit_dot(signed: bool) -> Callable:
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         """acc[lane] += the four products of w's bytes in that lane and the four int8 at x[index]."""
-        four = _load(builder, _pointer(context, builder, sig.args[2], v[2], v[3], i32))
+        four = _load(builder, _pointer(context, builder, sig.args[2], v[2], v[3], i8, i32))
         return isa.active().dot4(builder, v[0], v[1], four, signed)
 
     return generate

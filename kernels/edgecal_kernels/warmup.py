@@ -9,10 +9,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from time import perf_counter
+from typing import Any
 
+import numba
 import numpy as np
 
 from . import cpu
+from .decoder_weights import DecoderWeights
 from .dispatch import backend, kernel_cache_directory
 from .errors import BackendError
 from .quant import FORMATS, quantize
@@ -57,6 +60,7 @@ def compile_all() -> float:
     ops.rms_norm(x, x[0], 1e-5)
     ops.layer_norm(x, x[0], x[0], 1e-5)
     ops.swiglu(x.copy(), x)
+    _decode(ops)
     _, name, features = cpu.compile_target()
     folder = kernel_cache_directory(cpu.detect_isa())
     try:
@@ -67,6 +71,20 @@ def compile_all() -> float:
             f"compiled kernels cannot be kept in {folder}: {error.strerror}; set EDGECAL_CACHE to a writable folder"
         ) from error
     return perf_counter() - start
+
+
+def _decode(ops: Any) -> None:
+    """One token through a decoder of one layer, on one thread and on all."""
+    square = quantize(np.ones((32, 32), np.float32), "int8")
+    weights = DecoderWeights([[(square, None)] * 7], square, np.ones((3, 32), np.float32), None, 1e-5, 2, 2, 16)
+    cache = np.zeros((1, 2, 16, 16), np.float16)
+    half = np.ones(8, np.float32)
+    decoder = ops.build_decoder(weights)
+    most = numba.get_num_threads()
+    for n_threads in {1, most}:
+        numba.set_num_threads(n_threads)
+        decoder(np.ones(32, np.float32), cache, cache, 0, half, half)
+    numba.set_num_threads(most)
 
 
 def warm_up() -> float:
