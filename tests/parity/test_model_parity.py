@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PretrainedConfig,
@@ -252,14 +253,21 @@ TEXT = (
 )
 
 
-def test_real_model(smollm2_hf, ops):
+@pytest.fixture(scope="module")
+def real_answers(smollm2_hf):
+    """What transformers says of TEXT: its ids, the logits of each, and 100 greedy tokens after the first 64."""
+    reference = AutoModelForCausalLM.from_pretrained(smollm2_hf, dtype=torch.float32).eval()
+    ids = np.array(AutoTokenizer.from_pretrained(smollm2_hf)(TEXT)["input_ids"])
+    return ids, torch_logits(reference, ids), torch_greedy(reference, ids[:64].tolist(), 100)
+
+
+def test_real_model(smollm2_hf, real_answers, ops):
     from edgecal import Engine
 
+    ids, logits, continuation = real_answers
+    assert len(ids) >= 64 and len(continuation) == 100
     engine = Engine.load(smollm2_hf, weights="fp32", backend=ops.NAME, cache_dtype="fp32")
-    reference = AutoModelForCausalLM.from_pretrained(smollm2_hf, dtype=torch.float32).eval()
-    ids = np.array(engine.encode(TEXT, raw=True))
-    assert len(ids) >= 64
+    assert engine.encode(TEXT, raw=True) == ids.tolist()
     found = engine.model.forward(ids, KVCache(engine.model.config, "fp32"), all_logits=True)
-    assert np.abs(found - torch_logits(reference, ids)).max() <= LOGITS
-    prompt = ids[:64].tolist()
-    assert greedy(engine.model, prompt, 100) == torch_greedy(reference, prompt, 100)
+    assert np.abs(found - logits).max() <= LOGITS
+    assert greedy(engine.model, ids[:64].tolist(), 100) == continuation

@@ -37,7 +37,7 @@ METHODS = {
     *("zero_shot", "summarize", "professional", "linear", "concat"),
     *("learnable_calibration", "learnable_calibration_pp", "projection_merge"),
 }
-ON_NUMPY = ("linear", "learnable_calibration_pp")  # it runs the same compiled pairs: two methods say what there is to say
+ON_NUMPY = ("linear", "learnable_calibration_pp")  # the same compiled pairs: two methods say all that there is to say
 
 
 @dataclass(frozen=True)
