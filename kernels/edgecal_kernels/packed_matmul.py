@@ -157,6 +157,7 @@ def _matmul_int4(
                 )
                 group = (tile * n_groups + step // per_group) * 16
                 row_scale = load(scale, group)
+                row_minimum = load(minimum, group) if affine else row_scale
                 for t in range(block):
                     token = first + t
                     i = token * k + step * 32
@@ -173,7 +174,7 @@ def _matmul_int4(
                     xs = x_scale[token, step]
                     acc = fma(simd.to_float(dots), mul(row_scale, splat(xs)), load(sums, t * 16))
                     if affine:
-                        acc = fma(load(minimum, group), splat(xs * np.float32(total)), acc)
+                        acc = fma(row_minimum, splat(xs * np.float32(total)), acc)
                     store(sums, t * 16, acc)
             for t in range(block):
                 store(out, (first + t) * d + tile * 16, load(sums, t * 16))
