@@ -27,6 +27,7 @@ from .config import ModelConfig
 from .errors import PromptError, RecipeError
 from .generate import PREFILL_CHUNK, FinishReason, TokenRecord, check_prompt, generate
 from .loading import load_model
+from .memory import release_free
 from .model import Model
 from .sampler import Sampler, SamplingOptions
 from .stopping import StopStrings
@@ -181,6 +182,7 @@ class Engine:
         engine = cls(model, tokenizer, base, cache_dtype=cache_dtype)
         for name, path in (adapters or {}).items():
             engine.add_adapter(path, name)
+        release_free()
         return engine
 
     # ------------------------------------------------------------------------------------ adapters and recipes
@@ -212,6 +214,11 @@ class Engine:
                 compiled = [compile_recipe(recipe, self.adapters, calibration, shapes, self.base)]
             self._compiled[recipe.key] = compiled
         return self._compiled[recipe.key]
+
+    def forget_compiled(self) -> None:
+        """Drop what recipes compiled to, and the memory of it; they compile again when next used."""
+        self._compiled.clear()
+        release_free()
 
     def _calibration(self, path: str | Path | None) -> Calibration | None:
         if path is None:

@@ -12,6 +12,7 @@
     ├── AdapterError                 a LoRA adapter is broken, unsupported or does not fit (edgecal_weights)
     │   └── CalibrationError         a calibration for other adapters or another base
     ├── RecipeError                  an unknown method, or one that lacks what it needs
+    ├── VerificationError            a reference made for other adapters, another base or recipe
     ├── OptionError                  a setting outside its range
     └── PromptError                  nothing to answer, or a chat template that refuses
         └── ContextLengthError       the prompt and the answer do not fit the context
@@ -46,12 +47,17 @@ __all__ = [
     "RecipeError",
     "StorageError",
     "UnsupportedModelError",
+    "VerificationError",
     "WeightsError",
 ]
 
 
 class RecipeError(EdgecalError):
     """An unknown composition method, or a recipe that lacks what its method needs."""
+
+
+class VerificationError(EdgecalError):
+    """A reference file cannot be compared with: it was made with other adapters, on another base, by another recipe."""
 
 
 class OptionError(EdgecalError, ValueError):

@@ -6,7 +6,7 @@ compares all three, because nothing else would show the mistake: the shapes fit 
 
 The papers' parameter counts follow from the shapes alone and are computed here; they decide what is shared.
 Eq. 6 has one p in R^d per component (23,552 numbers for Llama-3.2-1B, "24K"), Eq. 7 one P1, P2 per component
-(176,128), the projection one P1, P2 per distinct shape (102,400).
+(176,128), the projection one P1, P2 per distinct shape (102,400). The scales of `dam` belong to a module each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BASE_FACTS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 
 @dataclass(frozen=True, eq=False)
 class ModuleCalibration:
-    """The tensors of one module by short name (p, P1, P2), and the two choices that no tensor shows.
+    """The tensors of one module by short name (p, P1, P2, m1 ...), and the two choices that no tensor shows.
 
     `scaling` multiplies the calibration term; `bias_mode` is "columns" (p added to every column of dW) or
     "output" (p added to h), for learnable_calibration only.
@@ -81,10 +81,17 @@ class Calibration:
         `base` has model_type, hidden_size, num_hidden_layers and vocab_size, as in the model's config.json.
         """
         self._check_base(self.content.base_model, base)
-        wanted, found = self.content.adapters, [adapter.sha256 for adapter in adapters]
-        expected = [reference.sha256 for reference in wanted]
-        if found == expected:
+        self.check_adapters(adapters)
+
+    def check_adapters(self, adapters: Sequence[LoraAdapter]) -> None:
+        """CalibrationError unless it was trained for these adapters, in this order."""
+        found = [adapter.sha256 for adapter in adapters]
+        lists = (self.content.adapters, *self.content.shared_with)
+        if any(found == [reference.sha256 for reference in references] for references in lists):
             return
+        # Of several lists, complain about the one that is nearest to what was given
+        wanted = max(lists, key=lambda references: len({r.sha256 for r in references} & set(found)))
+        expected = [reference.sha256 for reference in wanted]
         order = ", ".join(reference.name for reference in wanted)
         if sorted(found) == sorted(expected):
             given = ", ".join(adapter.name for adapter in adapters)
@@ -116,7 +123,7 @@ class Calibration:
 
     def check_modules(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         """CalibrationError when it has tensors that none of these modules ({path: (d, k)}) would use."""
-        used = {self._group(module, d, k) for module, (d, k) in shapes.items()}
+        used = {self.group_of(module, d, k) for module, (d, k) in shapes.items()}
         unused = [group for group in self.content.groups if group not in used]
         if unused:
             raise CalibrationError(
@@ -126,7 +133,7 @@ class Calibration:
 
     def for_module(self, module: str, d: int, k: int) -> ModuleCalibration:
         """The tensors of a (d, k) module; CalibrationError when they are missing or of other shapes."""
-        group = self._group(module, d, k)
+        group = self.group_of(module, d, k)
         tensors = self._groups.get(group)
         if tensors is None:
             raise CalibrationError(f"{self._origin} has no tensors '{group}.*' for {module}, which the adapters change")
@@ -134,14 +141,22 @@ class Calibration:
         if self.method == "projection_merge":
             wanted["P1"] = (self.content.rank, d)
         for name, tensor in tensors.items():
-            if tensor.shape != wanted[name]:
+            shape = wanted.get(name, (k,))  # m1, m2 ...
+            if tensor.shape != shape:
                 raise CalibrationError(
-                    f"{self._origin}: tensor '{group}.{name}' has shape {tensor.shape}, {module} needs {wanted[name]}"
+                    f"{self._origin}: tensor '{group}.{name}' has shape {tensor.shape}, {module} needs {shape}"
                 )
         return ModuleCalibration(tensors, self.content.calibration_scaling, self.content.bias_mode)
 
-    def _group(self, module: str, d: int, k: int) -> str:
-        return f"{k}x{d}" if self.method == "projection_merge" else component(module)
+    def covers(self, module: str, d: int, k: int) -> bool:
+        """Whether it has tensors for this module."""
+        return self.group_of(module, d, k) in self.content.groups
+
+    def group_of(self, module: str, d: int, k: int) -> str:
+        """The name of the tensors that a (d, k) module uses, whether the file has them or not."""
+        if self.method == "projection_merge":
+            return f"{k}x{d}"
+        return module if module in self.content.groups else component(module)
 
     @property
     def _origin(self) -> str:
@@ -164,7 +179,8 @@ def lora_parameters(shapes: Mapping[str, tuple[int, int]], rank: int) -> int:
 def calibration_parameters(method: str, shapes: Mapping[str, tuple[int, int]], rank: int = 4) -> int:
     """Extra parameters of a calibration for the modules of `shapes`; `rank` is s (4 in both papers).
 
-    CalibrationError for another method, or when one component differs between layers and cannot be shared.
+    The calibrations without LoRAs have as many. CalibrationError for another method (the scales of `dam` depend on the
+    number of adapters), or when one component differs between layers and cannot be shared.
     """
     if method == "projection_merge":
         return sum(rank * 2 * d for d, _k in set(shapes.values()))
@@ -174,8 +190,9 @@ def calibration_parameters(method: str, shapes: Mapping[str, tuple[int, int]], r
             raise CalibrationError(
                 f"{module} is {shape}, other layers have {shared[component(module)]}: they cannot share a calibration"
             )
-    if method == "learnable_calibration":
+    kind = method.removesuffix("_only")
+    if kind == "learnable_calibration":
         return sum(d for d, _k in shared.values())
-    if method == "learnable_calibration_pp":
+    if kind == "learnable_calibration_pp":
         return sum(rank * (d + k) for d, k in shared.values())
     raise CalibrationError(f"{method!r} has no calibration parameters")

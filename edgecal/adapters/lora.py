@@ -154,6 +154,14 @@ class LoraAdapter:
             targets=file.targets,
         )
 
+    def pair(self, module: str, empty: Callable[[str, tuple[int, ...]], Array] | None = None) -> LoraPair:
+        """`pairs[module]`; factors that have to be read go into `empty("a", shape)` and `empty("b", shape)`, so that a
+        caller who needs them for a moment can give the same memory again and again."""
+        if empty is None or not isinstance(self.pairs, _FilePairs):
+            return self.pairs[module]
+        d, k, rank = self.shapes[module]
+        return self.pairs.read(module, empty("a", (rank, k)), empty("b", (d, rank)))
+
     @property
     def ranks(self) -> tuple[int, ...]:
         """The different ranks of its modules, ascending."""
@@ -202,8 +210,10 @@ class _FilePairs(Mapping[str, LoraPair]):
         self._file = file
 
     def __getitem__(self, module: str) -> LoraPair:
-        a, b = self._file.read(module)
-        return LoraPair(a, b, self._file.modules[module].scaling)
+        return self.read(module)
+
+    def read(self, module: str, a: Array | None = None, b: Array | None = None) -> LoraPair:
+        return LoraPair(*self._file.read(module, a, b), self._file.modules[module].scaling)
 
     def __contains__(self, module: object) -> bool:
         return module in self._file.modules

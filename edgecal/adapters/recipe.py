@@ -1,9 +1,9 @@
 """A recipe says what to compose; compiling it gives what the engine runs.
 
-A `Recipe` is data: method, names of adapters, weights, path of a calibration, or the steps of a pipeline. It
-can be written down as JSON, compared, hashed (`key`), and made from command line options. Names are looked up
-when it is compiled, against the adapters that are loaded; `compile_recipe` is the only place where adapters,
-calibration and the model's shapes meet, so all checks of one against the other are here.
+A `Recipe` is data: method, names of adapters, weights, options, path of a calibration, or the steps of a pipeline. It
+can be written down as JSON or YAML (`recipe_spelling` has the spellings), compared, hashed (`key`), and made from
+command line options. Names are looked up when it is compiled, against the adapters that are loaded; `compile_recipe` is
+the only place where adapters, calibration and the model's shapes meet, so all checks of one against the other are here.
 
     {"method": "learnable_calibration_pp", "adapters": ["summarize", "professional"],
      "calibration": "learnable_calibration_pp.safetensors"}
@@ -15,21 +15,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgecal_weights.peft_config import unique_keys
-
 from ..errors import AdapterError, CalibrationError, RecipeError
 from .calibration import Calibration
 from .lora import CompiledAdapter, CompiledPair, LoraAdapter
-from .merge import Method, find_method
-
-_KEYS = ("method", "adapters", "weights", "calibration", "steps")
-_LARGEST_FILE = 1 << 20
+from .merge import Context, Method, find_method
+from .merge.workspace import Arena, scratch
+from .recipe_file import read_recipe
+from .recipe_spelling import arguments
 
 
 class Step(NamedTuple):
@@ -43,8 +43,10 @@ class Step(NamedTuple):
 class Recipe:
     """What to compose. Raises RecipeError when the method is unknown or does not take what is given.
 
-    `weights` None means 1/N for each adapter. `calibration` is a path (relative ones in a recipe file are
-    relative to that file). `steps` belong to multi_step, which names its adapters there and nowhere else.
+    `weights` None means 1/N for each adapter, or what follows from the options. `calibration` is a path. `steps` belong
+    to multi_step, which names its adapters there and nowhere else. `options` may be given as a mapping. `paths` says
+    where adapters are, for those who load them ({name: path}, kept as pairs); `base_model` names the model that the
+    recipe is for. In a recipe file, relative paths are relative to that file.
     """
 
     method: str
@@ -52,6 +54,9 @@ class Recipe:
     weights: tuple[float, ...] | None = None
     calibration: str | None = None
     steps: tuple[Step, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+    paths: tuple[tuple[str, str], ...] = ()
+    base_model: str | None = None
 
     def __post_init__(self) -> None:
         for key, kind in (("adapters", str), ("weights", float), ("steps", Step)):
@@ -62,8 +67,12 @@ class Recipe:
             object.__setattr__(self, "calibration", str(self.calibration))
         if not isinstance(self.method, str):
             raise RecipeError(f"recipe key 'method' is {self.method!r}, expected a name")
+        options = self.entry.check_options(_as_dict("options", self.options), len(self.adapters))
+        object.__setattr__(self, "options", tuple(sorted(options.items())))
+        object.__setattr__(self, "paths", tuple(sorted(_as_dict("paths", self.paths).items())))
         self._check_adapters(self.entry)
-        self._check_options(self.entry)
+        self._check_weights(self.entry)
+        self._check_calibration(self.entry)
 
     @property
     def entry(self) -> Method:
@@ -82,62 +91,68 @@ class Recipe:
                 if not self.steps
                 else f"'steps' belong to multi_step, not to {self.method}"
             )
+        for name, _path in self.paths:
+            if name not in self.adapter_names:
+                raise RecipeError(f"the recipe says where {name!r} is and does not use it")
 
-    def _check_options(self, entry: Method) -> None:
-        if self.weights is not None:
-            if not entry.takes_weights:
-                raise RecipeError(f"{self.method} takes no weights")
-            if len(self.weights) != len(self.adapters):
-                raise RecipeError(
-                    f"{self.method}: {len(self.weights)} weights for {len(self.adapters)} adapters; one each is needed"
-                )
+    def _check_weights(self, entry: Method) -> None:
+        if self.weights is None:
+            if entry.needs_weights:
+                raise RecipeError(f"{self.method} needs weights, one per adapter; `edgecal search` finds them")
+            if entry.weigh is not None:
+                entry.weigh(dict(self.options), len(self.adapters))
+            return
+        if not entry.takes_weights:
+            raise RecipeError(f"{self.method} takes no weights")
+        if len(self.weights) != len(self.adapters):
+            raise RecipeError(
+                f"{self.method}: {len(self.weights)} weights for {len(self.adapters)} adapters; one each is needed"
+            )
+        for option in entry.options:
+            if option.instead_of_weights and option.name in dict(self.options):
+                raise RecipeError(f"{self.method}: the weights follow from {option.name!r}; give one of the two")
+        if entry.weights_are_shares and (min(self.weights) < 0 or sum(self.weights) == 0):
+            raise RecipeError(f"{self.method}: weights are shares here, none negative and not all 0")
+
+    def _check_calibration(self, entry: Method) -> None:
         if entry.needs_calibration and not self.calibration:
-            raise RecipeError(f"{self.method} needs a calibration file that was trained for {', '.join(self.adapters)}")
+            trained = f" that was trained for {', '.join(self.adapters)}" if self.adapters else ""
+            raise RecipeError(f"{self.method} needs a calibration file{trained}")
         if self.calibration is not None and not entry.needs_calibration:
             raise RecipeError(f"{self.method} takes no calibration; given: {self.calibration}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """From what `to_dict` gives; RecipeError names the key."""
-        for key in values:
-            if key not in _KEYS:
-                raise RecipeError(f"unknown recipe key {key!r}; a recipe has {', '.join(_KEYS)}")
-        if "method" not in values:
-            raise RecipeError("recipe key 'method' is missing")
-        return cls(**values)
+        """From what `to_dict` gives, or from mergekit's spelling; RecipeError names the key."""
+        return cls(**arguments(values))
 
     @classmethod
     def from_file(cls, path: str | Path) -> Recipe:
-        """From a JSON file; RecipeError names the file and the key."""
+        """From a YAML or JSON file; RecipeError names the file and the key."""
         path = Path(path).expanduser()
+        values = read_recipe(path)
         try:
-            if path.is_file() and path.stat().st_size > _LARGEST_FILE:
-                raise RecipeError(f"{path} is too large for a recipe")
-            values = json.loads(path.read_text("utf-8"), object_pairs_hook=unique_keys)
-        except OSError as error:
-            raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise RecipeError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise RecipeError(f"{path} holds a JSON {type(values).__name__}, expected an object")
-        try:
-            if isinstance(values.get("calibration"), str):
-                values["calibration"] = str(path.parent / Path(values["calibration"]).expanduser())
-            return cls.from_dict(values)
+            return cls(**arguments(values, path.parent))
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; keys that say nothing are left out."""
         values: dict[str, Any] = {"method": self.method}
-        if self.adapters:
-            values["adapters"] = list(self.adapters)
+        paths = dict(self.paths)
+        names = self.adapters or (self.adapter_names if paths else ())
+        if names:
+            values["adapters"] = [{"name": name, "path": paths[name]} if name in paths else name for name in names]
         if self.weights is not None:
             values["weights"] = list(self.weights)
         if self.calibration is not None:
             values["calibration"] = self.calibration
         if self.steps:
             values["steps"] = [step._asdict() for step in self.steps]
+        if self.options:
+            values["options"] = {name: list(v) if isinstance(v, tuple) else v for name, v in self.options}
+        if self.base_model is not None:
+            values["base_model"] = self.base_model
         return values
 
     @cached_property
@@ -157,21 +172,31 @@ class Recipe:
         named = (*self.adapters, *(step.adapter for step in self.steps if step.adapter is not None))
         return tuple(dict.fromkeys(named))
 
+    @property
+    def merge_weights(self) -> tuple[float, ...]:
+        """One per adapter: as given, as they follow from the options, or 1/N."""
+        if self.weights is not None:
+            return self.weights
+        if self.entry.weigh is not None:
+            return self.entry.weigh(dict(self.options), len(self.adapters))
+        return (1 / len(self.adapters),) * len(self.adapters) if self.adapters else ()
+
 
 def compile_recipe(
     recipe: Recipe,
     adapters: Mapping[str, LoraAdapter],
     calibration: Calibration | None,
     shapes: Mapping[str, tuple[int, int]],
-    base: Mapping[str, Any],
+    base: Mapping[str, Any] | None,
 ) -> CompiledAdapter | None:
     """One low-rank pair per module, or None for zero_shot.
 
     `adapters` are the loaded ones by name, `calibration` is the recipe's (loaded), `shapes` the (d, k) of the
-    model's linear modules by path, `base` its model_type, hidden_size, num_hidden_layers and vocab_size.
+    model's linear modules by path, `base` its model_type, hidden_size, num_hidden_layers and vocab_size; None when the
+    model is not at hand and only the adapters can be compared with the calibration.
     Raises RecipeError for a name that is not loaded (and for multi_step: see `compile_steps`), AdapterError
     and CalibrationError when the parts do not fit each other. Modules that no adapter changes stay as they
-    are.
+    are. Modules are merged in parallel; of several that cannot be, the first in the model's order is named.
     """
     entry = recipe.entry
     if recipe.steps:
@@ -181,24 +206,37 @@ def compile_recipe(
     chosen = [_find_adapter(name, adapters) for name in recipe.adapters]
     for adapter in chosen:
         adapter.check_against(shapes)
-    changed = {m: shapes[m] for m in shapes if any(m in adapter.shapes for adapter in chosen)}
-    weights = recipe.weights or (1 / len(chosen),) * len(chosen)
+    weights = recipe.merge_weights
     if entry.needs_calibration:
-        calibration = _check_calibration(recipe, calibration, chosen, changed, base)
+        calibration = _needed_calibration(recipe, calibration)
+        changed = _changed(shapes, chosen, calibration)
+        _check_calibration(calibration, chosen, changed, base)
         weights = calibration.weights
     else:
         calibration = None
-    pairs: dict[str, CompiledPair] = {}
-    for module, (d, k) in changed.items():
-        present = [(a.pairs[module], w) for a, w in zip(chosen, weights, strict=True) if module in a.shapes]
+        changed = _changed(shapes, chosen, None)
+    merge = entry.alone if len(chosen) == 1 and entry.alone is not None else entry.merge
+    options = dict(recipe.options)
+    largest_rank = max((rank for adapter in chosen for rank in adapter.ranks), default=None)
+    arena = Arena(sum(adapter.n_parameters for adapter in chosen))
+
+    def merge_module(module: str) -> CompiledPair:
+        d, k = changed[module]
+        positions = tuple(i for i, adapter in enumerate(chosen) if module in adapter.shapes)
         term = calibration.for_module(module, d, k) if calibration else None
+        context = Context(term, options, module, (d, k), recipe.adapters, positions, largest_rank, arena)
+        pairs = [
+            chosen[i].pair(module, lambda factor, shape, i=i: scratch(f"adapter {i} {factor}", shape))  # type: ignore[misc]
+            for i in positions
+        ]
         try:
-            pairs[module] = entry.merge([pair for pair, _ in present], [w for _, w in present], term)
+            return merge(pairs, [weights[i] for i in positions], context)
         except AdapterError as error:
             raise AdapterError(f"{recipe.method} of {', '.join(recipe.adapters)} at {module}: {error}") from error
+
     return CompiledAdapter(
         recipe.method,
-        pairs,
+        dict(zip(changed, _in_parallel(merge_module, list(changed)), strict=True)),
         recipe.key,
         extra_parameters=calibration.n_parameters if calibration else 0,
         extra_bytes=calibration.nbytes if calibration else 0,
@@ -209,7 +247,7 @@ def compile_steps(
     recipe: Recipe,
     adapters: Mapping[str, LoraAdapter],
     shapes: Mapping[str, tuple[int, int]],
-    base: Mapping[str, Any],
+    base: Mapping[str, Any] | None,
 ) -> list[CompiledAdapter | None]:
     """One compiled adapter per step of a multi_step recipe; a step without an adapter gives None.
 
@@ -223,28 +261,64 @@ def compile_steps(
     return [None if step.adapter is None else compiled[step.adapter] for step in recipe.steps]
 
 
+def _in_parallel(function: Callable[[str], CompiledPair], modules: list[str]) -> list[CompiledPair]:
+    """NumPy computes without the interpreter's lock, so threads are enough; results and errors in order."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(max(1, min(cores, 8, len(modules)))) as pool:
+        try:
+            return list(pool.map(function, modules))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 def _find_adapter(name: str, adapters: Mapping[str, LoraAdapter]) -> LoraAdapter:
     if name not in adapters:
         raise RecipeError(f"no adapter {name!r} is loaded; loaded: {', '.join(adapters) or 'none'}")
     return adapters[name]
 
 
-def _check_calibration(
-    recipe: Recipe,
-    calibration: Calibration | None,
-    adapters: Sequence[LoraAdapter],
-    changed: Mapping[str, tuple[int, int]],
-    base: Mapping[str, Any],
-) -> Calibration:
+def _changed(
+    shapes: Mapping[str, tuple[int, int]], adapters: Sequence[LoraAdapter], calibration: Calibration | None
+) -> dict[str, tuple[int, int]]:
+    """The modules that the adapters change, or the calibration where it stands alone."""
+    if not adapters and calibration is not None:
+        return {module: (d, k) for module, (d, k) in shapes.items() if calibration.covers(module, d, k)}
+    return {module: shapes[module] for module in shapes if any(module in adapter.shapes for adapter in adapters)}
+
+
+def _needed_calibration(recipe: Recipe, calibration: Calibration | None) -> Calibration:
     if calibration is None:
         raise RecipeError(f"the calibration {recipe.calibration} of this recipe was not loaded")
     if calibration.method != recipe.method:
         raise CalibrationError(
             f"{recipe.calibration} is a calibration for {calibration.method}, the recipe's method is {recipe.method}"
         )
-    calibration.check(adapters, base)
-    calibration.check_modules(changed)
     return calibration
+
+
+def _check_calibration(
+    calibration: Calibration,
+    adapters: Sequence[LoraAdapter],
+    changed: Mapping[str, tuple[int, int]],
+    base: Mapping[str, Any] | None,
+) -> None:
+    if base is None:
+        calibration.check_adapters(adapters)
+    else:
+        calibration.check(adapters, base)
+    calibration.check_modules(changed)
+
+
+def _as_dict(key: str, value: Any) -> dict[str, Any]:
+    """A mapping, or the pairs that one was kept as."""
+    if isinstance(value, tuple) and all(isinstance(item, tuple) and len(item) == 2 for item in value):
+        value = dict(value)
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise RecipeError(f"recipe key {key!r} is {value!r}, expected a mapping")
+    if key == "paths" and not all(isinstance(path, (str, Path)) for path in value.values()):
+        raise RecipeError(f"recipe key {key!r} is {value!r}, expected paths")
+    return {name: str(item) if key == "paths" else item for name, item in value.items()}
 
 
 def _as_tuple(key: str, value: Any, kind: type) -> tuple[Any, ...] | None:

@@ -20,6 +20,8 @@ COMMANDS = {
     "generate": "Answer one prompt, with any adapters and any method.",
     "chat": "Talk with a model; switch method and adapters on the way.",
     "quantize": "Convert a model to edgecal's packed form.",
+    "merge": "Write what a recipe compiles to as a PEFT adapter; --list shows all methods.",
+    "search": "Find weights for adapters on a few examples, without gradients.",
     "inspect": "Say what a file is: model, GGUF, adapter or calibration.",
     "verify": "Compare with PyTorch, tensor by tensor, against stated tolerances.",
     "doctor": "Say what adapters do to a model, and what in them has no effect.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..adapters.calibration import Calibration
 from ..adapters.merge import find_method
@@ -20,12 +21,13 @@ from ..errors import EdgecalError, RecipeError
 
 @dataclass(frozen=True)
 class Choice:
-    """The parts of a recipe; `adapters`, `weights` and `calibration` count only if the method takes them."""
+    """The parts of a recipe; all but the method count only if the method takes them."""
 
     method: str
     adapters: tuple[str, ...] = ()
     weights: tuple[float, ...] | None = None
     calibration: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
 
     def recipe(self) -> Recipe:
         method = find_method(self.method)
@@ -36,6 +38,7 @@ class Choice:
             () if method.max_adapters == 0 else self.adapters,
             self.weights if method.takes_weights else None,
             self.calibration if method.needs_calibration else None,
+            options=tuple(item for item in self.options if item[0] in {option.name for option in method.options}),
         )
 
 
@@ -49,7 +52,9 @@ class Composition:
 
     def __init__(self, conversation: Conversation, recipe: Recipe, loaded: tuple[str, ...]) -> None:
         self.conversation = conversation
-        self._choice = Choice(recipe.method, recipe.adapters or loaded, recipe.weights, recipe.calibration)
+        self._choice = Choice(
+            recipe.method, recipe.adapters or loaded, recipe.weights, recipe.calibration, recipe.options
+        )
 
     @property
     def method(self) -> str:

@@ -65,6 +65,7 @@ def command(model: str, system: str | None, as_json: bool, **options: Any) -> No
         options["adapter_weights"],
         options["steps"],
         options["recipe_file"],
+        options["method_options"],
     )
     refuse_pipeline(recipe)
     settings = make_settings(options)

@@ -141,6 +141,7 @@ def _compare(engine: Engine, recipes: dict[str, Recipe], max_tokens: int, as_jso
     rows = []
     console = Console(stderr=True, quiet=as_json)
     for name, recipe in track(recipes.items(), "methods", console=console, transient=True):
+        engine.forget_compiled()  # the peak of one method without the pairs of the others
         engine.compile(recipe)
         reset_peak()
         answer = engine.generate(demo.prompt(recipe, text), recipe=recipe, settings=settings)
@@ -168,14 +169,15 @@ def _row(engine: Engine, name: str, recipe: Recipe, answer: Completion, peak: in
 
 
 def _print_table(rows: list[Row], text: str) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    table = Table(title="Summarize in a professional tone", title_justify="left")
-    headers = ("method", "passes", "rank", "extra\nparams", "extra\nKiB", "first\ntoken", "tokens\nper s", "peak\nMiB")
-    for header in headers:
-        table.add_column(header, justify="left" if header == "method" else "right")
+    table = Table(box=SIMPLE_HEAD, title="Summarize in a professional tone", title_justify="left", pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for header in ("passes", "rank", "extra\nparams", "extra\nKiB", "first\ntoken", "tokens\nper s", "peak\nMiB"):
+        table.add_column(header, justify="right")
     for row in rows:
         table.add_row(
             row.name,

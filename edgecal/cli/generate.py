@@ -59,6 +59,7 @@ def command(model: str, prompt: str | None, as_json: bool, quiet: bool, tokens: 
         options["adapter_weights"],
         options["steps"],
         options["recipe_file"],
+        options["method_options"],
     )
     settings = make_settings(options, raw=options["raw"])
     if recipe.steps and not isinstance(question, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,13 +58,16 @@ recipe_options = _all(
         metavar="[NAME=]PATH",
         help="A PEFT directory or demo:NAME; repeat for several, in the order of the calibration.",
     ),
-    click.option("--method", help="How to combine: zero_shot, single, linear, concat, learnable_calibration, ..."),
+    click.option("--method", help="How to combine; `edgecal merge --list` has all methods."),
+    click.option(
+        "--option", "method_options", multiple=True, metavar="NAME=VALUE", help="Of the method: density=0.5; repeat."
+    ),
     click.option("--calibration", metavar="FILE", help="The method's calibration file, or demo:NAME."),
     click.option("--adapter-weights", metavar="W,W,...", help="One number per adapter (default 1/N each)."),
     click.option(
         "--step", "steps", multiple=True, metavar="NAME:INSTRUCTION", help="One pass of multi_step; repeat in order."
     ),
-    click.option("--recipe", "recipe_file", type=click.Path(), help="A recipe as JSON, instead of the options above."),
+    click.option("--recipe", "recipe_file", type=click.Path(), help="A recipe file (YAML or JSON) instead of these."),
 )
 
 sampling_options = _all(
@@ -93,6 +97,25 @@ def split_adapter(text: str) -> tuple[str, str]:
     return name or default, find(path)
 
 
+def adapter_paths(adapters: tuple[str, ...], recipe_file: str | None = None) -> dict[str, str]:
+    """{name: path} of the --adapter options and of the recipe file, if that says where its adapters are."""
+    from ..adapters.recipe import Recipe
+    from ..demo import find
+
+    named: dict[str, str] = {}
+    for text in adapters:
+        name, path = split_adapter(text)
+        if name in named:
+            raise RecipeError(f"two adapters are called {name!r}; name them apart with --adapter NAME=PATH")
+        named[name] = path
+    if recipe_file is not None:
+        for name, path in Recipe.from_file(recipe_file).paths:
+            if name in named:
+                raise RecipeError(f"{recipe_file} says where {name!r} is, and so does --adapter; give one of the two")
+            named[name] = find(path)
+    return named
+
+
 def load_engine(
     model: str, adapters: tuple[str, ...] = (), *, quiet: bool = False, recipe_file: str | None = None, **options: Any
 ) -> Engine:
@@ -117,12 +140,7 @@ def load_engine(
         set_threads(options["threads"])
     from ..engine import Engine
 
-    named: dict[str, str] = {}
-    for text in adapters:
-        name, path = split_adapter(text)
-        if name in named:
-            raise RecipeError(f"two adapters are called {name!r}; name them apart with --adapter NAME=PATH")
-        named[name] = path
+    named = adapter_paths(adapters, recipe_file)
     with console.status(f"loading {model}") as status:
 
         def progress(done: int, total: int, name: str) -> None:
@@ -148,17 +166,22 @@ def make_recipe(
     adapter_weights: str | None,
     steps: tuple[str, ...],
     recipe_file: str | None,
+    method_options: tuple[str, ...] = (),
 ) -> Recipe:
     """The recipe of the options. Without --method: zero_shot, single or linear by the number of adapters,
     the calibration's own method, or multi_step when there are steps."""
     from ..adapters.calibration import Calibration
+    from ..adapters.merge import find_method
     from ..adapters.recipe import Recipe, Step
     from ..demo import find
 
     if recipe_file is not None:
-        if method or calibration or adapter_weights or steps:
-            raise RecipeError("--recipe says everything: give it without --method, --calibration, --step or weights")
-        return Recipe.from_file(recipe_file)
+        if method or calibration or adapter_weights or steps or method_options:
+            raise RecipeError(
+                "a recipe file says everything: give it without --method, --option, --calibration, --step or weights"
+            )
+        recipe = Recipe.from_file(recipe_file)
+        return replace(recipe, calibration=find(recipe.calibration)) if recipe.calibration else recipe
     names = tuple(split_adapter(text)[0] for text in adapters)
     calibration = find(calibration) if calibration else None
     if method is None:
@@ -180,8 +203,17 @@ def make_recipe(
             weights = tuple(float(w) for w in adapter_weights.split(","))
         except ValueError:
             raise RecipeError(f"--adapter-weights {adapter_weights!r}: expected numbers between commas") from None
-    used = () if method in ("multi_step", "zero_shot") else names
-    return Recipe(method, used, weights, calibration, tuple(pairs))
+    entry = find_method(method)
+    used = () if entry.max_adapters == 0 else names
+    values = {}
+    for text in method_options:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise RecipeError(f"--option {text!r}: expected NAME=VALUE")
+        if name in values:
+            raise RecipeError(f"--option {name} is given twice")
+        values[name] = entry.option(name).parse(value)
+    return Recipe(method, used, weights, calibration, tuple(pairs), tuple(values.items()))
 
 
 def make_settings(options: dict[str, Any], *, raw: bool = False) -> Settings:

@@ -10,7 +10,7 @@ from typing import Any
 from edgecal_weights.calibration_file import AdapterReference, BaseModelFacts
 from edgecal_weights.safetensors_file import SafetensorsFile
 
-from ..adapters.calibration import BASE_FACTS, Calibration, component
+from ..adapters.calibration import BASE_FACTS, Calibration
 from ..config import ModelConfig
 from ..errors import CalibrationError
 from .model import linear_shapes
@@ -107,12 +107,11 @@ def _match(calibration: Calibration, config: ModelConfig, model: str) -> Calibra
 
 def _problems(calibration: Calibration, shapes: Mapping[str, tuple[int, int]]) -> list[str]:
     problems = []
-    by_shape = calibration.method == "projection_merge"
     for group in calibration.content.groups:
         uses = {
             (d, k): module
             for module, (d, k) in shapes.items()
-            if (f"{k}x{d}" if by_shape else component(module)) == group
+            if calibration.group_of(module, d, k) == group
         }
         if not uses:
             problems.append(f"the model has no module for the tensors of {group}")

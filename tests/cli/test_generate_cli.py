@@ -21,7 +21,8 @@ PAIR = ("summary", "formal")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("generate")
-    write_tiny_hf(root / "model", max_position_embeddings=4096)
+    write_tiny_hf(root / "model", max_position_embeddings=200_000)
+    write_tiny_hf(root / "short")
     for seed, name in enumerate(PAIR):
         write_tiny_adapter(root / name, root / "model", seed=seed)
     pair = {name: root / name for name in PAIR}
@@ -84,7 +85,7 @@ def test_sampling_repeats_with_a_seed(folder):
     ("arguments", "message"),
     [
         (["MODEL", ""], "the prompt is empty"),
-        (["MODEL", "x" * 5000], "shorten it by"),
+        (["SHORT", "x" * 5000], "shorten it by"),
         (["nowhere", "x"], "no such file or directory"),
         (["MODEL", "x", "--method", "liner"], "did you mean 'linear'"),
         (["MODEL", "x", "--method", "single"], "takes one adapter"),
@@ -100,7 +101,8 @@ def test_sampling_repeats_with_a_seed(folder):
     ],
 )
 def test_refusals_are_one_line(folder, arguments, message):
-    places = {"MODEL": folder / "model", "ADAPTER": folder / "summary", "CALIBRATION": folder / "lcpp.safetensors"}
+    places = {"MODEL": folder / "model", "SHORT": folder / "short", "ADAPTER": folder / "summary"}
+    places["CALIBRATION"] = folder / "lcpp.safetensors"
     done = run(*[places.get(word, word) for word in arguments])
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("edgecal: error: ") and done.stderr.count("\n") == 1
@@ -122,7 +124,7 @@ def test_wrong_usage_exits_with_2(folder):
 @pytest.mark.parametrize("as_json", [False, True])
 def test_ctrl_c_in_the_middle_of_a_stream(folder, as_json):
     """What was said stays on stdout, stderr says that it was interrupted, the exit code is 130."""
-    command = [*EDGECAL, "generate", str(folder / "model"), "Some text", "-n", "4000"]
+    command = [*EDGECAL, "generate", str(folder / "model"), "Some text", "-n", "190000"]
     process = subprocess.Popen(
         command + ["--json"] * as_json,
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""One token in one compiled call: the bits of the single operations, for every family, format, adapter, thread count."""
+"""One token in one compiled call: the bits of the single operations, whatever the family, format, adapter, threads."""
 
 from __future__ import annotations
 

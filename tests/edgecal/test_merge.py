@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edgecal.adapters.calibration import ModuleCalibration
 from edgecal.adapters.lora import CompiledPair, LoraPair
-from edgecal.adapters.merge import find_method, method_names, methods
+from edgecal.adapters.merge import Context, find_method, method_names, methods
 from edgecal.adapters.merge.concat import concat
 from edgecal.adapters.merge.learnable_calibration import learnable_calibration
 from edgecal.adapters.merge.learnable_calibration_pp import learnable_calibration_pp
@@ -77,12 +77,14 @@ def with_weights(
 
 
 def mean(pairs: Sequence[LoraPair]) -> list[float]:
-    return [1 / len(pairs)] * len(pairs)
+    return [1 / len(pairs)] * len(pairs) if pairs else []
 
 
 def random_calibration(seed: int, s: int, scaling: float, rows: int) -> ModuleCalibration:
+    """With the tensors of every method."""
     rng = np.random.default_rng(seed)
     tensors = {"p": rng.normal(size=D), "P1": rng.normal(size=(s, rows)), "P2": rng.normal(size=(D, s))}
+    tensors |= {f"m{i + 1}": rng.normal(size=K) for i in range(4)}
     return ModuleCalibration({name: t.astype(np.float32) for name, t in tensors.items()}, scaling)
 
 
@@ -162,17 +164,17 @@ def test_zero_calibrations_equal_linear(pairs: list[LoraPair], scaling: float) -
         "P2": np.zeros((D, 2), np.float32),
     }
     term = ModuleCalibration(zero, scaling)
-    close(delta(learnable_calibration(pairs, weights, term)), wanted)
-    close(delta(learnable_calibration_pp(pairs, weights, term)), wanted)
+    close(delta(learnable_calibration(pairs, weights, Context(term))), wanted)
+    close(delta(learnable_calibration_pp(pairs, weights, Context(term))), wanted)
     off = ModuleCalibration({**zero, "p": np.ones(D, np.float32), "P2": np.ones((D, 2), np.float32)}, 0.0)
-    close(delta(learnable_calibration(pairs, weights, off)), wanted)
-    close(delta(learnable_calibration_pp(pairs, weights, off)), wanted)
+    close(delta(learnable_calibration(pairs, weights, Context(off))), wanted)
+    close(delta(learnable_calibration_pp(pairs, weights, Context(off))), wanted)
 
 
 @given(SAME_RANK, st.integers(0, 99), st.floats(-2, 2))
 def test_learnable_calibration_is_equation_6(pairs: list[LoraPair], seed: int, scaling: float) -> None:
     term = random_calibration(seed, 1, scaling, K)
-    merged = learnable_calibration(pairs, mean(pairs), term)
+    merged = learnable_calibration(pairs, mean(pairs), Context(term))
     wanted = delta(linear(pairs, mean(pairs))) + scaling * np.outer(term.tensors["p"], np.ones(K))
     vector = np.abs(scaling * term.tensors["p"])
     bound = positive_mean(pairs, mean(pairs)) + vector[:, None]
@@ -180,7 +182,9 @@ def test_learnable_calibration_is_equation_6(pairs: list[LoraPair], seed: int, s
     assert merged.rank == pairs[0].shape.rank + 1
     assert merged.bias is None
 
-    as_output = learnable_calibration(pairs, mean(pairs), ModuleCalibration(term.tensors, scaling, "output"))
+    as_output = learnable_calibration(
+        pairs, mean(pairs), Context(ModuleCalibration(term.tensors, scaling, "output"))
+    )
     assert as_output.bias is not None
     close(delta(as_output), delta(linear(pairs, mean(pairs))))
     close(as_output.bias, scaling * term.tensors["p"].astype(np.float64))
@@ -189,7 +193,7 @@ def test_learnable_calibration_is_equation_6(pairs: list[LoraPair], seed: int, s
 @given(SAME_RANK, st.integers(0, 99), st.integers(1, 4), st.floats(-2, 2))
 def test_learnable_calibration_pp_is_equation_7(pairs: list[LoraPair], seed: int, s: int, scaling: float) -> None:
     term = random_calibration(seed, s, scaling, K)
-    merged = learnable_calibration_pp(pairs, mean(pairs), term)
+    merged = learnable_calibration_pp(pairs, mean(pairs), Context(term))
     p1, p2 = (term.tensors[name].astype(np.float64) for name in ("P1", "P2"))
     bound = positive_mean(pairs, mean(pairs)) + abs(scaling) * np.abs(p2) @ np.abs(p1)
     close(delta(merged), delta(linear(pairs, mean(pairs))) + scaling * p2 @ p1, bound)
@@ -203,7 +207,7 @@ def test_projection_folds_to_its_dense_formula(
 ) -> None:
     pairs, weights = case
     term = random_calibration(seed, s, scaling, D)  # P1 (s, d) multiplies dW from the left
-    merged = projection_merge(pairs, weights, term)
+    merged = projection_merge(pairs, weights, Context(term))
     p1, p2 = (term.tensors[name].astype(np.float64) for name in ("P1", "P2"))
     dense = sum((w * exact(pair) for w, pair in zip(weights, pairs, strict=True)), np.zeros((D, K)))
     bound = abs(scaling) * np.abs(p2) @ np.abs(p1) @ positive_sum(pairs, weights)
@@ -214,11 +218,13 @@ def test_projection_folds_to_its_dense_formula(
 @pytest.mark.parametrize("name", MERGED)
 def test_results_are_float32_in_the_kernels_order(name: str) -> None:
     rows = D if name == "projection_merge" else K
-    count = find_method(name).max_adapters or 3
+    most = find_method(name).max_adapters
+    count = 3 if most is None else most
     pairs = [random_pair(i, 2, 0.5) for i in range(count)]
     merge = find_method(name).merge
     assert merge is not None
-    merged = merge(pairs, mean(pairs), random_calibration(1, 2, 1.0, rows))
+    context = Context(random_calibration(1, 2, 1.0, rows), shape=(D, K))
+    merged = merge(pairs, mean(pairs), context)
     assert merged.a.dtype == merged.b.dtype == np.float32
     assert merged.a.flags.c_contiguous and merged.b.flags.f_contiguous
     assert merged.a.shape == (merged.rank, K)
@@ -232,7 +238,7 @@ def test_calibrated_methods_need_their_tensors(name: str) -> None:
     merge = find_method(name).merge
     assert merge is not None
     with pytest.raises(ValueError, match=name):
-        merge([random_pair(0, 2, 1.0)], [1.0], None)
+        merge([random_pair(0, 2, 1.0)], [1.0], Context())
 
 
 def test_unequal_ranks() -> None:
@@ -252,9 +258,27 @@ def test_unequal_shapes() -> None:
 def test_registry() -> None:
     assert method_names() == (
         "zero_shot",
+        "joint_expert",
         "single",
         "concat",
+        "dare_linear",
+        "dare_linear_svd",
+        "dare_ties",
+        "dare_ties_svd",
         "linear",
+        "lm_cocktail",
+        "lorahub",
+        "magnitude_prune",
+        "magnitude_prune_svd",
+        "peft_linear",
+        "slerp",
+        "slerp_svd",
+        "svd",
+        "ties",
+        "ties_svd",
+        "learnable_calibration_only",
+        "learnable_calibration_pp_only",
+        "dam",
         "learnable_calibration",
         "learnable_calibration_pp",
         "projection_merge",

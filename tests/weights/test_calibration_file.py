@@ -34,15 +34,18 @@ def make(method: str, rng: np.random.Generator, rank: int = 3, **changes: Any) -
 
     groups: dict[str, dict[str, np.ndarray]] = {}
     for component, (d, k) in SHAPES.items():
-        if method == "learnable_calibration":
+        if method.removesuffix("_only") == "learnable_calibration":
             groups[component] = {"p": array(d)}
-        elif method == "learnable_calibration_pp":
+        elif method.removesuffix("_only") == "learnable_calibration_pp":
             groups[component] = {"P1": array(rank, k), "P2": array(d, rank)}
+        elif method == "dam":
+            groups[f"model.layers.0.{component}"] = {"m1": array(k), "m2": array(k)}
         else:
             groups[f"{k}x{d}"] = {"P1": array(rank, d), "P2": array(d, rank)}
-    made = CalibrationFile(
-        method, ADAPTERS, (0.5, 0.5), BASE, groups, rank=None if method == "learnable_calibration" else rank
-    )
+    adapters = () if method.endswith("_only") else ADAPTERS
+    weights = {"dam": (1.0, 1.0)}.get(method, (0.5, 0.5)[: len(adapters)])
+    has_rank = any("P1" in members for members in groups.values())
+    made = CalibrationFile(method, adapters, weights, BASE, groups, rank=rank if has_rank else None)
     return dataclasses.replace(made, **changes)
 
 
@@ -67,13 +70,19 @@ def rewrite(path: Path, tensors: dict[str, np.ndarray] | None = None, **metadata
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("scaling", [1.0, -0.25])
 def test_round_trip(tmp_path: Path, rng: np.random.Generator, method: str, scaling: float) -> None:
-    weights = (0.75, -0.5) if method == "projection_merge" else (0.5, 0.5)
-    mode = "output" if method == "learnable_calibration" else "columns"
-    before = make(method, rng, calibration_scaling=scaling, bias_mode=mode, weights=weights)
+    changes: dict[str, Any] = {} if method == "dam" else {"calibration_scaling": scaling}
+    if method == "projection_merge":
+        changes["weights"] = (0.75, -0.5)
+    if method.removesuffix("_only") == "learnable_calibration":
+        changes["bias_mode"] = "output"
+    if not method.endswith("_only"):
+        changes["shared_with"] = (ADAPTERS[::-1], (AdapterReference("three", "c" * 64), ADAPTERS[0]))
+    before = make(method, rng, **changes)
     write_calibration(tmp_path / "c.safetensors", before)
     after = read_calibration(tmp_path / "c.safetensors")
     assert list(tmp_path.iterdir()) == [tmp_path / "c.safetensors"]
-    for field in ("method", "adapters", "weights", "base_model", "rank", "calibration_scaling", "bias_mode"):
+    fields = ("method", "adapters", "shared_with", "weights", "base_model", "rank", "calibration_scaling", "bias_mode")
+    for field in fields:
         assert getattr(after, field) == getattr(before, field)
     assert after.groups.keys() == before.groups.keys()
     for group, members in before.groups.items():
@@ -142,6 +151,10 @@ FACTS = {"name": "b", "model_type": "llama", "hidden_size": 8, "num_hidden_layer
         ("base_model", json.dumps({k: v for k, v in FACTS.items() if k != "model_type"})),
         ("base_model", json.dumps({**FACTS, "colour": "blue"})),
         ("trained_by", "somebody"),
+        ("shared_with", "[]"),
+        ("shared_with", "{}"),
+        ("shared_with", "[[]]"),
+        ("shared_with", '[[{"name": "one", "sha256": "' + "a" * 64 + '"}]]'),
     ],
 )
 def test_wrong_metadata_is_named(written: Path, key: str, value: str | None) -> None:
@@ -180,6 +193,48 @@ def test_wrong_tensors_are_named(written: Path, tensors: dict[str, np.ndarray], 
     rewrite(written, tensors)
     with pytest.raises(CalibrationError, match=word):
         read_calibration(written)
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value"),
+    [
+        ("learnable_calibration_only", "adapters", '[{"name": "one", "sha256": "' + "a" * 64 + '"}]'),
+        ("learnable_calibration_only", "weights", "[]"),
+        ("learnable_calibration_only", "rank", "3"),
+        ("learnable_calibration_pp_only", "bias_mode", "columns"),
+        ("learnable_calibration_pp_only", "shared_with", "[[]]"),
+        ("dam", "weights", "[0.5, 0.5]"),
+        ("dam", "calibration_scaling", "1.0"),
+        ("dam", "rank", "1"),
+        ("dam", "bias_mode", "columns"),
+    ],
+)
+def test_keys_of_one_method(tmp_path: Path, rng: np.random.Generator, method: str, key: str, value: str) -> None:
+    path = tmp_path / "c.safetensors"
+    write_calibration(path, make(method, rng))
+    rewrite(path, **{key: value})
+    with pytest.raises(CalibrationError, match=f"'{key}'"):
+        read_calibration(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "word"),
+    [
+        ({"model.layers.0.q_proj.m3": np.zeros(8, np.float32)}, r"q_proj\.m3' is for an adapter beyond the 2"),
+        ({"model.layers.1.q_proj.m1": np.zeros(8, np.float32)}, r"layers\.1\.q_proj\.m2' is missing"),
+        ({"model.layers.0.q_proj.m0": np.zeros(8, np.float32)}, r"m0' is not one of dam"),
+        ({"model.layers.0.lm_head.m1": np.zeros(8, np.float32)}, r"lm_head\.m1' is not one of dam"),
+        ({"model.layers.0.q_proj.m1": np.zeros((8, 1), np.float32)}, r"m1' has shape \(8, 1\), expected \(k,\)"),
+        ({"v_proj.m1": np.zeros(8, np.float32), "v_proj.m2": np.zeros(8, np.float32)}, "component v_proj and.*one way"),
+    ],
+)
+def test_scales_of_dam(tmp_path: Path, rng: np.random.Generator, tensors: dict[str, np.ndarray], word: str) -> None:
+    path = tmp_path / "c.safetensors"
+    write_calibration(path, make("dam", rng))
+    assert read_calibration(path).weights == (1.0, 1.0)
+    rewrite(path, tensors)
+    with pytest.raises(CalibrationError, match=word):
+        read_calibration(path)
 
 
 def test_projection_shapes_follow_their_name(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -100,5 +100,37 @@ def decode_floats(raw: NDArray[np.uint8], dtype: str, out: NDArray[np.float32]) 
         bits[...] = raw.view("<u2")
         bits <<= 16
         return
+    if dtype == "F16":
+        for start in range(0, flat.size, _BLOCK):
+            _decode_half(raw[2 * start : 2 * (start + _BLOCK)].view("<u2"), flat[start : start + _BLOCK])
+        return
     with np.errstate(invalid="ignore", over="ignore"):
-        flat[...] = raw.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
+        flat[...] = raw.view({"F64": "<f8", "F32": "<f4"}[dtype])
+
+
+_BLOCK = 32_768  # numbers that stay in the cache through all steps
+_SMALLEST_NORMAL = np.float32(2.0**-14)
+_REBIAS = np.uint32((127 - 15) << 23)
+
+
+def _decode_half(raw: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
+    """float16 bits to float32 with whole-array integer steps: NumPy's own cast goes number by number, 2.5 times slower.
+
+    Exponent and mantissa move to their places in a float32. A number below 2^-14 has no hidden bit, so the result f is
+    half of it plus 2^-15: adding f - 2^-14 repairs that, exactly.
+    """
+    magnitude = raw & np.uint16(0x7FFF)
+    if magnitude.size and magnitude.max() >= 0x7C00:  # infinities and NaNs, which no healthy file has
+        out[...] = raw.view(np.float16)
+        return
+    bits = out.view(np.uint32)
+    bits[...] = magnitude
+    bits <<= np.uint32(13)
+    bits += _REBIAS
+    correction = out - _SMALLEST_NORMAL
+    below = correction.view(np.int32) >> 31  # all ones where it is negative: a third of the cost of np.minimum
+    below &= correction.view(np.int32)
+    out += below.view(np.float32)
+    sign = (raw & np.uint16(0x8000)).astype(np.uint32)
+    sign <<= np.uint32(16)
+    bits |= sign

@@ -10,8 +10,18 @@ Tensors (float32), shared by all layers; d = out_features and k = in_features of
     learnable_calibration      {component}.p (d,)
     learnable_calibration_pp   {component}.P1 (s, k)   {component}.P2 (d, s)
     projection_merge           {k}x{d}.P1 (s, d)       {k}x{d}.P2 (d, s)
+    dam                        {module}.m1 (k,) ... {module}.mN (k,), one per adapter in their order
 
-`component` is the last name of the module's path (q_proj ... down_proj).
+`component` is the last name of the module's path (q_proj ... down_proj). DAM and ZipLoRA train their scales per module,
+so `module` is a whole path ("model.layers.0.self_attn.q_proj"); a file whose scales all layers share names components
+instead, and one file does not mix the two. The scales are the weights: `weights` and `calibration_scaling` are not
+keys of such a file.
+
+learnable_calibration_only and learnable_calibration_pp_only have the tensors of the methods without `_only` and were
+trained without adapters: their `adapters` is an empty list.
+
+A calibration that was trained for several compositions at once (paper 1's calibrations shared over tasks) names one of
+them in `adapters` and all others in `shared_with`, a JSON list of such lists, each of the same length.
 """
 
 from __future__ import annotations
@@ -37,17 +47,26 @@ from .safetensors_file import SafetensorsFile
 FORMAT, VERSION = "edgecal-calibration", "1"
 COMPONENTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BIAS_MODES = ("columns", "output")
+_VECTOR = re.compile(rf"({'|'.join(COMPONENTS)})\.(p)")
+_MATRICES = re.compile(rf"({'|'.join(COMPONENTS)})\.(P1|P2)")
 _TENSORS = {
-    "learnable_calibration": re.compile(rf"({'|'.join(COMPONENTS)})\.(p)"),
-    "learnable_calibration_pp": re.compile(rf"({'|'.join(COMPONENTS)})\.(P1|P2)"),
+    "learnable_calibration": _VECTOR,
+    "learnable_calibration_pp": _MATRICES,
     "projection_merge": re.compile(r"([1-9]\d{0,6}x[1-9]\d{0,6})\.(P1|P2)"),
+    "learnable_calibration_only": _VECTOR,
+    "learnable_calibration_pp_only": _MATRICES,
+    "dam": re.compile(rf"((?:[A-Za-z0-9_-]{{1,64}}\.){{0,15}}(?:{'|'.join(COMPONENTS)}))\.(m[1-9]\d{{0,2}})"),
 }
 METHODS = tuple(_TENSORS)
+WITHOUT_ADAPTERS = ("learnable_calibration_only", "learnable_calibration_pp_only")
+_WITH_VECTOR = ("learnable_calibration", "learnable_calibration_only")
+_WITH_MATRICES = ("learnable_calibration_pp", "learnable_calibration_pp_only", "projection_merge")
 _KEYS = (
     "format",
     "version",
     "method",
     "adapters",
+    "shared_with",
     "weights",
     "rank",
     "calibration_scaling",
@@ -55,6 +74,7 @@ _KEYS = (
     "base_model",
 )
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_REFERENCES = 'a JSON list of {"name", "sha256"}, one per adapter, sha256 as 64 lower-case hex digits'
 _LARGEST_RANK = 4096
 
 
@@ -81,8 +101,9 @@ class BaseModelFacts:
 class CalibrationFile:
     """The content of one file.
 
-    `rank` is None for learnable_calibration; `weights` has one number per adapter. `groups` maps component (or
-    "{k}x{d}") to its tensors by short name: {"q_proj": {"P1": ..., "P2": ...}}.
+    `rank` is None where there are no P1, P2; `weights` has one number per adapter. `groups` maps component ("{k}x{d}",
+    module) to its tensors by short name: {"q_proj": {"P1": ..., "P2": ...}}. `shared_with` are the other lists of
+    adapters that it was trained for at the same time.
     """
 
     method: str
@@ -94,6 +115,7 @@ class CalibrationFile:
     calibration_scaling: float = 1.0
     bias_mode: str = "columns"
     path: Path | None = field(default=None)
+    shared_with: tuple[tuple[AdapterReference, ...], ...] = ()
 
     @property
     def n_parameters(self) -> int:
@@ -145,13 +167,17 @@ def _to_metadata(calibration: CalibrationFile) -> dict[str, str]:
         "version": VERSION,
         "method": calibration.method,
         "adapters": json.dumps([asdict(reference) for reference in calibration.adapters]),
-        "weights": json.dumps(list(calibration.weights)),
-        "calibration_scaling": repr(float(calibration.calibration_scaling)),
         "base_model": json.dumps(asdict(calibration.base_model)),
     }
+    if calibration.shared_with:
+        metadata["shared_with"] = json.dumps([[asdict(r) for r in others] for others in calibration.shared_with])
+    if calibration.method not in (*WITHOUT_ADAPTERS, "dam") or set(calibration.weights) - {1.0}:
+        metadata["weights"] = json.dumps(list(calibration.weights))
+    if calibration.method != "dam" or calibration.calibration_scaling != 1:
+        metadata["calibration_scaling"] = repr(float(calibration.calibration_scaling))
     if calibration.rank is not None:
         metadata["rank"] = str(calibration.rank)
-    if calibration.method == "learnable_calibration":
+    if calibration.method in _WITH_VECTOR:
         metadata["bias_mode"] = calibration.bias_mode
     return metadata
 
@@ -184,18 +210,19 @@ class _Metadata:
         method = self.values.get("method", "")
         if method not in METHODS:
             raise self._wrong("method", f"one of {', '.join(METHODS)}")
-        adapters = self._adapters()
+        adapters = self._adapters(method)
         rank = self._rank(method)
         return CalibrationFile(
             method=method,
             adapters=adapters,
             weights=self._weights(method, len(adapters)),
             base_model=self._base_model(),
-            groups=self._groups(method, rank, tensors),
+            groups=self._groups(method, rank, len(adapters), tensors),
             rank=rank,
-            calibration_scaling=self._scaling(),
+            calibration_scaling=self._scaling(method),
             bias_mode=self._bias_mode(method),
             path=self.path,
+            shared_with=self._shared_with(len(adapters)),
         )
 
     def _wrong(self, key: str, expected: str) -> CalibrationError:
@@ -209,11 +236,28 @@ class _Metadata:
         except (KeyError, ValueError, RecursionError):
             raise self._wrong(key, expected) from None
 
-    def _adapters(self) -> tuple[AdapterReference, ...]:
-        expected = 'a JSON list of {"name", "sha256"}, one per adapter, sha256 as 64 lower-case hex digits'
-        entries = self._json("adapters", expected)
+    def _adapters(self, method: str) -> tuple[AdapterReference, ...]:
+        if method in WITHOUT_ADAPTERS:
+            if self._json("adapters", "[]") != []:
+                raise self._wrong("adapters", f"[], since {method} is trained without adapters")
+            return ()
+        return self._references("adapters", self._json("adapters", _REFERENCES), _REFERENCES)
+
+    def _shared_with(self, count: int) -> tuple[tuple[AdapterReference, ...], ...]:
+        if "shared_with" not in self.values:
+            return ()
+        expected = f"a JSON list of further lists of adapters, each of {count} {{name, sha256}}"
+        lists = self._json("shared_with", expected)
+        if not isinstance(lists, list) or not lists or not count:
+            raise self._wrong("shared_with", expected)
+        read = tuple(self._references("shared_with", entries, expected) for entries in lists)
+        if any(len(references) != count for references in read):
+            raise self._wrong("shared_with", expected)
+        return read
+
+    def _references(self, key: str, entries: Any, expected: str) -> tuple[AdapterReference, ...]:
         if not isinstance(entries, list) or not entries:
-            raise self._wrong("adapters", expected)
+            raise self._wrong(key, expected)
         for entry in entries:
             if (
                 not isinstance(entry, dict)
@@ -221,10 +265,14 @@ class _Metadata:
                 or not all(isinstance(value, str) for value in entry.values())
                 or not _SHA256.fullmatch(entry["sha256"])
             ):
-                raise self._wrong("adapters", expected)
+                raise self._wrong(key, expected)
         return tuple(AdapterReference(**entry) for entry in entries)
 
     def _weights(self, method: str, count: int) -> tuple[float, ...]:
+        if method in (*WITHOUT_ADAPTERS, "dam"):
+            if "weights" in self.values:
+                raise self._wrong("weights", f"no such key for {method}")
+            return (1.0,) * count
         equal = (1 / count,) * count
         if "weights" not in self.values:
             return equal
@@ -238,16 +286,18 @@ class _Metadata:
 
     def _rank(self, method: str) -> int | None:
         text = self.values.get("rank")
-        if method == "learnable_calibration":
+        if method not in _WITH_MATRICES:
             if text is not None:
-                raise self._wrong("rank", "no such key for learnable_calibration, which has one vector")
+                raise self._wrong("rank", f"no such key for {method}, which has vectors")
             return None
         if text is None or not re.fullmatch(r"[1-9]\d{0,3}", text) or int(text) > _LARGEST_RANK:
             raise self._wrong("rank", f"a whole number from 1 to {_LARGEST_RANK}")
         return int(text)
 
-    def _scaling(self) -> float:
+    def _scaling(self, method: str) -> float:
         text = self.values.get("calibration_scaling", "1.0")
+        if method == "dam" and "calibration_scaling" in self.values:
+            raise self._wrong("calibration_scaling", "no such key for dam, whose scales stand for themselves")
         try:
             scaling = float(text)
         except ValueError:
@@ -258,7 +308,7 @@ class _Metadata:
 
     def _bias_mode(self, method: str) -> str:
         mode = self.values.get("bias_mode")
-        if method != "learnable_calibration":
+        if method not in _WITH_VECTOR:
             if mode is not None:
                 raise self._wrong("bias_mode", f"no such key for {method}")
             return "columns"
@@ -279,27 +329,32 @@ class _Metadata:
         return BaseModelFacts(**facts)
 
     def _groups(
-        self, method: str, rank: int | None, tensors: Mapping[str, NDArray[np.float32]]
+        self, method: str, rank: int | None, count: int, tensors: Mapping[str, NDArray[np.float32]]
     ) -> dict[str, dict[str, NDArray[np.float32]]]:
         groups: dict[str, dict[str, NDArray[np.float32]]] = {}
         for name, tensor in tensors.items():
             match = _TENSORS[method].fullmatch(name)
             if match is None:
                 raise CalibrationError(f"{self.path}: tensor {name[:80]!r} is not one of {method} in version 1")
-            wanted = {"p": 1}.get(match[2], 2)
-            rows_of = {"P1": 0, "P2": 1}.get(match[2])
-            if tensor.ndim != wanted or (rows_of is not None and tensor.shape[rows_of] != rank):
-                raise CalibrationError(
-                    f"{self.path}: tensor {name!r} has shape {tensor.shape}, expected "
-                    + {"p": "(d,)", "P1": f"({rank}, columns)", "P2": f"(d, {rank})"}[match[2]]
-                )
+            shapes = {"P1": (rank, "columns"), "P2": ("d", rank), "p": ("d",)}
+            wanted: tuple[Any, ...] = shapes.get(match[2], ("k",))
+            if tensor.ndim != len(wanted) or any(
+                type(size) is int and size != found for size, found in zip(wanted, tensor.shape, strict=True)
+            ):
+                shown = ", ".join(str(size) for size in wanted) + ("," if len(wanted) == 1 else "")
+                raise CalibrationError(f"{self.path}: tensor {name!r} has shape {tensor.shape}, expected ({shown})")
             groups.setdefault(match[1], {})[match[2]] = tensor
         if not groups:
             raise CalibrationError(f"{self.path} holds no tensors; it would have no effect")
+        complete = {"p"} if method in _WITH_VECTOR else {"P1", "P2"}
+        if method == "dam":
+            complete = {f"m{i + 1}" for i in range(count)}
+            self._refuse_mixture(groups)
         for group, members in groups.items():
-            if method != "learnable_calibration" and len(members) < 2:
-                missing = "P2" if "P1" in members else "P1"
+            for missing in sorted(complete - set(members)):
                 raise CalibrationError(f"{self.path}: tensor '{group}.{missing}' is missing")
+            for surplus in sorted(set(members) - complete):
+                raise CalibrationError(f"{self.path}: tensor '{group}.{surplus}' is for an adapter beyond the {count}")
             if method == "projection_merge":
                 d = int(group.split("x")[1])
                 if members["P1"].shape[1] != d or members["P2"].shape[0] != d:
@@ -308,6 +363,15 @@ class _Metadata:
                         f"{members['P2'].shape}: expected ({rank}, {d}) and ({d}, {rank})"
                     )
         return groups
+
+    def _refuse_mixture(self, groups: Mapping[str, Any]) -> None:
+        shared = [group for group in groups if group in COMPONENTS]
+        if shared and len(shared) < len(groups):
+            module = next(group for group in groups if group not in COMPONENTS)
+            raise CalibrationError(
+                f"{self.path} has scales for the component {shared[0]} and for the module {module}; name all of them "
+                "one way"
+            )
 
 
 def _is_finite(value: Any) -> bool:

@@ -88,11 +88,16 @@ class PeftAdapter:
         """What the trainer called the base: a hub id, or a path of another machine. For messages only."""
         return self.config.base_model_name
 
-    def read(self, module: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(lora_a (r, k), lora_b (d, r)), float32, owned by the caller; KeyError for a module it does not change."""
+    def read(
+        self, module: str, a: NDArray[np.float32] | None = None, b: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(lora_a (r, k), lora_b (d, r)), float32, owned by the caller; KeyError for a module it does not change.
+
+        They are written into `a` and `b` where these are given, of just those shapes.
+        """
         if module not in self.modules:
             raise KeyError(module)
-        return self._file.read(_tensor(module, "A")), self._file.read(_tensor(module, "B"))
+        return self._file.read(_tensor(module, "A"), a), self._file.read(_tensor(module, "B"), b)
 
     def targets(self, module: str) -> bool:
         """Whether the configuration asks for a LoRA on this module of the base, present in the file or not."""

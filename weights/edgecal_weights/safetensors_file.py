@@ -32,7 +32,9 @@ from .errors import FileFormatError, UnsupportedModelError
 # The format allows 100 MB, which Python's JSON would turn into more than a gigabyte of objects; a header of a
 # model with 10,000 tensors is about 1.5 MB.
 _MAX_HEADER = 16 << 20
-_CHUNK = 1 << 20  # bytes converted at once
+# Bytes converted at once. Small enough for the heap's free list: a larger buffer is mapped anew for each read, and the
+# kernel clears its pages each time.
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,11 @@ class SafetensorsFile:
     def tensor_bytes(self) -> int:
         return sum(entry.nbytes for entry in self._entries.values())
 
-    def read(self, name: str) -> NDArray[np.float32]:
-        """The whole tensor, float32. UnsupportedModelError for types that are not floating point of 16+
-        bits."""
+    def read(self, name: str, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """The whole tensor, float32, in `out` if that is given (C-contiguous, of its shape). UnsupportedModelError for
+        types that are not floating point of 16+ bits."""
         entry = self.entry(name)
-        return self._float32(name, entry, entry.shape, 0)
+        return self._float32(name, entry, entry.shape, 0, out)
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """float32 rows [start, stop) of the first dimension; reads no other bytes."""
@@ -156,14 +158,19 @@ class SafetensorsFile:
         return self._float32(name, entry, (stop - start, *inner), first)
 
     def _float32(
-        self, name: str, entry: TensorEntry, shape: tuple[int, ...], first: int
+        self,
+        name: str,
+        entry: TensorEntry,
+        shape: tuple[int, ...],
+        first: int,
+        out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         if entry.dtype not in FLOAT_BYTES:
             raise UnsupportedModelError(
                 f"{self.path}: {name} has type {entry.dtype}; edgecal reads {', '.join(FLOAT_BYTES)}"
             )
         item = FLOAT_BYTES[entry.dtype]
-        out = np.empty(shape, np.float32)
+        out = np.empty(shape, np.float32) if out is None else out
         flat = out.reshape(-1)
         step = _CHUNK // item
         for begin in range(0, flat.size, step):

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..calibration import ModuleCalibration
 from ..lora import CompiledPair, LoraPair
+from .context import PLAIN, Context
 from .linear import mean_factors
 from .registry import method
 
@@ -27,17 +27,17 @@ from .registry import method
     paper="Efficient Compositional Multi-tasking for On-device LLMs (EMNLP 2025)",
     equation="Eq. 6",
     needs_calibration=True,
+    equal_ranks=True,
 )
 def learnable_calibration(
-    pairs: Sequence[LoraPair], weights: Sequence[float], calibration: ModuleCalibration | None = None
+    pairs: Sequence[LoraPair], weights: Sequence[float], context: Context = PLAIN
 ) -> CompiledPair:
     """Rank r + 1 (bias_mode "columns") or r with a bias ("output")."""
-    if calibration is None:
-        raise ValueError("learnable_calibration without its calibration")
+    calibration = context.needed_calibration("learnable_calibration")
     p = calibration.tensors["p"] * np.float32(calibration.scaling)
     if calibration.bias_mode == "output":
-        return CompiledPair(*mean_factors(pairs, weights), bias=p)
-    a, b = mean_factors(pairs, weights, spare=1)
+        return CompiledPair(*mean_factors(pairs, weights, context), bias=p)
+    a, b = mean_factors(pairs, weights, context, spare=1)
     a[-1] = 1
     b[:, -1] = p
     return CompiledPair(a, b)

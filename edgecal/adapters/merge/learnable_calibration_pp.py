@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..calibration import ModuleCalibration
 from ..lora import CompiledPair, LoraPair
+from .context import PLAIN, Context
 from .linear import mean_factors
 from .registry import method
 
@@ -23,16 +23,16 @@ from .registry import method
     paper="Efficient Compositional Multi-tasking for On-device LLMs (EMNLP 2025)",
     equation="Eq. 7",
     needs_calibration=True,
+    equal_ranks=True,
 )
 def learnable_calibration_pp(
-    pairs: Sequence[LoraPair], weights: Sequence[float], calibration: ModuleCalibration | None = None
+    pairs: Sequence[LoraPair], weights: Sequence[float], context: Context = PLAIN
 ) -> CompiledPair:
     """Rank r + s."""
-    if calibration is None:
-        raise ValueError("learnable_calibration_pp without its calibration")
+    calibration = context.needed_calibration("learnable_calibration_pp")
     p1, p2 = calibration.tensors["P1"], calibration.tensors["P2"]  # (s, k), (d, s)
     s = p1.shape[0]
-    a, b = mean_factors(pairs, weights, spare=s)
+    a, b = mean_factors(pairs, weights, context, spare=s)
     a[-s:] = p1
     np.multiply(p2, np.float32(calibration.scaling), out=b[:, -s:])
     return CompiledPair(a, b)

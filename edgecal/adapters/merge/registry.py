@@ -8,25 +8,40 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ...errors import RecipeError
-from ..calibration import ModuleCalibration
 from ..lora import CompiledPair, LoraPair
+from .context import Context
+from .options import Option, Value
 
-MergeFunction = Callable[[Sequence[LoraPair], Sequence[float], "ModuleCalibration | None"], CompiledPair]
-"""(pairs of one module, a weight for each, the module's calibration if the method has one) -> the one pair.
+MergeFunction = Callable[[Sequence[LoraPair], Sequence[float], Context], CompiledPair]
+"""(pairs of one module, a weight for each, what else there is to know) -> the one pair.
 
 Adapters that leave a module alone are not among its pairs; the others keep their weights.
 """
+
+# What other tools call the same thing, for the message about an unknown method
+_ELSEWHERE = {
+    "cat": "concat",
+    "task_arithmetic": "concat",
+    "linear_svd": "svd",
+    "multislerp": "slerp",
+    "ziplora": "dam",
+    "lora": "single",
+}
 
 
 @dataclass(frozen=True)
 class Method:
     """One entry. `min_adapters`, `max_adapters` bound N (None: any); weights default to 1/N.
 
-    `merge` is None for the methods that do not merge: zero_shot and multi_step.
+    `merge` is None for the methods that do not merge: zero_shot and multi_step. `alone` stands in for it in a recipe of
+    one adapter, where there is nothing to resolve. `weigh` gives the weights from the options when the recipe has
+    none; `weights_are_shares`: none negative, only their ratios count. `equal_ranks`: the adapters need the same rank
+    at each module.
     """
 
     name: str
@@ -37,8 +52,28 @@ class Method:
     passes: int = 1
     needs_calibration: bool = False
     takes_weights: bool = False
+    needs_weights: bool = False
     min_adapters: int = 1
     max_adapters: int | None = None
+    equal_ranks: bool = False
+    options: tuple[Option, ...] = ()
+    alone: MergeFunction | None = None
+    weigh: Callable[[Mapping[str, Any], int], tuple[float, ...]] | None = None
+    weights_are_shares: bool = False
+
+    def option(self, name: str) -> Option:
+        """RecipeError with the known options when it has none of this name."""
+        for option in self.options:
+            if option.name == name:
+                return option
+        known = ", ".join(option.name for option in self.options)
+        raise RecipeError(
+            f"{self.name} has no option {name!r}; " + (f"its options are {known}" if known else "it takes none")
+        )
+
+    def check_options(self, values: Mapping[str, Any], count: int) -> dict[str, Value]:
+        """`values` as a recipe of `count` adapters keeps them; RecipeError names what is wrong."""
+        return {name: self.option(name).check(value, count) for name, value in values.items()}
 
 
 _METHODS: dict[str, Method] = {}
@@ -52,31 +87,11 @@ def register(entry: Method) -> Method:
     return entry
 
 
-def method(
-    name: str,
-    *,
-    title: str,
-    paper: str,
-    equation: str = "",
-    needs_calibration: bool = False,
-    takes_weights: bool = False,
-    max_adapters: int | None = None,
-) -> Callable[[MergeFunction], MergeFunction]:
-    """Decorate a merge function to register it."""
+def method(name: str, *, title: str, paper: str, **facts: Any) -> Callable[[MergeFunction], MergeFunction]:
+    """Decorate a merge function to register it; `facts` are the fields of `Method`."""
 
     def add(merge: MergeFunction) -> MergeFunction:
-        register(
-            Method(
-                name,
-                title,
-                paper,
-                equation,
-                merge,
-                needs_calibration=needs_calibration,
-                takes_weights=takes_weights,
-                max_adapters=max_adapters,
-            )
-        )
+        register(Method(name, title, paper, merge=merge, **facts))
         return merge
 
     return add
@@ -103,4 +118,6 @@ def find_method(name: str) -> Method:
     except KeyError:
         close = difflib.get_close_matches(name, _METHODS, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
+        if name in _ELSEWHERE:
+            hint = f" (called {_ELSEWHERE[name]!r} here)"
         raise RecipeError(f"unknown method {name!r}{hint}; known methods: {', '.join(method_names())}") from None

@@ -1,0 +1,154 @@
+"""A compiled recipe as a PEFT adapter: adapter_config.json beside adapter_model.safetensors, loadable by PEFT itself.
+
+Every method compiles to one low-rank pair per module, and a pair is a LoRA, so nothing is lost on the way: r is the
+largest rank, `rank_pattern` has the others, and alpha equals the rank everywhere (`alpha_pattern`), so that the scaling
+is 1 and the factors are written as they run. Two things have no place in PEFT's file: a bias on the output (Learnable
+Calibration with bias_mode "output"), which is refused by name, and numbers beyond the range of fp16 in an fp16 file.
+
+A new directory appears complete or not at all. In a directory that exists each of the two files is replaced in one
+step, weights first, and anything else in it is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from edgecal_weights.peft_adapter import CONFIG_FILE, WEIGHTS_FILE
+
+from ..errors import AdapterError, StorageError
+from .calibration import component
+from .lora import CompiledAdapter
+
+DTYPES = {"fp32": np.float32, "fp16": np.float16}
+
+
+def write_peft(
+    compiled: CompiledAdapter,
+    directory: str | Path,
+    *,
+    base_model_name: str | None = None,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
+    dtype: Literal["fp32", "fp16"] = "fp32",
+    force: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write `compiled` to `directory` and return that.
+
+    `base_model_name` is noted in the configuration. With the base's `shapes` ({path: (d, k)}), target_modules names a
+    component (q_proj) where all of its modules are changed; without them it lists every module. `metadata` goes into
+    the header of the safetensors file. Raises AdapterError for what PEFT's file cannot express, StorageError when
+    `directory` is not empty and `force` is not given, or when the disk does not take it.
+    """
+    directory = Path(directory).expanduser()
+    tensors = _tensors(compiled, dtype)
+    config = _config(compiled, base_model_name, shapes)
+    try:
+        occupied = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+        if occupied and not force:
+            raise StorageError(f"{directory} exists already; --force replaces the adapter in it")
+        if occupied and not directory.is_dir():
+            raise StorageError(f"{directory} is not a directory")
+        _write(directory, tensors, config, {"format": "pt", **(metadata or {})})
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{directory} could not be written: {error}") from error
+    return directory
+
+
+def _tensors(compiled: CompiledAdapter, dtype: str) -> dict[str, np.ndarray[Any, Any]]:
+    if dtype not in DTYPES:
+        raise AdapterError(f"dtype {dtype!r}: expected {' or '.join(DTYPES)}")
+    tensors = {}
+    for module, pair in compiled.pairs.items():
+        if pair.bias is not None:
+            raise AdapterError(
+                f"{compiled.method} has a bias at {module} (the calibration's bias_mode is 'output'), which a LoRA of "
+                "PEFT cannot express"
+            )
+        if pair.rank == 0:
+            continue
+        for factor, values in (("A", pair.a), ("B", pair.b)):
+            with np.errstate(over="ignore"):
+                stored = np.ascontiguousarray(values, DTYPES[dtype])
+            if not np.isfinite(stored).all():
+                largest = float(np.abs(values).max())
+                advice = f"the largest is {largest:g}, fp16 ends at 65504; write fp32" if np.isfinite(largest) else ""
+                raise AdapterError(f"lora_{factor} of {module} has numbers that {dtype} cannot hold: {advice}")
+            tensors[f"base_model.model.{module}.lora_{factor}.weight"] = stored
+    if not tensors:
+        raise AdapterError(f"{compiled.method} compiled to nothing that an adapter could hold")
+    return tensors
+
+
+def _config(
+    compiled: CompiledAdapter, base_model_name: str | None, shapes: Mapping[str, tuple[int, int]] | None
+) -> dict[str, Any]:
+    ranks = {module: pair.rank for module, pair in compiled.pairs.items() if pair.rank}
+    pattern = _rank_pattern(ranks)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model_name,
+        "r": compiled.rank,
+        "lora_alpha": compiled.rank,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
+        "target_modules": _targets(ranks, shapes),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "inference_mode": True,
+    }
+
+
+def _rank_pattern(ranks: Mapping[str, int]) -> dict[str, int]:
+    """Modules below the largest rank: a component where all of its modules agree, else each by its path."""
+    largest = max(ranks.values())
+    by_component: dict[str, dict[str, int]] = {}
+    for module, rank in ranks.items():
+        by_component.setdefault(component(module), {})[module] = rank
+    pattern: dict[str, int] = {}
+    for name, members in by_component.items():
+        different = {module: rank for module, rank in members.items() if rank != largest}
+        if len(different) == len(members) and len(set(different.values())) == 1:
+            pattern[name] = next(iter(different.values()))
+        else:
+            pattern.update(different)
+    return pattern
+
+
+def _targets(ranks: Mapping[str, int], shapes: Mapping[str, tuple[int, int]] | None) -> list[str]:
+    if shapes is None:
+        return list(ranks)
+    partly = {component(module) for module in shapes if module not in ranks}
+    return list(dict.fromkeys(module if component(module) in partly else component(module) for module in ranks))
+
+
+def _write(
+    directory: Path, tensors: dict[str, np.ndarray[Any, Any]], config: dict[str, Any], metadata: dict[str, str]
+) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staged = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    try:
+        staged.mkdir()
+        save_file(tensors, staged / WEIGHTS_FILE, metadata)
+        (staged / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        if not directory.exists() or not any(directory.iterdir()):
+            os.replace(staged, directory)  # POSIX lets an empty directory be replaced
+        else:
+            os.replace(staged / WEIGHTS_FILE, directory / WEIGHTS_FILE)
+            os.replace(staged / CONFIG_FILE, directory / CONFIG_FILE)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)

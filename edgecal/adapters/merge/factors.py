@@ -1,0 +1,97 @@
+"""What the methods that work on the factors share: the checks of shape, and weighted sums of whole arrays.
+
+Sums run over arrays as they lie in memory (B is (d, r) in C order in every file), in scratch that stays warm, and the
+result is transposed once at the end, into the order that the kernels want.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ...errors import AdapterError
+from ..lora import Array, CompiledPair, LoraPair
+from .context import Context
+from .workspace import scratch
+
+Combine = Callable[[list[Array], list[float], str, Array], None]
+"""(tensors of one shape, a weight for each, "A", "B" or "dW", where the merged tensor goes)."""
+
+BLOCK = 32_768  # elements that pass through several operations before the next ones do: 128 KiB, half a small L2 cache
+_ROWS = 256
+
+
+def check_shapes(pairs: Sequence[LoraPair]) -> tuple[int, int]:
+    """The common (d, k); AdapterError when they differ."""
+    d, k, _rank = pairs[0].shape
+    for pair in pairs:
+        if pair.shape[:2] != (d, k):
+            raise AdapterError(f"pairs of one module need one shape; found {(d, k)} and {pair.shape[:2]}")
+    return d, k
+
+
+def check_ranks(pairs: Sequence[LoraPair], what: str) -> tuple[int, int, int]:
+    """The common (d, k, r); AdapterError, beginning with `what` needs it, when they differ."""
+    d, k, rank = pairs[0].shape
+    for pair in pairs:
+        if pair.shape != (d, k, rank):
+            raise AdapterError(
+                f"{what} needs equal shapes and ranks; found a (d, k) of {(d, k)} with rank {rank} "
+                f"and of {pair.shape[:2]} with rank {pair.shape.rank}; `concat` and `svd` allow different ranks"
+            )
+    return d, k, rank
+
+
+def weighted_sum(tensors: Sequence[Array], weights: Sequence[float], out: Array) -> None:
+    """out = sum_i w_i x_i, all float32 and C-contiguous."""
+    total, flat = out.reshape(-1), [np.ascontiguousarray(tensor).reshape(-1) for tensor in tensors]
+    term = scratch("term", (min(BLOCK, total.size),))
+    for start in range(0, total.size, BLOCK):
+        part = total[start : start + BLOCK]
+        np.multiply(flat[0][start : start + BLOCK], np.float32(weights[0]), out=part)
+        for tensor, weight in zip(flat[1:], weights[1:], strict=True):
+            part += np.multiply(tensor[start : start + BLOCK], np.float32(weight), out=term[: part.size])
+
+
+def transpose_into(rows: Array, b: Array, factor: float = 1.0) -> None:
+    """rows (r, d) = factor * b (d, r) transposed, in pieces that fit the cache."""
+    scale = np.float32(factor)
+    for start in range(0, len(b), _ROWS):
+        np.multiply(b[start : start + _ROWS].T, scale, out=rows[:, start : start + _ROWS])
+
+
+def merge_factors(
+    pairs: Sequence[LoraPair],
+    weights_a: Sequence[float],
+    weights_b: Sequence[float],
+    combine: Combine,
+    context: Context,
+    spare: int = 0,
+) -> tuple[Array, Array]:
+    """`combine` on the A's and on the B's: (A* (r + spare, k), B* (d, r + spare)), B* in Fortran order. The spare rows
+    and columns are for the caller to fill. AdapterError unless all pairs have one shape and rank."""
+    d, k, rank = check_ranks(pairs, "merging the factors")
+    a, b_rows = context.empty(rank + spare, k), context.empty(rank + spare, d)
+    combine([pair.a for pair in pairs], list(weights_a), "A", a[:rank])
+    b = scratch("merged b", (d, rank))
+    combine([pair.b for pair in pairs], list(weights_b), "B", b)
+    transpose_into(b_rows[:rank], b)
+    return a, b_rows.T
+
+
+def merge_with_roots(
+    pairs: Sequence[LoraPair], weights: Sequence[float], combine: Combine, context: Context
+) -> CompiledPair:
+    """PEFT's rule: with c_i = w_i s_i, A's are weighted by sgn(c_i) sqrt|c_i| and B's by sqrt|c_i|, so that each
+    product B_i A_i comes out with weight c_i. Equal ranks."""
+    products = [weight * pair.scaling for pair, weight in zip(pairs, weights, strict=True)]
+    roots = [math.sqrt(abs(c)) for c in products]
+    signed = [root if c >= 0 else -root for root, c in zip(roots, products, strict=True)]
+    return CompiledPair(*merge_factors(pairs, signed, roots, combine, context))
+
+
+def add_weighted(tensors: list[Array], weights: list[float], _factor: str, out: Array) -> None:
+    """The plainest way to combine."""
+    weighted_sum(tensors, weights, out)

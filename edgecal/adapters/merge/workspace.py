@@ -1,0 +1,59 @@
+"""Memory that merging uses again: a thread's scratch, and large blocks for results.
+
+A merge touches a hundred megabytes, and what costs most is not arithmetic but fresh pages: the kernel clears each of
+them before it hands it out. So intermediate arrays are views of buffers that a thread keeps, and results of many
+modules lie in one block, large enough that NumPy asks for huge pages.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+
+from ..lora import Array
+
+_ALIGNMENT = 16  # floats: 64 bytes
+_BLOCK = 16 << 20  # floats
+
+
+class _Buffers(threading.local):
+    def __init__(self) -> None:
+        self.by_name: dict[str, Array] = {}
+
+
+_buffers = _Buffers()
+
+
+def scratch(name: str, shape: tuple[int, ...]) -> Array:
+    """Float32 of this shape with undefined content; valid until this thread asks for the same name again."""
+    size = math.prod(shape)
+    buffer = _buffers.by_name.get(name)
+    if buffer is None or buffer.size < size:
+        buffer = _buffers.by_name[name] = np.empty(size, np.float32)
+    return buffer[:size].reshape(shape)
+
+
+class Arena:
+    """Hands out float32 arrays from blocks of up to 64 MiB; `expected` floats decide the size of the first.
+
+    Arrays keep their block alive, so an arena belongs to one result.
+    """
+
+    def __init__(self, expected: int = 0) -> None:
+        self._lock = threading.Lock()
+        self._expected = expected
+        self._block = np.empty(0, np.float32)
+        self._used = 0
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """Undefined content, aligned to 64 bytes."""
+        size = math.prod(shape)
+        with self._lock:
+            if self._used + size > self._block.size:
+                self._block = np.empty(max(size, min(_BLOCK, self._expected)) + _ALIGNMENT, np.float32)
+                self._used = (-self._block.ctypes.data // 4) % _ALIGNMENT
+            start = self._used
+            self._used += -(-size // _ALIGNMENT) * _ALIGNMENT
+        return self._block[start : start + size].reshape(shape)

@@ -1,0 +1,134 @@
+"""The evaluations of a search, in memory and in a file: what makes a search resumable.
+
+An evaluation costs seconds, everything else about a search costs nothing. So the file holds the evaluations alone,
+and a later run asks its optimiser from the start: as long as the optimiser proposes what it proposed before, which it
+does, being deterministic, the answers come out of the file and the search is where it was within milliseconds. No
+state of an optimiser is ever written down.
+
+What a loss depends on (the `setup`: model, adapters, examples, method) is in the file too, and a file of another setup
+is refused: its losses would silently be those of something else. Budget and seed are not part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgecal_weights.peft_config import unique_keys
+
+from ..errors import RecipeError, StorageError
+
+_FORMAT = "edgecal-search"
+_VERSION = 1
+_LARGEST_FILE = 64 << 20
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The mean loss (nats per token; inf where it overflowed) with these weights, and the seconds that it took."""
+
+    weights: tuple[float, ...]
+    loss: float
+    seconds: float = 0.0
+
+
+class SearchRecord:
+    """All evaluations, in order. With a `path` every new one is written at once, and those in the file are read first.
+
+    Raises RecipeError for a file that is no record, or one of another setup; StorageError if it cannot be written,
+    which is tried at the start.
+    """
+
+    def __init__(self, setup: Mapping[str, str] | None = None, path: str | Path | None = None) -> None:
+        self.setup = dict(setup or {})
+        self.path = Path(path).expanduser() if path is not None else None
+        self._known: dict[tuple[float, ...], Evaluation] = {}
+        if self.path is not None:
+            if self.path.exists():
+                self._read(self.path)
+            self.save()
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        return list(self._known.values())
+
+    def find(self, weights: tuple[float, ...]) -> Evaluation | None:
+        return self._known.get(weights)
+
+    def add(self, evaluation: Evaluation) -> None:
+        self._known[evaluation.weights] = evaluation
+        self.save()
+
+    def save(self) -> None:
+        """Write the file, complete or not at all. Does nothing without a path."""
+        if self.path is None:
+            return
+        evaluations = [
+            {"weights": list(e.weights), "loss": e.loss if math.isfinite(e.loss) else None, "seconds": e.seconds}
+            for e in self._known.values()
+        ]
+        values = {"format": _FORMAT, "version": _VERSION, "setup": self.setup, "evaluations": evaluations}
+        write_json(self.path, values)
+
+    def _read(self, path: Path) -> None:
+        values = _load(path)
+        if not isinstance(values, dict) or values.get("format") != _FORMAT:
+            raise RecipeError(f"{path} is not the state of a search; give another file to --state")
+        if values.get("version") != _VERSION:
+            raise RecipeError(f"{path} has version {values.get('version')!r} of the state, expected {_VERSION}")
+        setup, evaluations = values.get("setup"), values.get("evaluations")
+        if not isinstance(setup, dict) or not isinstance(evaluations, list):
+            raise RecipeError(f"{path}: expected an object 'setup' and a list 'evaluations'")
+        for key in sorted({*setup, *self.setup}):
+            if setup.get(key) != self.setup.get(key):
+                raise RecipeError(
+                    f"{path} is the state of another search: {key} is {setup.get(key)!r} there and "
+                    f"{self.setup.get(key)!r} now; give another file to --state, or delete it"
+                )
+        for number, value in enumerate(evaluations, 1):
+            evaluation = _evaluation(value)
+            if evaluation is None:
+                raise RecipeError(f"{path}: evaluation {number} is not {{weights, loss, seconds}} of numbers")
+            self._known[evaluation.weights] = evaluation
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write `values`, complete or not at all; StorageError when the file cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(values, ensure_ascii=False, indent=1, allow_nan=False) + "\n", "utf-8")
+        os.replace(temporary, path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name, half a surrogate pair in the text
+        raise StorageError(f"{path} could not be written: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        if os.path.lexists(temporary):
+            temporary.unlink()
+
+
+def _load(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(raw) > _LARGEST_FILE:
+        raise RecipeError(f"{path} is too large for the state of a search")
+    try:
+        return json.loads(raw, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path} is not valid JSON: {error}") from error
+
+
+def _evaluation(value: Any) -> Evaluation | None:
+    if not isinstance(value, dict) or not isinstance(value.get("weights"), list):
+        return None
+    loss = math.inf if value.get("loss") is None else value["loss"]
+    numbers = [*value["weights"], loss, value.get("seconds", 0.0)]
+    if not all(type(x) in (int, float) for x in numbers) or not all(map(math.isfinite, value["weights"])):
+        return None
+    return Evaluation(tuple(map(float, value["weights"])), float(loss), float(value.get("seconds", 0.0)))

@@ -1,0 +1,87 @@
+"""`edgecal figure`: the weight changes of a recipe beside plain linear merging, as a picture and as numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import StorageError
+from .options import adapter_paths, make_recipe, recipe_options
+
+
+@click.command("figure")
+@click.option("--model", required=True, help="The base: a directory, a GGUF file, a hub id, or demo.")
+@click.option("--out", type=click.Path(), metavar="FILE.png", help="The picture (needs the extra edgecal[plot]).")
+@click.option("--json", "json_file", type=click.Path(), metavar="FILE", help="The numbers, as JSON.")
+@click.option("--csv", "csv_file", type=click.Path(), metavar="FILE", help="The numbers, a row per module and series.")
+@click.option("--revision", help="Branch, tag or commit of a hub model.")
+@click.option("--offline", is_flag=True, default=None, help="Use the hub's cache only.")
+@recipe_options
+def command(
+    model: str,
+    out: str | None,
+    json_file: str | None,
+    csv_file: str | None,
+    revision: str | None,
+    offline: bool | None,
+    **options: Any,
+) -> None:
+    """Draw how the weight changes of a recipe are spread, and their norms by layer, beside plain linear merging.
+
+    \b
+    edgecal figure --model demo --adapter demo:summarize --adapter demo:professional \\
+        --calibration demo:learnable_calibration_pp --out figure.png --json numbers.json
+
+    What Figure 5 of paper 1 shows, for any recipe. The weights of the base are not read.
+    """
+    from edgecal_weights.checkpoint import open_checkpoint
+
+    from ..adapters.lora import LoraAdapter
+    from ..demo import find
+    from ..figure import measure
+    from ..foundation import Foundation
+
+    if not (out or json_file or csv_file):
+        raise click.UsageError("say what to write: --out FILE.png, --json FILE or --csv FILE")
+    recipe = make_recipe(
+        options["adapters"],
+        options["method"],
+        options["calibration"],
+        options["adapter_weights"],
+        options["steps"],
+        options["recipe_file"],
+        options["method_options"],
+    )
+    named = adapter_paths(options["adapters"], options["recipe_file"])
+    adapters = {name: LoraAdapter.load(path, name) for name, path in named.items()}
+    with open_checkpoint(find(model), revision=revision, offline=offline) as checkpoint:
+        foundation = Foundation.of(checkpoint)
+    measurement = measure(recipe, adapters, foundation, model=model)
+    for note in measurement.notes:
+        click.echo(f"note: {note}", err=True)
+    if json_file:
+        _write(json_file, json.dumps(measurement.to_dict()))
+    if csv_file:
+        _write(csv_file, measurement.to_csv())
+    if out:
+        from ..figure_png import save_png
+
+        save_png(measurement, out)
+        click.echo(out)
+
+
+def _write(name: str, text: str) -> None:
+    path = Path(name).expanduser()
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_text(text, "utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise StorageError(f"{path} could not be written: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    click.echo(name)

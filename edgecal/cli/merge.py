@@ -1,0 +1,211 @@
+"""`edgecal merge`: compile a recipe and write it as a PEFT adapter; `--list`: every method there is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import AdapterError, RecipeError
+from .options import adapter_paths, json_option, make_recipe, recipe_options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..adapters.lora import CompiledAdapter, LoraAdapter
+    from ..adapters.merge import Method
+    from ..adapters.recipe import Recipe
+
+
+@click.command("merge")
+@click.argument("recipe_path", metavar="[RECIPE]", required=False)
+@click.option("--out", metavar="DIR", help="Where the adapter goes.")
+@recipe_options
+@click.option("--base", metavar="MODEL", help="Check against this model; the recipe's base_model if that is a path.")
+@click.option("--dtype", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of the file.")
+@click.option("--force", is_flag=True, help="Replace the adapter in DIR.")
+@click.option("--list", "as_list", is_flag=True, help="Show all methods and their options.")
+@json_option
+def command(
+    recipe_path: str | None,
+    out: str | None,
+    base: str | None,
+    dtype: str,
+    force: bool,
+    as_list: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Merge adapters by RECIPE (a YAML or JSON file) or by options, and write the result as a PEFT adapter.
+
+    \b
+    edgecal merge recipe.yaml --out merged/
+    edgecal merge --adapter a/ --adapter b/ --method ties --option density=0.3 --out merged/
+    edgecal merge --list
+
+    One low-rank pair per module is written, with scaling 1, just as edgecal runs it. Without a base, shapes come from
+    the adapters.
+    """
+    if as_list:
+        _list(as_json)
+        return
+    if out is None:
+        raise click.UsageError("give --out DIR, the directory to write")
+    if recipe_path is not None and options["recipe_file"] is not None:
+        raise click.UsageError("give the recipe as an argument or with --recipe, not both")
+    recipe_file = recipe_path or options["recipe_file"]
+    recipe = make_recipe(
+        options["adapters"],
+        options["method"],
+        options["calibration"],
+        options["adapter_weights"],
+        options["steps"],
+        recipe_file,
+        options["method_options"],
+    )
+    result = _merge(recipe, adapter_paths(options["adapters"], recipe_file), base, Path(out), dtype, force)
+    if as_json:
+        click.echo(json.dumps(result, ensure_ascii=False))
+    else:
+        click.echo(
+            f"{result['directory']}: {result['method']}, {result['modules']} modules, rank {result['rank']}, "
+            f"{result['parameters']:,} parameters in {dtype}"
+        )
+
+
+def _merge(
+    recipe: Recipe, paths: Mapping[str, str], base: str | None, out: Path, dtype: Any, force: bool
+) -> dict[str, Any]:
+    from ..adapters.calibration import Calibration
+    from ..adapters.export import write_peft
+    from ..adapters.lora import LoraAdapter
+    from ..adapters.recipe import compile_recipe
+
+    if recipe.steps or recipe.entry.merge is None:
+        raise RecipeError(f"{recipe.method} does not merge: there is no adapter that does the same")
+    adapters = {name: LoraAdapter.load(path, name) for name, path in paths.items()}
+    calibration = Calibration.load(recipe.calibration) if recipe.calibration else None
+    shapes, facts = _base_shapes(base, recipe)
+    if shapes is None and not recipe.adapters:
+        raise RecipeError(f"{recipe.method} has no adapters to take shapes from: give the model with --base")
+    used = [adapters[name] for name in recipe.adapters if name in adapters]
+    compiled = compile_recipe(recipe, adapters, calibration, shapes or common_shapes(used), facts)
+    assert compiled is not None
+    write_peft(
+        compiled,
+        out,
+        base_model_name=_base_name(recipe, used, base),
+        shapes=shapes,
+        dtype=dtype,
+        force=force,
+        metadata={"edgecal_recipe": json.dumps(_portable(recipe))},
+    )
+    return _report(compiled, recipe, out, dtype)
+
+
+def common_shapes(adapters: list[LoraAdapter]) -> dict[str, tuple[int, int]]:
+    """(d, k) of every module that one of them changes; AdapterError names the first on which they differ."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for adapter in adapters:
+        for module, (d, k, _rank) in adapter.shapes.items():
+            if shapes.setdefault(module, (d, k)) != (d, k):
+                raise AdapterError(
+                    f"the adapters are for different bases: {module} is {(d, k)} in {adapter.name} and "
+                    f"{shapes[module]} in another"
+                )
+    return shapes
+
+
+def _base_shapes(base: str | None, recipe: Recipe) -> tuple[dict[str, tuple[int, int]] | None, dict[str, Any] | None]:
+    """Shapes and facts of the model, or nothing when there is none at hand."""
+    if base is None and recipe.base_model is not None and Path(recipe.base_model).exists():
+        base = recipe.base_model
+    if base is None:
+        return None, None
+    from edgecal_weights.checkpoint import open_checkpoint
+
+    from ..demo import find
+    from ..foundation import Foundation
+
+    with open_checkpoint(find(base)) as checkpoint:
+        foundation = Foundation.of(checkpoint)
+    return foundation.shapes, foundation.facts
+
+
+def _base_name(recipe: Recipe, adapters: list[LoraAdapter], base: str | None) -> str | None:
+    names = {adapter.base_model_name for adapter in adapters}
+    agreed = names.pop() if len(names) == 1 else None
+    return recipe.base_model or agreed or base
+
+
+def _portable(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without where its files lay on this machine."""
+    values = recipe.to_dict()
+    values["adapters"] = list(recipe.adapters)
+    if recipe.calibration is not None:
+        values["calibration"] = Path(recipe.calibration).name
+    values.pop("base_model", None)
+    return values
+
+
+def _report(compiled: CompiledAdapter, recipe: Recipe, out: Path, dtype: str) -> dict[str, Any]:
+    parameters = sum(pair.a.size + pair.b.size for pair in compiled.pairs.values())
+    return {
+        "directory": str(out),
+        "method": recipe.method,
+        "adapters": list(recipe.adapters),
+        "weights": list(recipe.merge_weights) if recipe.entry.takes_weights else None,
+        "options": dict(recipe.options),
+        "modules": len(compiled.pairs),
+        "rank": compiled.rank,
+        "parameters": parameters,
+        "dtype": dtype,
+        "recipe_key": recipe.key,
+    }
+
+
+def _list(as_json: bool) -> None:
+    from ..adapters.merge import methods
+
+    if as_json:
+        click.echo(json.dumps([_facts(entry) for entry in methods()], ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("method", "what it is, and whose", "needs", "options", box=None, header_style="bold")
+    table.columns[0].no_wrap = True
+    options: dict[str, str] = {}
+    for entry in methods():
+        facts = _facts(entry)
+        options |= {o["name"]: f"{o['help']}: {o['values']}" for o in facts["options"]}
+        named = ", ".join(o["name"] + _default(o["default"]) for o in facts["options"])
+        table.add_row(entry.name, f"{entry.title}\n{facts['paper']}", ", ".join(facts["needs"]), named)
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.print(table)
+    console.print("\nOptions (with --option NAME=VALUE, or under options: in a recipe file)")
+    for name, text in sorted(options.items()):
+        console.print(f"  {name}: {text}", soft_wrap=True)
+
+
+def _default(value: Any) -> str:
+    return "" if value is None else f"={value:g}" if isinstance(value, (int, float)) else f"={value}"
+
+
+def _facts(entry: Method) -> dict[str, Any]:
+    """A method as JSON-ready data."""
+    count = {0: "no adapters", 1: "one adapter", None: "adapters"}[entry.max_adapters]
+    needs = ["steps"] if entry.passes > 1 else [count]
+    needs += ["equal ranks"] if entry.equal_ranks else []
+    needs += ["weights"] if entry.needs_weights else []
+    needs += ["a calibration"] if entry.needs_calibration else []
+    return {
+        "name": entry.name,
+        "title": entry.title,
+        "paper": entry.paper + (f", {entry.equation}" if entry.equation else ""),
+        "needs": needs,
+        "takes_weights": entry.takes_weights,
+        "options": [{"name": o.name, "values": o.values, "default": o.default, "help": o.help} for o in entry.options],
+    }

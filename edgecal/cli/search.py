@@ -1,0 +1,277 @@
+"""`edgecal search`: weights for adapters from a few examples, by looking at losses alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import PromptError, StorageError
+from .options import json_option, load_engine, model_options, split_adapter
+
+if TYPE_CHECKING:
+    from ..adapters.recipe import Recipe
+    from ..adapters.search import Progress, Search
+    from ..engine import Engine
+    from ..losses import ExampleLosses
+
+
+@click.command("search")
+@click.argument("model")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    required=True,
+    metavar="[NAME=]PATH",
+    help="A PEFT directory or demo:NAME; repeat for several.",
+)
+@click.option(
+    "--examples",
+    "examples_file",
+    required=True,
+    metavar="FILE",
+    help="JSON lines with prompt and target, or (with --task) dialogue or text, and summary or target.",
+)
+@click.option("--task", help="The instruction in front of a dialogue or text: summarize, reply, summarize+tone, ...")
+@click.option("--tone", help="For tasks with a tone: professional, casual, witty ...")
+@click.option("--language", help="For tasks that translate: Spanish, French, German ...")
+@click.option(
+    "--method",
+    type=click.Choice(["lorahub", "lm_cocktail"]),
+    default="lorahub",
+    show_default=True,
+    help="lorahub: optimise the weights. lm_cocktail: softmax of the adapters' losses.",
+)
+@click.option(
+    "--evaluations",
+    type=click.IntRange(min=1),
+    help="The most to make, those of --state included; 40 for lorahub, one per adapter and one more for lm_cocktail.",
+)
+@click.option("--minutes", type=float, help="Start no evaluation later than this.")
+@click.option("--temperature", type=float, default=5.0, show_default=True, help="Of lm_cocktail's softmax.")
+@click.option("--state", type=click.Path(dir_okay=False), help="Keep all evaluations here, and go on from them.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Write the recipe here, not on stdout.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=42, show_default=True)
+@model_options
+@json_option
+def command(model: str, adapters: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Find weights for the adapters with which MODEL predicts the targets of some examples best.
+
+    Ctrl-C keeps the best so far; with --state the same command goes on from there.
+
+    \b
+    edgecal search demo --adapter demo:summarize --adapter demo:professional \\
+        --examples few.jsonl --task summarize+tone --tone professional --state search.json --out recipe.json
+    """
+    from ..adapters.search import Candidates, Search
+    from ..adapters.search_record import SearchRecord
+    from ..losses import ExampleLosses, fingerprint, read_examples
+
+    examples = read_examples(options["examples_file"], _instruction(options))
+    out = Path(options["out"]).expanduser() if options["out"] else None
+    if out is not None and not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
+        raise StorageError(f"{out} could not be written: {out.parent} is not a folder that can be written to")
+    names = tuple(split_adapter(text)[0] for text in adapters)
+    keys = ("weights", "group_size", "backend", "threads", "cache_dtype", "revision", "offline")
+    engine = load_engine(model, adapters, quiet=as_json, **{key: options[key] for key in keys})
+    setup = {
+        "method": options["method"],
+        "model": _model_identity(model, engine, options),
+        "adapters": ", ".join(f"{name} {engine.adapters[name].sha256[:16]}" for name in names),
+        "examples": fingerprint(examples),
+    }
+    record = SearchRecord(setup, options["state"])
+    candidates = Candidates(options["method"], [engine.adapters[name] for name in names])
+    evaluator = _Evaluator(candidates.compile, ExampleLosses(engine, examples))
+    with _progress_bar(options["method"], quiet=as_json) as report:
+        search = Search(
+            options["method"],
+            names,
+            evaluator,
+            evaluations=options["evaluations"],
+            minutes=options["minutes"],
+            temperature=options["temperature"],
+            seed=options["seed"],
+            record=record,
+            progress=report,
+        )
+        interrupted = False
+        began = time.monotonic()
+        try:
+            recipe: Recipe | None = search.run()
+        except KeyboardInterrupt:
+            interrupted = True
+            record.save()
+            recipe = search.best_recipe()
+    seconds = time.monotonic() - began
+    if out is not None and recipe is not None:
+        _write(out, recipe)
+    if as_json:
+        _print_json(search, recipe, evaluator, seconds, interrupted=interrupted)
+    else:
+        _print(search, recipe, evaluator, out)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+@dataclass
+class _Evaluator:
+    """The loss of some weights, and what the evaluations cost so far."""
+
+    compile: Callable[[tuple[float, ...]], Any]
+    losses: ExampleLosses
+    compile_s: list[float] = field(default_factory=list)
+    loss_s: list[float] = field(default_factory=list)
+    tokens_run: int = 0  # of one evaluation; they are all equal
+    tokens_saved: int = 0
+
+    def __call__(self, weights: tuple[float, ...]) -> float:
+        began = time.monotonic()
+        compiled = self.compile(weights)
+        took = time.monotonic() - began
+        result = self.losses(compiled)
+        self.compile_s.append(took)
+        self.loss_s.append(result.seconds)
+        self.tokens_run, self.tokens_saved = result.tokens_run, result.tokens_saved
+        return result.mean
+
+    def cost(self) -> dict[str, float] | None:
+        """Means per evaluation; None if every one came out of the state file."""
+        count = len(self.loss_s)
+        if not count:
+            return None
+        return {
+            "seconds": (sum(self.loss_s) + sum(self.compile_s)) / count,
+            "compile_seconds": sum(self.compile_s) / count,
+            "tokens_run": self.tokens_run,
+            "tokens_saved": self.tokens_saved,
+        }
+
+
+def _instruction(options: dict[str, Any]) -> str | None:
+    from ..tasks import instruction
+
+    fields = {name: options[name] for name in ("tone", "language") if options[name] is not None}
+    if options["task"] is not None:
+        return instruction(options["task"], **fields)
+    if fields:
+        raise PromptError(f"--{next(iter(fields))} belongs to a task: give --task summarize+tone or the like")
+    return None
+
+
+def _model_identity(model: str, engine: Engine, options: dict[str, Any]) -> str:
+    """What of the model and its number formats a loss depends on, in words."""
+    from ..demo import find
+
+    source = find(model)
+    name = Path(source).expanduser().name if Path(source).expanduser().exists() else source
+    formats = f"weights {options['weights']}/{options['group_size']}, cache {options['cache_dtype']}"
+    return f"{name} ({engine.model.weight_bytes} bytes, {formats})"
+
+
+@contextmanager
+def _progress_bar(method: str, *, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """On stderr; None where nobody is looking."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[best]}"),
+    )
+    with Bars(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(method, total=None, best="")
+
+        def report(progress: Progress) -> None:
+            best = f"best {progress.best_objective:.4f} at {_weights(progress.best.weights)}"
+            bars.update(task, completed=progress.done, total=progress.total, best=best)
+
+        yield report
+
+
+def _weights(weights: tuple[float, ...]) -> str:
+    return ", ".join(f"{w:.3f}" for w in weights)
+
+
+def _write(path: Path, recipe: Recipe) -> None:
+    from ..adapters.search_record import write_json
+
+    write_json(path, recipe.to_dict())
+
+
+def _print(search: Search, recipe: Recipe | None, evaluator: _Evaluator, out: Path | None) -> None:
+    """The account on stderr, the recipe on stdout or where it was written."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(stderr=True)
+    table = Table("", "loss", *(["objective"] if search.method == "lorahub" else []), *search.adapters)
+    for label, evaluation in _notable(search):
+        objective = [f"{search.objective(evaluation):.4f}"] if search.method == "lorahub" else []
+        table.add_row(label, f"{evaluation.loss:.4f}", *objective, *(f"{w:.4f}" for w in evaluation.weights))
+    if table.row_count:
+        console.print(table)
+    ended = " (the time was over)" if search.out_of_time else ""
+    known = f", {search.reused} of them known before" if search.reused else ""
+    click.echo(f"{search.done} of {search.total} evaluations{known}{ended}", err=True)
+    cost = evaluator.cost()
+    if cost is not None:
+        total = cost["tokens_run"] + cost["tokens_saved"]
+        click.echo(
+            f"per evaluation: {cost['seconds']:.2f} s ({1000 * cost['compile_seconds']:.0f} ms of it to compile), "
+            f"{cost['tokens_run']} tokens run, {cost['tokens_saved']} saved by prefix reuse "
+            f"({100 * cost['tokens_saved'] / total:.0f} %)",
+            err=True,
+        )
+    if recipe is None:
+        click.echo("no recipe yet", err=True)
+    elif out is not None:
+        click.echo(f"written to {out}", err=True)
+    else:
+        click.echo(json.dumps(recipe.to_dict()))
+
+
+def _notable(search: Search) -> Iterator[tuple[str, Any]]:
+    """The evaluations to show: where LoraHub started and its best; all of LM-Cocktail's."""
+    for evaluation in search.record.evaluations:
+        alone = evaluation.weights.count(0.0) == len(evaluation.weights) - 1
+        if search.method == "lm_cocktail":
+            yield ("alone" if alone else "mix"), evaluation
+        elif not any(evaluation.weights):
+            yield "base alone", evaluation
+    if search.method == "lorahub" and search.best is not None:
+        yield "best", search.best
+
+
+def _print_json(
+    search: Search, recipe: Recipe | None, evaluator: _Evaluator, seconds: float, *, interrupted: bool
+) -> None:
+    best = search.best
+    result = {
+        "method": search.method,
+        "recipe": recipe.to_dict() if recipe is not None else None,
+        "best": {"weights": best.weights, "loss": best.loss, "objective": search.objective(best)} if best else None,
+        "evaluations": search.done,
+        "reused_evaluations": search.reused,
+        "stopped": "interrupted" if interrupted else "minutes" if search.out_of_time else "evaluations",
+        "total_s": seconds,
+        "per_evaluation": evaluator.cost(),
+        "trajectory": [{"weights": e.weights, "loss": e.loss} for e in search.record.evaluations],
+    }
+    click.echo(json.dumps(result))

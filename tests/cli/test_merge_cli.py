@@ -1,0 +1,120 @@
+"""`edgecal merge` as a user runs it, and the new methods through `edgecal generate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from edgecal.adapters import LoraAdapter
+from edgecal.adapters.merge import method_names
+from tests.cli.shell import edgecal
+from tests.tiny import write_tiny_adapter, write_tiny_calibration, write_tiny_hf
+
+PAIR = ("summary", "formal")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("merge")
+    write_tiny_hf(root / "model")
+    for seed, name in enumerate(PAIR):
+        write_tiny_adapter(root / name, root / "model", seed=seed)
+    write_tiny_calibration(root / "pm.safetensors", root / "model", {n: root / n for n in PAIR}, "projection_merge")
+    (root / "ties.yaml").write_text(
+        "merge_method: ties\nbase_model: model\nmodels:\n"
+        "  - {model: ./summary, parameters: {weight: 0.6}}\n  - {model: ./formal, parameters: {weight: 0.4}}\n"
+        "parameters: {density: 0.7}\n"
+    )
+    return root
+
+
+def test_a_recipe_file_is_complete(folder: Path, tmp_path: Path) -> None:
+    done = edgecal("merge", folder / "ties.yaml", "--out", tmp_path / "out", "--json", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["method"], result["rank"], result["modules"]) == ("ties", 4, 14)
+    assert (result["weights"], result["options"]) == ([0.6, 0.4], {"density": 0.7})
+    merged = LoraAdapter.load(tmp_path / "out")
+    assert len(merged.shapes) == 14
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert len(config["target_modules"]) == 7  # components, since the base was at hand
+    with safe_open(tmp_path / "out/adapter_model.safetensors", "np") as file:
+        recipe = json.loads(file.metadata()["edgecal_recipe"])
+    assert recipe == {
+        "method": "ties", "adapters": list(PAIR), "weights": [0.6, 0.4], "options": {"density": 0.7},
+    }  # fmt: skip
+
+    again = edgecal("merge", folder / "ties.yaml", "--out", tmp_path / "out", home=tmp_path)
+    assert again.returncode == 1 and "exists already; --force" in again.stderr
+    forced = edgecal(
+        "merge", folder / "ties.yaml", "--out", tmp_path / "out", "--force", "--dtype", "fp16", home=tmp_path
+    )
+    assert forced.returncode == 0 and "ties, 14 modules, rank 4" in forced.stdout
+    half = LoraAdapter.load(tmp_path / "out")
+    assert half.nbytes == merged.nbytes / 2
+
+
+def test_by_options(folder: Path, tmp_path: Path) -> None:
+    pair = [word for name in PAIR for word in ("--adapter", folder / name)]
+    method = ["--method", "magnitude_prune", "--option", "density=0.5,0.25", "--adapter-weights", "1,-1"]
+    done = edgecal("merge", *pair, *method, "--out", tmp_path / "a", "--json", home=tmp_path)
+    assert json.loads(done.stdout)["options"] == {"density": [0.5, 0.25]}, done.stderr
+    calibrated = ["--calibration", folder / "pm.safetensors"]
+    for base in ([], ["--base", folder / "model"]):
+        done = edgecal("merge", *pair, *calibrated, *base, "--out", tmp_path / "b", "--force", "--json", home=tmp_path)
+        assert json.loads(done.stdout)["rank"] == 2, done.stderr
+
+
+def test_refusals(folder: Path, tmp_path: Path) -> None:
+    one = ["--adapter", folder / "summary"]
+    out = ["--out", tmp_path / "out"]
+    for arguments, code, word in (
+        ([*one], 2, "give --out DIR"),
+        ([*out], 1, "zero_shot does not merge"),
+        ([*one, *out, "--option", "density=0.5"], 1, "single has no option 'density'"),
+        ([*one, *out, "--method", "ties", "--option", "density"], 1, "expected NAME=VALUE"),
+        ([*one, *out, "--method", "ties", "--option", "density=x"], 1, "option 'density' is 'x'"),
+        ([*one, *out, "--step", "summary:Do it"], 1, "multi_step does not merge"),
+        ([folder / "nowhere.yaml", *out], 1, "there is no such file"),
+        ([folder / "ties.yaml", *out, "--method", "ties"], 1, "a recipe file says everything"),
+        ([folder / "ties.yaml", *out, *one], 1, "says where 'summary' is, and so does --adapter"),
+    ):
+        done = edgecal("merge", *arguments, home=tmp_path)
+        assert (done.returncode, word in done.stderr) == (code, True), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_list(tmp_path: Path) -> None:
+    table = edgecal("merge", "--list", home=tmp_path, COLUMNS="120").stdout
+    assert all(name in table for name in method_names())
+    assert "density: share of the entries that is kept: a number in (0, 1], or one per adapter" in table
+    entries = json.loads(edgecal("merge", "--list", "--json", home=tmp_path).stdout)
+    assert [entry["name"] for entry in entries] == list(method_names())
+
+
+def test_generate_takes_the_recipe_and_the_options(folder: Path, tmp_path: Path) -> None:
+    """And says the same as with the merged adapter in its place."""
+    question = [folder / "model", "Some text", "-n", "8", "-q", "--weights", "fp32", "--cache-dtype", "fp32"]
+    by_recipe = edgecal("generate", *question, "--recipe", folder / "ties.yaml", home=tmp_path)
+    assert by_recipe.returncode == 0, by_recipe.stderr
+    pair = [word for name in PAIR for word in ("--adapter", folder / name)]
+    method = ["--method", "ties", "--option", "density=0.7", "--adapter-weights", "0.6,0.4"]
+    assert edgecal("generate", *question, *pair, *method, home=tmp_path).stdout == by_recipe.stdout
+    edgecal("merge", folder / "ties.yaml", "--out", tmp_path / "out", home=tmp_path)
+    merged = edgecal("generate", *question, "--adapter", tmp_path / "out", home=tmp_path)
+    assert merged.stdout == by_recipe.stdout
+    assert not np.array_equal(merged.stdout, edgecal("generate", *question, home=tmp_path).stdout)
+
+
+def test_chat_takes_the_options(folder: Path, tmp_path: Path) -> None:
+    pair = [word for name in PAIR for word in ("--adapter", folder / name)]
+    losses = ["--method", "lm_cocktail", "--option", "losses=1,2"]
+    done = edgecal(
+        "chat", folder / "model", *pair, *losses, "-n", "4", home=tmp_path, input="Hello\n/method concat\nMore\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "lm_cocktail" in done.stderr and "concat" in done.stderr
