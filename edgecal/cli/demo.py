@@ -173,10 +173,12 @@ def _print_table(rows: list[Row], text: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from .. import demo
+
     console = Console()
-    table = Table(box=SIMPLE_HEAD, title="Summarize in a professional tone", title_justify="left", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, title=demo.TASK, title_justify="left", padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("method", no_wrap=True)
-    for header in ("passes", "rank", "extra\nparams", "extra\nKiB", "first\ntoken", "tokens\nper s", "peak\nMiB"):
+    for header in ("passes", "rank", "extra\nparams", "extra\nKiB", "first\ntoken s", "tokens\nper s", "peak\nMiB"):
         table.add_column(header, justify="right")
     for row in rows:
         table.add_row(
@@ -185,7 +187,7 @@ def _print_table(rows: list[Row], text: str) -> None:
             str(row.rank),
             f"{row.extra_parameters:,}",
             f"{row.extra_bytes / 1024:.1f}",
-            f"{row.first_token_s:.2f} s",
+            f"{row.first_token_s:.2f}",
             f"{row.decode_rate:.1f}",
             f"{row.peak_bytes / MIB:.0f}",
         )
