@@ -6,8 +6,8 @@ once (common in fp16 files) the entries that come first are kept, while torch.to
 `random_mask` is made of PCG64's raw 64-bit words: the stream of NumPy's bit generators is fixed for good (NEP 19),
 unlike that of its distributions and of torch.bernoulli, so one seed means the same mask on every machine and version.
 The density is 24 bits, rounded. A stretch of 32,768 entries takes one byte each, low bytes first; most are decided by
-it, and those whose byte equals the upper 8 bits of the density take 16 bits more, from the words that follow, unless the lower
-16 bits are 0.
+it, and those whose byte equals the upper 8 bits of the density take 16 bits more, from the words that follow (none
+where the lower 16 bits are 0).
 """
 
 from __future__ import annotations
