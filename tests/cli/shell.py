@@ -41,6 +41,16 @@ def edgecal(
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
+@contextmanager
+def killed_at_the_end(process: subprocess.Popen) -> Iterator[None]:
+    """Whatever a test finds, the process does not outlive it."""
+    with process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
 class Terminal:
     """The other side of a terminal: what is typed into it, and what has appeared on it."""
 
@@ -85,10 +95,7 @@ def terminal(*arguments: str | Path, home: Path, **variables: str) -> Iterator[T
             env=environment(home, **variables),
         )
         os.close(theirs)
-        with process:
-            try:
-                yield Terminal(ours, process)
-            finally:
-                process.kill()
+        with killed_at_the_end(process):
+            yield Terminal(ours, process)
     finally:
         os.close(ours)

@@ -365,7 +365,7 @@ def test_ctrl_c_in_a_pipeline_ends_it(folder, tmp_path):
     import subprocess
     import sys
 
-    from tests.cli.shell import MAIN, environment
+    from tests.cli.shell import MAIN, environment, killed_at_the_end
 
     process = subprocess.Popen(
         [sys.executable, "-c", MAIN, "chat", str(folder / "model"), "-n", "16000"],
@@ -374,7 +374,7 @@ def test_ctrl_c_in_a_pipeline_ends_it(folder, tmp_path):
         stderr=subprocess.PIPE,
         env=environment(tmp_path),
     )
-    with process:
+    with killed_at_the_end(process):
         process.stdin.write(b"hello\n")
         process.stdin.flush()
         first = process.stdout.read(1)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.shell import killed_at_the_end
 from tests.tiny import write_tiny_adapter, write_tiny_calibration, write_tiny_hf
 
 EDGECAL = [sys.executable, "-c", "from edgecal.cli import main; main()"]
@@ -132,14 +133,15 @@ def test_ctrl_c_in_the_middle_of_a_stream(folder, as_json):
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
-    if as_json:
-        time.sleep(4)
-        first = ""
-    else:
-        assert process.stdout is not None
-        first = process.stdout.read(3)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    with killed_at_the_end(process):
+        if as_json:
+            time.sleep(4)
+            first = ""
+        else:
+            assert process.stdout is not None
+            first = process.stdout.read(3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
     if as_json:
         assert json.loads(out)["finish_reason"] == "interrupted"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.shell import MAIN, PATIENCE, edgecal, environment, terminal
+from tests.cli.shell import MAIN, PATIENCE, edgecal, environment, killed_at_the_end, terminal
 from tests.tiny import write_tiny_adapter, write_tiny_hf
 
 PAIR = ("summary", "formal")
@@ -76,11 +76,12 @@ def test_ctrl_c_keeps_the_best(folder, tmp_path):
         env=environment(tmp_path),
     )
     deadline = time.monotonic() + PATIENCE
-    while not state.exists() or len(json.loads(state.read_text())["evaluations"]) < 2:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=PATIENCE)
+    with killed_at_the_end(process):
+        while not state.exists() or len(json.loads(state.read_text())["evaluations"]) < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
     kept = json.loads(state.read_text())["evaluations"]
     assert 2 <= len(kept) < 40
