@@ -61,6 +61,15 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._descriptor, text.encode())
 
+    def interrupt(self, text: str = "") -> None:
+        """Type Ctrl-C behind `text`, as late as a person would.
+
+        Python shows the prompt a moment before it waits for keys, and a signal in that moment is noticed with the next
+        key only.
+        """
+        time.sleep(0.5)
+        self.type(text + "\x03")
+
     def expect(self, text: str) -> str:
         """Everything up to and with `text`, from where the last call ended; AssertionError when it does not appear."""
         deadline = time.monotonic() + PATIENCE

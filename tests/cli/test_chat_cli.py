@@ -315,12 +315,12 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(folder, tmp_path):
 def test_ctrl_c_and_ctrl_d_at_the_prompt(folder, tmp_path):
     with start(folder, tmp_path) as screen:
         screen.expect(">>> ")
-        screen.type("\x03")
+        screen.interrupt()
         screen.expect(HINT)
         screen.expect(">>> ")
         screen.type('"""half a\n')
         screen.expect("... ")
-        screen.type("block\x03")
+        screen.interrupt("block")
         screen.expect(HINT)
         screen.expect(">>> ")
         screen.type("/history\n")
