@@ -73,10 +73,10 @@ def cpu_model() -> str:
 
 def known_isas() -> tuple[str, ...]:
     """The instruction sets of this kind of processor, best first; its generation may lack some."""
-    return tuple(_isas())
+    return tuple(available_isas())
 
 
-def _isas() -> dict[str, bool]:
+def available_isas() -> dict[str, bool]:
     """Instruction set -> whether the compile target has it, best first."""
     triple, name, features = compile_target()
     family = triple.split("-")[0]
@@ -101,7 +101,7 @@ def detect_isa() -> str:
 
     Raises BackendError when the override is unknown or the target lacks it.
     """
-    has = _isas()
+    has = available_isas()
     override = os.environ.get(ISA_ENV, "")
     if override:
         if override not in has:
