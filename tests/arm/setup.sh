@@ -50,7 +50,7 @@ unpack arm64 "$folder/root" "python$version" libgomp1 libstdc++6
 apt_for "$host" true
 (cd "$folder/apt/$host" && apt_for "$host" apt-get -qq download qemu-user-static)
 dpkg-deb -x "$folder/apt/$host"/qemu-user-static_*.deb "$folder/host"
-"$python" -m pip -q --disable-pip-version-check install --target "$folder/packages" --only-binary=:all: \
+"$python" -m pip -qq --disable-pip-version-check install --target "$folder/packages" --only-binary=:all: \
     --implementation cp --python-version "$version" \
     --platform manylinux2014_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_28_aarch64 \
     -r "$here/requirements.txt"
