@@ -5,7 +5,7 @@ PYTHON ?= python3
 DEMO := .venv
 TEST := .venv-test
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-arm lint clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/edgecal pull demo
@@ -14,6 +14,10 @@ demo: $(DEMO)/.installed
 
 test: $(TEST)/.installed
 	$(TEST)/bin/python -m pytest
+
+# Debian only; minutes, for the processor is emulated. Nothing is installed: all goes to the cache folder.
+test-arm:
+	tests/arm/run.sh $(PYTHON)
 
 lint: $(TEST)/.installed
 	$(TEST)/bin/python -m pip install -q -e ".[lint]"
