@@ -2,8 +2,8 @@
 
 What an adapter costs depends on its shapes only, but the values are kept small enough for the logits to stay
 meaningful, so that the run can compare them between the engines. llama.cpp's converter (convert_lora_to_gguf) is not
-in any wheel; `write_gguf` writes the same file: float32 factors under `blk.N.attn_q.weight.lora_a` / `.lora_b`, the rows
-of B of Q and K reordered for the interleaved rope of its llama architecture, alpha in the metadata.
+in any wheel; `write_gguf` writes the same file: float32 factors under `blk.N.attn_q.weight.lora_a` / `.lora_b`, the
+rows of B of Q and K reordered for the interleaved rope of its llama architecture, alpha in the metadata.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The models of a comparison, one file per engine and format, made once and kept in the work folder.
 
-`--model`: a GGUF file, and if it is there the Hugging Face directory of the same weights unrounded (`--hf`). Each engine
-rounds the best source there is with its own quantizer to its own format: edgecal int4 beside llama.cpp Q4_0, int8
-beside Q8_0. "native" is the GGUF as it is: llama.cpp reads the file, edgecal its codes taken over unrounded.
+`--model`: a GGUF file, and if it is there the Hugging Face directory of the same weights unrounded (`--hf`). Each
+engine rounds the best source there is with its own quantizer to its own format: edgecal int4 beside llama.cpp Q4_0,
+int8 beside Q8_0. "native" is the GGUF as it is: llama.cpp reads the file, edgecal its codes taken over unrounded.
 
 `--shape`: random weights. A GGUF is written from random bytes (no float weights are ever rounded) with the tensor types
 that llama.cpp's quantizer gives a model with a tied head: Q4_0 with a Q6_K embedding, or Q8_0. edgecal takes the codes
@@ -11,6 +11,9 @@ over as they are; only the Q6_K embedding becomes int8 (edgecal's rule for what 
 
 from __future__ import annotations
 
+import ctypes
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +56,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        return f"{self.engine} {self.detail}"
+        return f"{self.engine} {self.detail}".strip()
 
 
 @dataclass
@@ -72,7 +75,7 @@ def from_files(gguf: Path, hf: Path | None, formats: list[str], work: Path, n_id
     folder.mkdir(parents=True, exist_ok=True)
     with open_checkpoint(gguf) as original:
         material = _material(original, gguf.stem, folder, n_ids)
-        stored = str(max(map(original.stored_type, original.names()), key=lambda t: t.startswith("Q")))
+        stored = _file_type(original, gguf)
     for format in formats:
         packed, theirs = folder / f"edgecal-{format}", gguf
         if format != "native":
@@ -114,6 +117,15 @@ def from_shape(name: str, tokenizer_gguf: Path, formats: list[str], work: Path, 
     return material
 
 
+def _file_type(checkpoint: Checkpoint, path: Path) -> str:
+    """What the file's name says, as Q4_K_M; else the commonest type of its matrices."""
+    named = re.search(r"[.-](I?Q\d[A-Z0-9_]*)$", path.stem, re.IGNORECASE)
+    if named:
+        return named[1].upper()
+    types = Counter(checkpoint.stored_type(name) for name in checkpoint.names() if name.endswith("proj.weight"))
+    return types.most_common(1)[0][0]
+
+
 def _add_pair(material: Material, format: str, packed: Path, gguf: Path, kind: str) -> None:
     tokenizer = str(packed / "tokenizer.json")
     detail = format if format != "native" else f"native ({kind})"
@@ -148,17 +160,16 @@ def _adapters(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
         for n in checkpoint.names()
         if n.startswith("model.layers.") and len(checkpoint.shape(n)) == 2
     }
-    result = {"rank": RANK, "peft": [str(folder / f"r{RANK}-{i}") for i in range(2)], "gguf": str(folder / "r0.gguf")}
-    if not Path(result["gguf"]).exists():
-        for seed, path in enumerate(result["peft"]):
-            pairs = lora.random_pairs(shapes, RANK, seed)
-            lora.write_peft(Path(path), pairs, RANK)
-            if seed == 0:
-                partial = Path(result["gguf"] + ".partial")
-                heads = c["num_attention_heads"], c.get("num_key_value_heads", c["num_attention_heads"])
-                lora.write_gguf(partial, pairs, RANK, c["model_type"], *heads)
-                partial.replace(result["gguf"])
-    return result
+    peft, theirs = [folder / f"rank{RANK}-{i}" for i in range(2)], folder / f"rank{RANK}-0.gguf"
+    if not theirs.exists():
+        first, second = (lora.random_pairs(shapes, RANK, seed) for seed in range(2))
+        lora.write_peft(peft[0], first, RANK)
+        lora.write_peft(peft[1], second, RANK)
+        partial = theirs.with_suffix(".partial")
+        heads = c["num_attention_heads"], c.get("num_key_value_heads", c["num_attention_heads"])
+        lora.write_gguf(partial, first, RANK, c["model_type"], *heads)
+        partial.replace(theirs)
+    return {"rank": RANK, "peft": [str(path) for path in peft], "gguf": str(theirs)}
 
 
 def _quantize_ggml(gguf: Path, hf: Path | None, out: Path, kind: str) -> None:
@@ -167,6 +178,8 @@ def _quantize_ggml(gguf: Path, hf: Path | None, out: Path, kind: str) -> None:
 
     from ..quality import write_bf16_gguf
 
+    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     source = gguf
     if hf is not None:
         source = out.with_name("bf16.gguf")

@@ -24,6 +24,8 @@ import os
 import sys
 import time
 import traceback
+from abc import ABC, abstractmethod
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -40,7 +42,7 @@ def status(field: str) -> int:
     raise KeyError(field)
 
 
-class Worker:
+class Worker(ABC):
     """What the engines share. `job` is the request that made the process: model, threads, ids, adapters."""
 
     variants: tuple[str, ...] = (BASE, LORA)
@@ -49,6 +51,14 @@ class Worker:
         self.job, self.threads, self.ids = job, int(job["threads"]), [int(i) for i in job["ids"]]
         self.model: dict[str, Any] = job["model"]
         self.variant = BASE
+
+    @abstractmethod
+    def imports(self) -> None:
+        """What has to be imported before a model can be loaded."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """The model ready for its first token."""
 
     def facts(self) -> dict[str, Any]:
         return {}
@@ -60,12 +70,16 @@ class Worker:
 class Edgecal(Worker):
     variants = (BASE, LORA, LCPP)
 
-    def load(self) -> None:
-        from edgecal import Engine
+    def imports(self) -> None:
+        from edgecal import Engine, KVCache  # noqa: F401
         from edgecal_kernels.dispatch import backend, set_threads
 
         if backend().NAME == "numba":
             set_threads(self.threads)
+
+    def load(self) -> None:
+        from edgecal import Engine
+
         self.engine = Engine.load(self.model["packed"])
         self.recipes: dict[str, Any] = {BASE: None}
         self.compiled: dict[str, Any] = {BASE: None}
@@ -110,7 +124,7 @@ class Edgecal(Worker):
         from edgecal.adapters.calibration import Calibration
         from edgecal_weights.calibration_file import AdapterReference, BaseModelFacts, CalibrationFile
 
-        rng, groups = np.random.default_rng(5), {}
+        rng, groups = np.random.default_rng(5), dict[str, dict[str, Any]]()
         for module, (d, k) in self.engine.model.linear_shapes.items():
             p1, p2 = rng.standard_normal((4, k), np.float32), rng.standard_normal((d, 4), np.float32)
             groups.setdefault(module.rsplit(".", 1)[1], {"P1": p1 / np.float32(k**0.5), "P2": p2 * np.float32(0.02)})
@@ -158,8 +172,6 @@ class Edgecal(Worker):
         from edgecal import KVCache
         from edgecal.engine import Settings
 
-        if self.variant == LCPP:  # its calibration is in memory, where no recipe can name it
-            raise NotImplementedError("first_token under lc++")
         cache = KVCache(self.engine.model.config, self.engine.cache_dtype)
         settings = Settings(max_tokens=1, raw=True)
         started = perf_counter()
@@ -205,10 +217,13 @@ class LlamaCpp(Worker):
 
     BATCH = 512
 
-    def load(self) -> None:
-        import llama_cpp as api
+    def imports(self) -> None:
+        import llama_cpp
 
-        self.api = api
+        self.api = llama_cpp
+
+    def load(self) -> None:
+        api = self.api
         self._silence = api.llama_log_callback(lambda level, text, data: None)
         api.llama_log_set(self._silence, ctypes.c_void_p(0))
         api.llama_backend_init()
@@ -268,8 +283,8 @@ class LlamaCpp(Worker):
 
         for start in range(0, len(ids), self.BATCH):
             part = ids[start : start + self.BATCH]
-            batch = self.api.llama_batch_get_one((self.api.llama_token * len(part))(*part), len(part))
-            if self.api.llama_decode(context, batch) != 0:
+            tokens = (self.api.llama_token * len(part))(*part)  # the batch only points to it
+            if self.api.llama_decode(context, self.api.llama_batch_get_one(tokens, len(part))) != 0:
                 raise RuntimeError("llama_decode failed")
         return np.ctypeslib.as_array(self.api.llama_get_logits_ith(context, -1), (self.n_vocab,))
 
@@ -284,7 +299,7 @@ class LlamaCpp(Worker):
             context = self._ready(n)
         else:
             if (self.variant, depth) not in self.deep:
-                self.deep[self.variant, depth] = context = self._context(depth + n)
+                self.deep[self.variant, depth] = context = self._context(depth + 256)
                 self._attach(context)
                 self._run(context, self.ids[:depth])
             context = self.deep[self.variant, depth]
@@ -310,14 +325,18 @@ class LlamaCpp(Worker):
 class Transformers(Worker):
     """PyTorch. Once an adapter is attached, "base" runs with it disabled, through PEFT's wrappers."""
 
-    def load(self) -> None:
+    def imports(self) -> None:
         import torch
         import transformers
 
+        self.torch, self.library = torch, transformers
+
+    def load(self) -> None:
+        torch, transformers = self.torch, self.library
         torch.set_num_threads(self.threads)
         torch.set_num_interop_threads(1)
         torch.set_grad_enabled(False)
-        self.torch, self.adapted = torch, False
+        self.adapted = False
         dtype = getattr(torch, self.job["torch_dtype"])
         if "config" in self.model:
             config = transformers.LlamaConfig(**self.model["config"], tie_word_embeddings=True)
@@ -363,7 +382,8 @@ class Transformers(Worker):
             if (self.variant, depth) not in self.deep:
                 self.deep[self.variant, depth] = self._run(self.ids[:depth])[1]
             cache = self.deep[self.variant, depth]
-            cache.crop(depth)
+            if cache.get_seq_length() > depth:
+                cache.crop(depth - cache.get_seq_length())
         started = perf_counter()
         for token in self.ids[depth : depth + n]:
             logits, cache = self._run([token], cache)
@@ -389,12 +409,13 @@ class MistralRs(Worker):
 
     variants = (BASE,)
 
-    def load(self) -> None:
-        import mistralrs
+    def imports(self) -> None:
+        self.api = import_module("mistralrs")
 
-        self.api, path = mistralrs, Path(self.model["gguf"])
-        which = mistralrs.Which.GGUF(quantized_model_id=str(path.parent), quantized_filename=path.name)
-        self.runner = mistralrs.Runner(which=which, prefix_cache_n=0, max_seqs=1)
+    def load(self) -> None:
+        path = Path(self.model["gguf"])
+        which = self.api.Which.GGUF(quantized_model_id=str(path.parent), quantized_filename=path.name)
+        self.runner = self.api.Runner(which=which, prefix_cache_n=0, max_seqs=1)
         self.texts: dict[int, str] = {}
 
     def _usage(self, text: str, n: int) -> Any:
@@ -430,7 +451,6 @@ ENGINES: dict[str, type[Worker]] = {
     "transformers": Transformers,
     "mistral.rs": MistralRs,
 }
-MODULES = {"edgecal": "edgecal", "llama.cpp": "llama_cpp", "transformers": "transformers", "mistral.rs": "mistralrs"}
 
 
 def _thin(logits: Any) -> list[float]:
@@ -439,10 +459,10 @@ def _thin(logits: Any) -> list[float]:
 
 def answer(worker: Worker, call: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if call == "load":
-        __import__(MODULES[worker.job["engine"]])
+        worker.imports()
         imported = status("VmRSS")
         started = perf_counter()
-        worker.load()  # type: ignore[attr-defined]
+        worker.load()
         seconds = perf_counter() - started
         return {"seconds": seconds, "variants": worker.variants, "imported": imported, "loaded": status("VmRSS")}
     worker.use(arguments.pop("variant", BASE))
