@@ -21,15 +21,18 @@ BACKEND_ENV = "EDGECAL_BACKEND"
 
 
 def kernel_cache_directory(isa_name: str) -> Path:
-    """Compiled kernels, a folder per content of the sources, Numba version and instruction set.
+    """Compiled kernels, a folder per installation, content of the sources, Numba version and instruction set.
 
-    Numba's own index adds the CPU's name and features, so one home folder may serve several machines.
+    Numba's own index goes by a source's path and time of change, so both are part of the name: kernels that another
+    checkout compiled are none of this one's. It adds the CPU's name and features, so one home folder may serve
+    several machines.
     """
     import numba
 
     digest = hashlib.sha256(f"{numba.__version__} {isa_name}".encode())
     here = Path(__file__).parent
     for source in sorted([*here.glob("*.py"), *(here / "isa").glob("*.py")]):
+        digest.update(f"{source} {source.stat().st_mtime_ns}".encode())
         digest.update(source.read_bytes())
     return cache_directory() / "kernels" / digest.hexdigest()[:16]
 
