@@ -14,7 +14,7 @@ def copy_of_the_kernels(folder: Path) -> Path:
 
 
 def test_every_installation_has_a_folder_of_its_own(tmp_path, monkeypatch):
-    """Numba's index goes by path and time of change; kernels of an equal checkout elsewhere would not be found in it."""
+    """Numba goes by path and time of change; kernels of an equal checkout elsewhere would not be found."""
     folders = []
     for name in ("a", "b"):
         monkeypatch.setattr(dispatch, "__file__", str(copy_of_the_kernels(tmp_path / name)))
