@@ -230,14 +230,13 @@ class Run:
                 for row in rows:
                     if variant in self.variants[row.label]:
                         self._sample(index, row, variant, measure)
+                        # Beside the decode that it is compared with: bandwidth changes within a round as well
+                        if (row.engine, variant, measure.name) == ("edgecal", BASE, "decode_0"):
+                            self._read(row)
         if "start" not in self.skip:
             for row in rows:
                 if BASE in self.variants[row.label]:
                     self._start(index, row)
-        if "read" not in self.skip:
-            for row in rows:
-                if row.engine == "edgecal":
-                    self._read(index, row)
         self.say(f"round {index + 1} of {self.rounds}: " + ", ".join(self._summary(index, rows)))
 
     def _summary(self, index: int, rows: list[Row]) -> Iterator[str]:
@@ -282,11 +281,13 @@ class Run:
         samples["start"].append(total)
         samples["load"].append(load)
 
-    def _read(self, index: int, row: Row) -> None:
+    def _read(self, row: Row) -> None:
+        if "read" in self.skip:
+            return
         rates = self.figures.reads.setdefault(row.label, [])
         sleep(SETTLE)
         try:
-            read = self.peers[row.label].ask("read_weights")
+            read = self.peers[row.label].ask("read_weights", passes=DECODED)
             rates.append(read["bytes"] / read["seconds"])
         except PeerError as error:
             self.figures.remarks[row.label].append(f"read: {error}")

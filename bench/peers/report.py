@@ -156,6 +156,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
             notes.append(
                 f"{item['row']}: decode reads {item['decode']['median'] / 1e9:.1f} GB/s of weights, a plain read "
                 f"{item['plain_read']['median'] / 1e9:.1f} GB/s; share {_cell(item['share'], 'ratio')}"
+                + ("; a share above 1 cannot be: the read was disturbed, measure again" * (item["share"]["p90"] > 1))
             )
     for item in result["agreement"]:
         if item["correlation"] is not None:
