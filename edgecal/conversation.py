@@ -28,8 +28,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .adapters.lora import CompiledAdapter
 from .adapters.recipe import Recipe
+from .adapters.running import RunningAdapter
 from .cache import KVCache
 from .engine import Engine, Piece, Settings
 from .errors import ContextLengthError, PromptError, RecipeError, StorageError
@@ -129,7 +129,7 @@ class Conversation:
         self._turns: list[dict[str, str]] = []
         self._stats = ConversationStats()
         self._cache: KVCache | None = None
-        self._owner: tuple[Model, CompiledAdapter | None] | None = None
+        self._owner: tuple[Model, RunningAdapter | None] | None = None
         self._held: list[int] = []  # its first `cache.length` ids are those in the cache
         self._running: weakref.ref[Any] | None = None
         self.set_recipe(recipe)

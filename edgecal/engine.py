@@ -22,6 +22,7 @@ from edgecal_weights.checkpoint import open_checkpoint
 from .adapters.calibration import Calibration
 from .adapters.lora import CompiledAdapter, LoraAdapter
 from .adapters.recipe import Recipe, compile_recipe, compile_steps
+from .adapters.running import RunningAdapter
 from .cache import KVCache
 from .config import ModelConfig
 from .errors import PromptError, RecipeError
@@ -144,7 +145,7 @@ class Engine:
         self.base = dict(base)
         self.cache_dtype = cache_dtype
         self.adapters: dict[str, LoraAdapter] = {}
-        self._compiled: dict[str, list[CompiledAdapter | None]] = {}
+        self._compiled: dict[str, list[RunningAdapter | None]] = {}
         self._calibrations: dict[str, Calibration] = {}
 
     @classmethod
@@ -201,18 +202,25 @@ class Engine:
         del self.adapters[name]
         self._compiled.clear()
 
-    def compile(self, recipe: Recipe | None) -> list[CompiledAdapter | None]:
-        """One compiled adapter per pass (None: the bare base), from the cache when this recipe ran before."""
+    def merge(self, recipe: Recipe | None) -> list[CompiledAdapter | None]:
+        """What the recipe's mathematics gives, float32: one compiled adapter per pass (None: the bare base).
+
+        Not kept. `compile` gives the form in which the model runs it.
+        """
+        if recipe is None:
+            return [None]
+        shapes = self.model.linear_shapes
+        if recipe.steps:
+            return compile_steps(recipe, self.adapters, shapes, self.base)
+        calibration = self._calibration(recipe.calibration)
+        return [compile_recipe(recipe, self.adapters, calibration, shapes, self.base)]
+
+    def compile(self, recipe: Recipe | None) -> list[RunningAdapter | None]:
+        """One adapter per pass (None: the bare base), ready to run; kept, so that a recipe is compiled once."""
         if recipe is None:
             return [None]
         if recipe.key not in self._compiled:
-            shapes = self.model.linear_shapes
-            if recipe.steps:
-                compiled = compile_steps(recipe, self.adapters, shapes, self.base)
-            else:
-                calibration = self._calibration(recipe.calibration)
-                compiled = [compile_recipe(recipe, self.adapters, calibration, shapes, self.base)]
-            self._compiled[recipe.key] = compiled
+            self._compiled[recipe.key] = [self.model.run_form(adapter) for adapter in self.merge(recipe)]
         return self._compiled[recipe.key]
 
     def forget_compiled(self) -> None:
@@ -311,7 +319,7 @@ class Engine:
         self,
         text: str,
         recipe: Recipe,
-        compiled: Sequence[CompiledAdapter | None],
+        compiled: Sequence[RunningAdapter | None],
         settings: Settings,
         passes: list[Pass] | None,
     ) -> Iterator[Piece]:
@@ -329,7 +337,7 @@ class Engine:
     def _pass(
         self,
         ids: list[int],
-        adapter: CompiledAdapter | None,
+        adapter: RunningAdapter | None,
         settings: Settings,
         cache: KVCache | None,
         passes: list[Pass],

@@ -16,10 +16,9 @@ import numpy as np
 
 from edgecal_kernels.quant import Array
 
-from .adapters.lora import CompiledAdapter
 from .cache import KVCache
 from .errors import ContextLengthError, OptionError, PromptError
-from .model import Model
+from .model import Adapter, Model
 from .sampler import Sampler
 
 PREFILL_CHUNK = 256
@@ -62,7 +61,7 @@ def prefill(
     model: Model,
     ids: Sequence[int],
     cache: KVCache,
-    adapter: CompiledAdapter | None = None,
+    adapter: Adapter | None = None,
     *,
     chunk: int = PREFILL_CHUNK,
     progress: Callable[[int], None] | None = None,
@@ -84,7 +83,7 @@ def prefill(
     return logits
 
 
-def decode(model: Model, token: int, cache: KVCache, adapter: CompiledAdapter | None = None) -> Array:
+def decode(model: Model, token: int, cache: KVCache, adapter: Adapter | None = None) -> Array:
     """Run one token; float32 logits (V,) for the next."""
     return model.forward(np.array([token], np.int64), cache, adapter)
 
@@ -94,7 +93,7 @@ def generate(
     ids: Sequence[int],
     sampler: Sampler,
     *,
-    adapter: CompiledAdapter | None = None,
+    adapter: Adapter | None = None,
     cache: KVCache | None = None,
     eos_ids: Collection[int] = (),
     max_tokens: int = 256,
@@ -116,7 +115,7 @@ def _records(
     model: Model,
     ids: Sequence[int],
     sampler: Sampler,
-    adapter: CompiledAdapter | None,
+    adapter: Adapter | None,
     cache: KVCache,
     eos_ids: Collection[int],
     max_tokens: int,

@@ -10,38 +10,62 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import numpy as np
+
+from edgecal_kernels.clock import LORA, Clock
 from edgecal_kernels.quant import Array, QuantizedTensor
 from edgecal_kernels.reference import Activations
 
-from .adapters.lora import CompiledAdapter
+from .adapters.running import RunningAdapter, RunningPair
 
 
 class Linear:
-    """One module, e.g. `model.layers.0.self_attn.q_proj`: weight (d, k), optional bias (d,)."""
+    """One module, e.g. `model.layers.0.self_attn.q_proj`: weight (d, k), optional bias (d,).
 
-    __slots__ = ("bias", "name", "ops", "weight")
+    `part` is what its time is charged to on `clock`.
+    """
+
+    __slots__ = ("bias", "clock", "name", "ops", "part", "weight")
 
     def __init__(
-        self, name: str, weight: QuantizedTensor | Array, bias: Array | None = None, *, ops: ModuleType
+        self,
+        name: str,
+        weight: QuantizedTensor | Array,
+        bias: Array | None = None,
+        *,
+        ops: ModuleType,
+        clock: Clock,
+        part: int,
     ) -> None:
         self.name = name
         self.weight = weight
         self.bias = bias
         self.ops = ops
+        self.clock = clock
+        self.part = part
 
     @property
     def shape(self) -> tuple[int, int]:
         d, k = self.weight.shape
         return d, k
 
-    def __call__(self, x: Activations, adapter: CompiledAdapter | None) -> Array:
+    def __call__(self, x: Activations, adapter: RunningAdapter | None) -> Array:
         """x of (T, k) -> float32 (T, d)."""
         h: Array = self.ops.matmul(x, self.weight)
         if self.bias is not None:
             h += self.bias
+        self.clock.mark(self.part)
         pair = adapter.pairs.get(self.name) if adapter is not None else None
         if pair is not None:
-            self.ops.add_lora(x.x, pair.a, pair.b, h)
-            if pair.bias is not None:
-                h += pair.bias
+            self._adapt(x, pair, h)
+            self.clock.mark(LORA)
         return h
+
+    def _adapt(self, x: Activations, pair: RunningPair, h: Array) -> None:
+        if isinstance(pair.a, np.ndarray) and isinstance(pair.b, np.ndarray):
+            self.ops.add_lora(x.x, pair.a, pair.b, h)
+        elif pair.a is not None and pair.b is not None:
+            inner = self.ops.matmul(x, pair.a) * np.float32(pair.scaling)
+            h += self.ops.matmul(self.ops.Activations(inner), pair.b)
+        if pair.bias is not None:
+            h += pair.bias

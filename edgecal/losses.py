@@ -30,11 +30,11 @@ from numpy.typing import NDArray
 from edgecal_kernels.quant import Array
 from edgecal_weights.peft_config import unique_keys
 
-from .adapters.lora import CompiledAdapter
 from .cache import KVCache
 from .engine import Engine, Prompt
 from .errors import ContextLengthError, PromptError
 from .generate import prefill
+from .model import Adapter
 from .tasks import user_message
 
 LOGIT_BYTES = 16 << 20  # of float32 logits at a time
@@ -89,7 +89,7 @@ class ExampleLosses:
         self._cache = KVCache(engine.model.config, engine.cache_dtype)
         self._step = max(1, LOGIT_BYTES // (4 * engine.model.config.vocab_size))
 
-    def __call__(self, adapter: CompiledAdapter | None) -> Losses:
+    def __call__(self, adapter: Adapter | None) -> Losses:
         """The losses under `adapter`, None for the bare base."""
         began = perf_counter()
         values = np.empty(len(self._sequences), np.float64)
@@ -106,7 +106,7 @@ class ExampleLosses:
             run, saved = run + len(held) - shared, saved + shared
         return Losses(values, run, saved, perf_counter() - began)
 
-    def _mean_loss(self, ids: tuple[int, ...], start: int, adapter: CompiledAdapter | None) -> float:
+    def _mean_loss(self, ids: tuple[int, ...], start: int, adapter: Adapter | None) -> float:
         """Of ids[start:]; the cache holds the beginning of `ids`."""
         prompt = ids[self._cache.length : start - 1]
         if prompt:
@@ -120,7 +120,7 @@ class ExampleLosses:
 
 
 def example_losses(
-    engine: Engine, examples: Sequence[Example | tuple[Prompt, str]], adapter: CompiledAdapter | None
+    engine: Engine, examples: Sequence[Example | tuple[Prompt, str]], adapter: Adapter | None
 ) -> NDArray[np.float64]:
     """Mean next-token loss of each example's target under `adapter`; see `ExampleLosses` for many adapters."""
     return ExampleLosses(engine, [Example(*example) for example in examples])(adapter).values

@@ -11,20 +11,25 @@ Shape letters: T new tokens, S cached length, D hidden_size, H n_heads, K n_kv_h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecal_kernels.decoder_weights import DecoderWeights
+from edgecal_kernels.clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, NORM, OUTPUT, QKV, ROPE, Clock
+from edgecal_kernels.decoder_weights import DecoderWeights, Place
 from edgecal_kernels.quant import Array, QuantizedTensor
 
-from .adapters.lora import CompiledAdapter, CompiledPair
+from .adapters.lora import CompiledAdapter
+from .adapters.running import Pack, RunningAdapter, RunningPair, run_form
 from .cache import KVCache
 from .config import ModelConfig
 from .linear import Linear
 
+Adapter = CompiledAdapter | RunningAdapter
 Weights = Callable[[str], "QuantizedTensor | Array"]  # tensor name -> weight, quantized or float32
 
 
@@ -43,13 +48,13 @@ class Norm:
 class Attention:
     def __init__(self, build: Builder, layer: int) -> None:
         config, prefix = build.config, f"model.layers.{layer}.self_attn"
-        self.layer, self.config, self.ops = layer, config, build.ops
-        self.q_proj = build.linear(f"{prefix}.q_proj", bias=config.qkv_bias)
-        self.k_proj = build.linear(f"{prefix}.k_proj", bias=config.qkv_bias)
-        self.v_proj = build.linear(f"{prefix}.v_proj", bias=config.qkv_bias)
-        self.o_proj = build.linear(f"{prefix}.o_proj", bias=config.o_bias)
+        self.layer, self.config, self.ops, self.clock = layer, config, build.ops, build.clock
+        self.q_proj = build.linear(f"{prefix}.q_proj", QKV, bias=config.qkv_bias)
+        self.k_proj = build.linear(f"{prefix}.k_proj", QKV, bias=config.qkv_bias)
+        self.v_proj = build.linear(f"{prefix}.v_proj", QKV, bias=config.qkv_bias)
+        self.o_proj = build.linear(f"{prefix}.o_proj", OUTPUT, bias=config.o_bias)
 
-    def __call__(self, x: Array, rope: tuple[Array, Array], cache: KVCache, adapter: CompiledAdapter | None) -> Array:
+    def __call__(self, x: Array, rope: tuple[Array, Array], cache: KVCache, adapter: RunningAdapter | None) -> Array:
         c, inputs = self.config, self.ops.Activations(x)
         n_tokens = len(x)
         q = self.q_proj(inputs, adapter).reshape(n_tokens, c.n_heads, c.head_dim)
@@ -58,42 +63,53 @@ class Attention:
         self.ops.rope(q, *rope)
         self.ops.rope(k, *rope)
         keys, values = cache.write(self.layer, k, v)
+        self.clock.mark(ROPE)
         mixed = self.ops.attention(q, keys, values, cache.length)  # (T, H * head_dim)
+        self.clock.mark(ATTENTION)
         return self.o_proj(self.ops.Activations(mixed), adapter)
 
 
 class MLP:
     def __init__(self, build: Builder, layer: int) -> None:
         prefix, bias = f"model.layers.{layer}.mlp", build.config.mlp_bias
-        self.ops = build.ops
-        self.gate_proj = build.linear(f"{prefix}.gate_proj", bias=bias)
-        self.up_proj = build.linear(f"{prefix}.up_proj", bias=bias)
-        self.down_proj = build.linear(f"{prefix}.down_proj", bias=bias)
+        self.ops, self.clock = build.ops, build.clock
+        self.gate_proj = build.linear(f"{prefix}.gate_proj", GATE_UP, bias=bias)
+        self.up_proj = build.linear(f"{prefix}.up_proj", GATE_UP, bias=bias)
+        self.down_proj = build.linear(f"{prefix}.down_proj", DOWN, bias=bias)
 
-    def __call__(self, x: Array, adapter: CompiledAdapter | None) -> Array:
+    def __call__(self, x: Array, adapter: RunningAdapter | None) -> Array:
         inputs = self.ops.Activations(x)
         hidden = self.ops.swiglu(self.gate_proj(inputs, adapter), self.up_proj(inputs, adapter))  # (T, F)
+        self.clock.mark(GATE_UP)
         return self.down_proj(self.ops.Activations(hidden), adapter)
 
 
 class Layer:
     def __init__(self, build: Builder, layer: int) -> None:
         prefix = f"model.layers.{layer}"
+        self.clock = build.clock
         self.input_layernorm = build.norm(f"{prefix}.input_layernorm")
         self.attention = Attention(build, layer)
         self.post_attention_layernorm = build.norm(f"{prefix}.post_attention_layernorm")
         self.mlp = MLP(build, layer)
 
-    def __call__(self, x: Array, rope: tuple[Array, Array], cache: KVCache, adapter: CompiledAdapter | None) -> Array:
-        x = x + self.attention(self.input_layernorm(x), rope, cache, adapter)
-        return x + self.mlp(self.post_attention_layernorm(x), adapter)
+    def __call__(self, x: Array, rope: tuple[Array, Array], cache: KVCache, adapter: RunningAdapter | None) -> Array:
+        normed = self.input_layernorm(x)
+        self.clock.mark(NORM)
+        x = x + self.attention(normed, rope, cache, adapter)
+        self.clock.mark(OUTPUT)
+        normed = self.post_attention_layernorm(x)
+        self.clock.mark(NORM)
+        x = x + self.mlp(normed, adapter)
+        self.clock.mark(DOWN)
+        return x
 
 
 class Builder:
     """Makes the parts of a model from named weights."""
 
     def __init__(self, config: ModelConfig, weights: Weights, ops: ModuleType) -> None:
-        self.config, self.weights, self.ops = config, weights, ops
+        self.config, self.weights, self.ops, self.clock = config, weights, ops, Clock()
         self.linears: dict[str, Linear] = {}
 
     def dense(self, name: str) -> Array:
@@ -101,10 +117,10 @@ class Builder:
         assert isinstance(weight, np.ndarray), f"{name} is a vector and is never quantized"
         return weight
 
-    def linear(self, name: str, *, bias: bool) -> Linear:
-        linear = Linear(
-            name, self.weights(f"{name}.weight"), self.dense(f"{name}.bias") if bias else None, ops=self.ops
-        )
+    def linear(self, name: str, part: int, *, bias: bool) -> Linear:
+        weight = self.weights(f"{name}.weight")
+        bias_vector = self.dense(f"{name}.bias") if bias else None
+        linear = Linear(name, weight, bias_vector, ops=self.ops, clock=self.clock, part=part)
         self.linears[name] = linear
         return linear
 
@@ -119,14 +135,16 @@ class Model:
     def __init__(self, config: ModelConfig, weights: Weights, ops: ModuleType) -> None:
         build = Builder(config, weights, ops)
         self.config, self.ops = config, ops
+        self.clock = build.clock  # where forward passes spend their time, while it runs
         self.embed_tokens = weights("model.embed_tokens.weight")
         self.layers = [Layer(build, i) for i in range(config.n_layers)]
         self.norm = build.norm("model.norm")
         head = self.embed_tokens if config.tie_word_embeddings else weights("lm_head.weight")
-        self.lm_head = Linear("lm_head", head, ops=ops)
+        self.lm_head = Linear("lm_head", head, ops=ops, clock=self.clock, part=HEAD)
         self.linears = build.linears
         self._decoder = ops.build_decoder(self._decoder_weights())
         self._inverse_frequencies = config.inverse_frequencies()
+        self._running: WeakKeyDictionary[CompiledAdapter, RunningAdapter] = WeakKeyDictionary()
 
     @property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
@@ -142,17 +160,28 @@ class Model:
         vectors = [v for n in norms for v in (n.weight, n.bias) if v is not None]
         return sum(w.nbytes for w in (*heads, *biases, *vectors, *(m.weight for m in self.linears.values())))
 
-    def rope_table(self, start: int, n_tokens: int) -> tuple[Array, Array]:
-        """cos and sin, float32 (T, rotary_dim / 2), of positions start .. start + T - 1."""
-        positions = np.arange(start, start + n_tokens, dtype=np.float32)
-        angles = positions[:, None] * self._inverse_frequencies
+    def run_form(self, adapter: Adapter | None) -> RunningAdapter | None:
+        """The adapter as this model runs it: int8 pairs for modules with packed weights, float32 ones for others."""
+        if adapter is None or isinstance(adapter, RunningAdapter):
+            return adapter
+        if adapter not in self._running:
+            self._running[adapter] = run_form(adapter, self._packer)
+        return self._running[adapter]
+
+    def _packer(self, module: str) -> Pack | None:
+        linear = self.linears.get(module)
+        return self.ops.pack_int8 if linear is not None and isinstance(linear.weight, QuantizedTensor) else None
+
+    def rope_table(self, positions: Sequence[int] | NDArray[np.integer]) -> tuple[Array, Array]:
+        """cos and sin, float32 (T, rotary_dim / 2), of these positions."""
+        angles = np.asarray(positions, np.float32)[:, None] * self._inverse_frequencies
         return np.cos(angles), np.sin(angles)
 
     def forward(
         self,
         ids: NDArray[np.integer],
         cache: KVCache,
-        adapter: CompiledAdapter | None = None,
+        adapter: Adapter | None = None,
         *,
         all_logits: bool = False,
     ) -> Array:
@@ -161,33 +190,78 @@ class Model:
         The cache is longer by T afterwards. If the step is interrupted the cache keeps its length.
         """
         n_tokens = len(ids)
+        running = self.run_form(adapter)
         cache.reserve(cache.length + n_tokens)
-        rope = self.rope_table(cache.length, n_tokens)
-        x = self.ops.embed(self.embed_tokens, ids)  # (T, D)
-        if n_tokens == 1 and self._decoder is not None and cache.dtype == "fp16":
-            return self._decode(x[0], rope, cache, adapter, all_logits)
-        for layer in self.layers:
-            x = layer(x, rope, cache, adapter)
+        first_logit = 0 if all_logits else n_tokens - 1
+        if self._steps(n_tokens, [cache]):
+            positions = range(cache.length, cache.length + n_tokens)
+            logits = self._step(ids, [(cache, pos, running) for pos in positions], first_logit)
+        else:
+            logits = self._forward(ids, cache, running, first_logit)
         cache.advance(n_tokens)
-        if not all_logits:
-            x = x[-1:]
-        logits = self.lm_head(self.ops.Activations(self.norm(x)), None)
         return logits if all_logits else logits[0]
 
-    # ------------------------------------------------------------- one token at once: the same arithmetic, compiled
+    def step(
+        self, ids: Sequence[int], caches: Sequence[KVCache], adapters: Sequence[Adapter | None] | None = None
+    ) -> Array:
+        """One new token for each of N sequences, each with its own cache and adapter; float32 logits (N, V).
 
-    def _decode(
-        self, x: Array, rope: tuple[Array, Array], cache: KVCache, adapter: CompiledAdapter | None, all_logits: bool
+        The same bits as N calls of `forward`; on the compiled back end the weights are read once for all of them. A
+        cache may occur once. Interrupted, the caches keep their lengths.
+        """
+        running = [self.run_form(adapter) for adapter in adapters or [None] * len(ids)]
+        for cache in caches:
+            cache.reserve(cache.length + 1)
+        tokens = np.asarray(ids, np.int64)
+        rows = list(zip(caches, [cache.length for cache in caches], running, strict=True))
+        most = self._decoder.MAX_ROWS if self._decoder is not None else 1
+        if self._steps(1, caches):
+            starts = range(0, len(rows), most)
+            logits = [self._step(tokens[i : i + most], rows[i : i + most], 0) for i in starts]
+        else:
+            logits = [self._forward(tokens[i : i + 1], cache, running[i], 0) for i, cache in enumerate(caches)]
+        for cache in caches:
+            cache.advance(1)
+        return np.concatenate(logits)
+
+    def _forward(
+        self, ids: NDArray[np.integer], cache: KVCache, adapter: RunningAdapter | None, first_logit: int
+    ) -> Array:
+        """Operation by operation; logits (T - first_logit, V)."""
+        self.clock.start()
+        rope = self.rope_table(range(cache.length, cache.length + len(ids)))
+        x = self.ops.embed(self.embed_tokens, ids)  # (T, D)
+        self.clock.mark(EMBED)
+        for layer in self.layers:
+            x = layer(x, rope, cache, adapter)
+        normed = self.norm(x[first_logit:])
+        self.clock.mark(NORM)
+        return self.lm_head(self.ops.Activations(normed), None)
+
+    # ------------------------------------------------------------ a few tokens at once: the same arithmetic, compiled
+
+    def _steps(self, n_tokens: int, caches: Sequence[KVCache]) -> bool:
+        """Whether the decoder takes so many tokens with these caches."""
+        fits = self._decoder is not None and n_tokens <= self._decoder.MAX_ROWS
+        return fits and all(cache.dtype == "fp16" for cache in caches)
+
+    def _step(
+        self,
+        ids: NDArray[np.integer],
+        rows: Sequence[tuple[KVCache, int, RunningAdapter | None]],
+        first_logit: int,
     ) -> Array:
         assert self._decoder is not None
-        cos, sin = rope
-        logits: Array = self._decoder(
-            x, cache.keys, cache.values, cache.length, cos[0], sin[0], adapter, lambda: self._decoder_pairs(adapter)
-        )
-        cache.advance(1)
-        return logits[None] if all_logits else logits
+        self.clock.start()
+        cos, sin = self.rope_table([pos for _, pos, _ in rows])
+        x = self.ops.embed(self.embed_tokens, ids)  # (N, D)
+        self.clock.mark(EMBED)
+        places = [
+            Place(cache.keys, cache.values, pos, adapter, partial(self._pairs, adapter)) for cache, pos, adapter in rows
+        ]
+        return self._decoder.step(x, places, cos, sin, self.clock, first_logit=first_logit)
 
-    def _decoder_pairs(self, adapter: CompiledAdapter | None) -> list[CompiledPair | None]:
+    def _pairs(self, adapter: RunningAdapter | None) -> list[RunningPair | None]:
         return [None if adapter is None else adapter.pairs.get(name) for name in self.linears]
 
     def _decoder_weights(self) -> DecoderWeights:

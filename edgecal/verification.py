@@ -33,6 +33,7 @@ from .adapters.factors import Factors
 from .adapters.lora import CompiledAdapter, LoraAdapter
 from .adapters.merge import method_names
 from .adapters.recipe import Recipe
+from .adapters.running import RunningAdapter
 from .cache import KVCache
 from .comparison import Comparison, Errors, compare_ids, failed
 from .engine import Engine
@@ -200,9 +201,9 @@ def verify(
     tolerances = tolerances or Tolerances()
     notes = check_recipe(reference, recipe, engine.adapters)
     _check_base(reference, engine.base)
-    (adapter,) = engine.compile(recipe)
+    (merged,), (adapter,) = engine.merge(recipe), engine.compile(recipe)
     comparisons = []
-    for tensor, compare in _plan(reference, engine, adapter, tolerances):
+    for tensor, compare in _plan(reference, engine, merged, adapter, tolerances):
         if progress is not None:
             progress(tensor)
         comparisons.append(compare())
@@ -221,10 +222,14 @@ def verify(
 
 
 def _plan(
-    reference: ReferenceFile, engine: Engine, adapter: CompiledAdapter | None, tolerances: Tolerances
+    reference: ReferenceFile,
+    engine: Engine,
+    merged: CompiledAdapter | None,
+    adapter: RunningAdapter | None,
+    tolerances: Tolerances,
 ) -> Iterator[tuple[str, Callable[[], Comparison]]]:
     for module in reference.of("delta"):
-        yield f"delta/{module}", partial(_delta, reference, engine, adapter, module, tolerances.delta)
+        yield f"delta/{module}", partial(_delta, reference, engine, merged, module, tolerances.delta)
     for name in reference.of("output"):
         yield f"output/{name}", partial(_output, reference, engine, adapter, name, tolerances.output)
     for case in reference.of("input_ids"):
@@ -259,7 +264,7 @@ def _delta(
 
 
 def _output(
-    reference: ReferenceFile, engine: Engine, adapter: CompiledAdapter | None, place: str, limit: float
+    reference: ReferenceFile, engine: Engine, adapter: RunningAdapter | None, place: str, limit: float
 ) -> Comparison:
     name, thin = f"output/{place}", reference.metadata.thin
     shape, given = reference.shape(name), reference.shape(f"input/{place}")
@@ -278,7 +283,7 @@ def _output(
 class _Answer:
     """One case: its prompt, the logits at the end of it and the greedy answer, in one pass over the prompt."""
 
-    def __init__(self, reference: ReferenceFile, engine: Engine, adapter: CompiledAdapter | None, case: str) -> None:
+    def __init__(self, reference: ReferenceFile, engine: Engine, adapter: RunningAdapter | None, case: str) -> None:
         self.reference, self.engine, self.adapter, self.case = reference, engine, adapter, case
         self.ids = reference.ids(f"input_ids/{case}")
         self._state: tuple[NDArray[np.float32], KVCache] | None = None

@@ -25,13 +25,13 @@ def sha256(path: Path) -> str:
 
 def reference_parts(engine: Engine, recipe: Recipe, thin: int = 1) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(tensors, metadata with JSON values not yet written as text) of a whole reference file."""
-    (compiled,) = engine.compile(recipe)
+    (merged,), (compiled,) = engine.merge(recipe), engine.compile(recipe)
     rng = np.random.default_rng(5)
     tensors: dict[str, np.ndarray] = {}
     for module in MODULES:
         linear = engine.model.linears[module]
-        if compiled is not None:
-            pair = compiled.pairs[module]
+        if merged is not None:
+            pair = merged.pairs[module]
             tensors[f"delta/{module}"] = (pair.b.astype(np.float64) @ pair.a).astype(np.float32)[::thin].copy()
         x = rng.standard_normal((3, linear.shape[1])).astype(np.float32)
         tensors[f"input/{module}/one"] = x

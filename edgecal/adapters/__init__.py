@@ -5,6 +5,7 @@ from __future__ import annotations
 from .calibration import Calibration
 from .lora import CompiledAdapter, CompiledPair, LoraAdapter, LoraPair, LoraShape
 from .recipe import Recipe, Step, compile_recipe, compile_steps
+from .running import RunningAdapter, RunningPair
 
 __all__ = [
     "Calibration",
@@ -14,6 +15,8 @@ __all__ = [
     "LoraPair",
     "LoraShape",
     "Recipe",
+    "RunningAdapter",
+    "RunningPair",
     "Step",
     "compile_recipe",
     "compile_steps",

@@ -1,10 +1,13 @@
-"""What a model gives a back end that can run one token through all layers in one call."""
+"""What a model gives a back end that can run a step through all layers in one call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .quant import Array, QuantizedTensor
 
@@ -30,13 +33,29 @@ class DecoderWeights:
 
 
 class Pair(Protocol):
-    """A low-rank pair: a float32 (R, k) in C order, b (d, R) in Fortran order, bias (d,) or None."""
+    """scaling * b a in int8, a (R, k), b (d, R), both None for rank 0; bias float32 (d,) or None."""
 
     @property
-    def a(self) -> Array: ...
+    def a(self) -> QuantizedTensor | Array | None: ...
 
     @property
-    def b(self) -> Array: ...
+    def b(self) -> QuantizedTensor | Array | None: ...
+
+    @property
+    def scaling(self) -> float: ...
 
     @property
     def bias(self) -> Array | None: ...
+
+
+class Place(NamedTuple):
+    """Where a token goes: position `pos` of a cache, float16 (layers, K, capacity, head_dim) with room for it.
+
+    `pairs()` gives its adapter's pairs, seven per layer; it is asked once in an adapter's life.
+    """
+
+    keys: NDArray[np.float16]
+    values: NDArray[np.float16]
+    pos: int
+    adapter: Hashable | None
+    pairs: Callable[[], Sequence[Pair | None]]

@@ -19,6 +19,7 @@ from .decoder import Decoder, DecoderWeights
 from .dense import add_lora, dense_product
 from .elementwise import layer_norm, rms_norm, swiglu
 from .packed_matmul import packed_product, quantize_rows
+from .packing import pack_int8
 from .quant import Array, QuantizedTensor
 from .reference import embed, rope
 
@@ -34,6 +35,7 @@ __all__ = [
     "isa",
     "layer_norm",
     "matmul",
+    "pack_int8",
     "quantize_rows",
     "rms_norm",
     "rope",
@@ -58,5 +60,5 @@ def matmul(activations: reference.Activations, weight: QuantizedTensor | Array) 
 
 
 def build_decoder(weights: DecoderWeights) -> Decoder | None:
-    """One token through all layers in one call, where the weights allow it; else None."""
+    """A few tokens through all layers in one call, where the weights allow it; else None."""
     return Decoder.build(weights)

@@ -1,8 +1,8 @@
 """Products with packed weights: activations rounded to int8, integer dot products, float32 sums.
 
-The vector kernels (`_matvec_*`) keep a tile's accumulators in registers while its weights stream by; the matrix
-kernels unpack a step's weights once for sixteen tokens. Both add a group at a time, from left to right, with one fused
-multiply-add, so they agree bit by bit.
+The vector kernels (`matvec_*`) keep a tile's accumulators in registers while its weights stream by; the matrix
+kernels (`multiply_*`) unpack a step's weights once for sixteen tokens. Both add a group at a time, from left to right,
+with one fused multiply-add, so they agree bit by bit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from .simd import (
 
 INT8_OFFSET: int = isa.active().INT8_OFFSET
 _NO_MINIMUM = np.zeros((0, 0, 0), np.uint16)
-_WORTH_A_THREAD = 1 << 18  # bytes of weights from which one token is worth waking other threads (20 us of work)
+TOKENS = 16  # whose sums a block keeps at hand
+_WORTH_A_THREAD = 1 << 18  # bytes of weights times tokens that are worth waking other threads (20 us of work)
 
 
 @kernel
@@ -81,74 +82,65 @@ def matvec_int4(
     x: Any,
     x_scale: Any,
     x_total: Any,
+    token: int,
     out: Any,
     tiles: Any,
 ) -> None:
     """One token against a range of tiles: accumulators stay in registers, weights stream once.
 
-    `codes`, `scale`, `minimum` are arrays or addresses; sizes = (steps of a row, groups of a row, steps per group).
-    `x` may have fewer steps than `codes`, whose columns are padded to whole groups.
+    `codes`, `scale`, `minimum` are arrays or addresses; sizes = (steps of a row, groups of a row, steps per group,
+    columns of x, columns of out). x has whole steps, maybe fewer than `codes`, whose columns are padded to groups.
     """
-    n_steps, n_groups, per_group = sizes
+    n_steps, n_groups, per_group, k, d = sizes
     for tile in range(tiles[0], tiles[1]):
         acc = splat(np.float32(0))
-        for step in range(x_scale.shape[1]):
+        for step in range(k // 32):
             at = (tile * n_steps + step) * 256
-            total = x_total[0, step]
+            i = token * k + step * 32
+            total = x_total[token, step]
             dots = splat_int(np.int32(0) if affine else np.int32(-8) * total)
             for quad in range(4):
                 line = simd.load_bytes(codes, at + quad * 64)
-                dots = dot4_nibbles(dots, low_nibbles(line), x, step * 32 + quad * 4)
-                dots = dot4_nibbles(dots, high_nibbles(line), x, step * 32 + 16 + quad * 4)
+                dots = dot4_nibbles(dots, low_nibbles(line), x, i + quad * 4)
+                dots = dot4_nibbles(dots, high_nibbles(line), x, i + 16 + quad * 4)
             group = (tile * n_groups + step // per_group) * 16
-            xs = x_scale[0, step]
+            xs = x_scale[token, step]
             acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(xs)), acc)
             if affine:
                 acc = fma(load_half(minimum, group), splat(xs * np.float32(total)), acc)
-        store(out, tile * 16, acc)
+        store(out, token * d + tile * 16, acc)
 
 
 @kernel
-def _matvec_int4_alone(
-    codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any
+def multiply_int4(
+    codes: Any,
+    scale: Any,
+    minimum: Any,
+    affine: bool,
+    sizes: Any,
+    x: Any,
+    x_scale: Any,
+    x_total: Any,
+    tokens: Any,
+    out: Any,
+    tiles: Any,
 ) -> None:
-    sizes = (codes.shape[1], scale.shape[1], per_group)
-    matvec_int4(codes, scale, minimum, minimum.size > 0, sizes, x, x_scale, x_total, out, (0, codes.shape[0]))
-
-
-@parallel
-def _matvec_int4(
-    codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any
-) -> None:
-    sizes = (codes.shape[1], scale.shape[1], per_group)
-    for tile in prange(codes.shape[0]):
-        matvec_int4(codes, scale, minimum, minimum.size > 0, sizes, x, x_scale, x_total, out, (tile, tile + 1))
-
-
-@parallel
-def _matmul_int4(
-    codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any
-) -> None:
-    """Many tokens: a step's weights are unpacked once for a block of tokens."""
-    n_tiles, n_steps = codes.shape[0], codes.shape[1]
-    n_groups, n_tokens, k, d = scale.shape[1], x.shape[0], x.shape[1], out.shape[1]
-    affine = minimum.shape[0] > 0
-    for tile in prange(n_tiles):
-        sums = np.empty(16 * 16, np.float32)
-        for first in range(0, n_tokens, 16):
-            block = min(16, n_tokens - first)
+    """Tokens [first, last) against a range of tiles: a step's weights are unpacked once for a block of tokens."""
+    if tokens[1] - tokens[0] == 1:
+        matvec_int4(codes, scale, minimum, affine, sizes, x, x_scale, x_total, tokens[0], out, tiles)
+        return
+    n_steps, n_groups, per_group, k, d = sizes
+    sums = np.empty(TOKENS * 16, np.float32)
+    for tile in range(tiles[0], tiles[1]):
+        for first in range(tokens[0], tokens[1], TOKENS):
+            block = min(TOKENS, tokens[1] - first)
             for t in range(block):
                 store(sums, t * 16, splat(np.float32(0)))
-            for step in range(x_scale.shape[1]):
+            for step in range(k // 32):
                 at = (tile * n_steps + step) * 256
                 line0, line1 = simd.load_bytes(codes, at), simd.load_bytes(codes, at + 64)
                 line2, line3 = simd.load_bytes(codes, at + 128), simd.load_bytes(codes, at + 192)
-                low0, low1, low2, low3 = (
-                    low_nibbles(line0),
-                    low_nibbles(line1),
-                    low_nibbles(line2),
-                    low_nibbles(line3),
-                )
+                low0, low1, low2, low3 = low_nibbles(line0), low_nibbles(line1), low_nibbles(line2), low_nibbles(line3)
                 high0, high1, high2, high3 = (
                     high_nibbles(line0),
                     high_nibbles(line1),
@@ -156,8 +148,8 @@ def _matmul_int4(
                     high_nibbles(line3),
                 )
                 group = (tile * n_groups + step // per_group) * 16
-                row_scale = load(scale, group)
-                row_minimum = load(minimum, group) if affine else row_scale
+                row_scale = load_half(scale, group)
+                row_minimum = load_half(minimum, group) if affine else row_scale
                 for t in range(block):
                     token = first + t
                     i = token * k + step * 32
@@ -182,67 +174,46 @@ def _matmul_int4(
 
 @kernel
 def matvec_int8(
-    codes: Any, scale: Any, sizes: Any, x: Any, x_scale: Any, x_total: Any, out: Any, tiles: Any
+    codes: Any, scale: Any, sizes: Any, x: Any, x_scale: Any, x_total: Any, token: int, out: Any, tiles: Any
 ) -> None:
     """As `matvec_int4`."""
-    n_steps, n_groups, per_group = sizes
+    n_steps, n_groups, per_group, k, d = sizes
     for tile in range(tiles[0], tiles[1]):
         acc = splat(np.float32(0))
-        for step in range(x_scale.shape[1]):
+        for step in range(k // 32):
             at = (tile * n_steps + step) * 512
-            dots = splat_int(np.int32(-INT8_OFFSET) * x_total[0, step])
+            i = token * k + step * 32
+            dots = splat_int(np.int32(-INT8_OFFSET) * x_total[token, step])
             for quad in range(8):
                 line = simd.as_operand(simd.load_bytes(codes, at + quad * 64))
-                dots = dot4_int8(dots, line, x, step * 32 + quad * 4)
+                dots = dot4_int8(dots, line, x, i + quad * 4)
             group = (tile * n_groups + step // per_group) * 16
-            acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(x_scale[0, step])), acc)
-        store(out, tile * 16, acc)
+            acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(x_scale[token, step])), acc)
+        store(out, token * d + tile * 16, acc)
 
 
 @kernel
-def _matvec_int8_alone(
-    codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any
+def multiply_int8(
+    codes: Any, scale: Any, sizes: Any, x: Any, x_scale: Any, x_total: Any, tokens: Any, out: Any, tiles: Any
 ) -> None:
-    sizes = (codes.shape[1], scale.shape[1], per_group)
-    matvec_int8(codes, scale, sizes, x, x_scale, x_total, out, (0, codes.shape[0]))
-
-
-@parallel
-def _matvec_int8(codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any) -> None:
-    sizes = (codes.shape[1], scale.shape[1], per_group)
-    for tile in prange(codes.shape[0]):
-        matvec_int8(codes, scale, sizes, x, x_scale, x_total, out, (tile, tile + 1))
-
-
-@parallel
-def _matmul_int8(codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any) -> None:
-    n_tiles, n_steps = codes.shape[0], codes.shape[1]
-    n_groups, n_tokens, k, d = scale.shape[1], x.shape[0], x.shape[1], out.shape[1]
-    for tile in prange(n_tiles):
-        sums = np.empty(16 * 16, np.float32)
-        for first in range(0, n_tokens, 16):
-            block = min(16, n_tokens - first)
+    """As `multiply_int4`."""
+    if tokens[1] - tokens[0] == 1:
+        matvec_int8(codes, scale, sizes, x, x_scale, x_total, tokens[0], out, tiles)
+        return
+    n_steps, n_groups, per_group, k, d = sizes
+    sums = np.empty(TOKENS * 16, np.float32)
+    for tile in range(tiles[0], tiles[1]):
+        for first in range(tokens[0], tokens[1], TOKENS):
+            block = min(TOKENS, tokens[1] - first)
             for t in range(block):
                 store(sums, t * 16, splat(np.float32(0)))
-            for step in range(x_scale.shape[1]):
+            for step in range(k // 32):
                 at = (tile * n_steps + step) * 512
-                w0, w1 = (
-                    simd.as_operand(simd.load_bytes(codes, at)),
-                    simd.as_operand(simd.load_bytes(codes, at + 64)),
-                )
-                w2, w3 = (
-                    simd.as_operand(simd.load_bytes(codes, at + 128)),
-                    simd.as_operand(simd.load_bytes(codes, at + 192)),
-                )
-                w4, w5 = (
-                    simd.as_operand(simd.load_bytes(codes, at + 256)),
-                    simd.as_operand(simd.load_bytes(codes, at + 320)),
-                )
-                w6, w7 = (
-                    simd.as_operand(simd.load_bytes(codes, at + 384)),
-                    simd.as_operand(simd.load_bytes(codes, at + 448)),
-                )
-                row_scale = load(scale, (tile * n_groups + step // per_group) * 16)
+                w0, w1 = _int8_line(codes, at), _int8_line(codes, at + 64)
+                w2, w3 = _int8_line(codes, at + 128), _int8_line(codes, at + 192)
+                w4, w5 = _int8_line(codes, at + 256), _int8_line(codes, at + 320)
+                w6, w7 = _int8_line(codes, at + 384), _int8_line(codes, at + 448)
+                row_scale = load_half(scale, (tile * n_groups + step // per_group) * 16)
                 for t in range(block):
                     token = first + t
                     i = token * k + step * 32
@@ -261,20 +232,72 @@ def _matmul_int8(codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x
                 store(out, (first + t) * d + tile * 16, load(sums, t * 16))
 
 
+@kernel
+def add_int8(
+    codes: Any, scale: Any, sizes: Any, x: Any, x_scale: Any, x_total: Any, token: int, out: Any, tiles: Any, quads: int
+) -> None:
+    """As `matvec_int8`, added to what `out` holds. Only the first `quads` column quads of `codes` are not zero: the
+    inner dimension of an adapter is its rank, which seldom fills whole steps, and lines of zeros need not be read."""
+    n_steps, n_groups, per_group, k, d = sizes
+    for tile in range(tiles[0], tiles[1]):
+        acc = splat(np.float32(0))
+        for step in range(k // 32):
+            at = (tile * n_steps + step) * 512
+            i = token * k + step * 32
+            dots = splat_int(np.int32(-INT8_OFFSET) * x_total[token, step])
+            for quad in range(min(8, quads - step * 8)):
+                dots = dot4_int8(dots, _int8_line(codes, at + quad * 64), x, i + quad * 4)
+            group = (tile * n_groups + step // per_group) * 16
+            acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(x_scale[token, step])), acc)
+        place = token * d + tile * 16
+        store(out, place, simd.add(load(out, place), acc))
+
+
+@kernel
+def _int8_line(codes: Any, at: int) -> Any:
+    return simd.as_operand(simd.load_bytes(codes, at))
+
+
+@kernel
+def _int4_alone(
+    codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any
+) -> None:
+    sizes = (codes.shape[1], scale.shape[1], per_group, x.shape[1], out.shape[1])
+    tiles = (0, codes.shape[0])
+    multiply_int4(codes, scale, minimum, minimum.size > 0, sizes, x, x_scale, x_total, (0, len(x)), out, tiles)
+
+
+@parallel
+def _int4(codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any) -> None:
+    sizes = (codes.shape[1], scale.shape[1], per_group, x.shape[1], out.shape[1])
+    for tile in prange(codes.shape[0]):
+        tiles = (tile, tile + 1)
+        multiply_int4(codes, scale, minimum, minimum.size > 0, sizes, x, x_scale, x_total, (0, len(x)), out, tiles)
+
+
+@kernel
+def _int8_alone(codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any) -> None:
+    sizes = (codes.shape[1], scale.shape[1], per_group, x.shape[1], out.shape[1])
+    multiply_int8(codes, scale, sizes, x, x_scale, x_total, (0, len(x)), out, (0, codes.shape[0]))
+
+
+@parallel
+def _int8(codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any) -> None:
+    sizes = (codes.shape[1], scale.shape[1], per_group, x.shape[1], out.shape[1])
+    for tile in prange(codes.shape[0]):
+        multiply_int8(codes, scale, sizes, x, x_scale, x_total, (0, len(x)), out, (tile, tile + 1))
+
+
 def packed_product(activations: reference.Activations, weight: QuantizedTensor) -> Array:
     """x (T, k) times a packed weight (d, k), transposed: float32 (T, d)."""
     x, x_scale, x_total = activations.rounded()
     out = np.empty((len(x), weight.n_tiles * TILE_ROWS), np.float32)
     scale, per_group = weight.scale.view(np.uint16), weight.group_size // STEP
-    alone = weight.nbytes < _WORTH_A_THREAD
+    alone = weight.nbytes * len(x) < _WORTH_A_THREAD
     if weight.format == "int8":
-        vector = _matvec_int8_alone if alone else _matvec_int8
-        multiply = vector if len(x) == 1 else _matmul_int8
-        multiply(weight.codes, scale, per_group, x, x_scale, x_total, out)
+        (_int8_alone if alone else _int8)(weight.codes, scale, per_group, x, x_scale, x_total, out)
     else:
         minimum = _NO_MINIMUM if weight.minimum is None else weight.minimum.view(np.uint16)
-        vector = _matvec_int4_alone if alone else _matvec_int4
-        multiply = vector if len(x) == 1 else _matmul_int4
-        multiply(weight.codes, scale, minimum, per_group, x, x_scale, x_total, out)
+        (_int4_alone if alone else _int4)(weight.codes, scale, minimum, per_group, x, x_scale, x_total, out)
     d = weight.shape[0]
     return out if out.shape[1] == d else np.ascontiguousarray(out[:, :d])

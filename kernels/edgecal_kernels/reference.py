@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .decoder_weights import DecoderWeights
-from .quant import STEP, TILE_ROWS, Array, QuantizedTensor, _dequantize_tiles, dequantize_rows
+from .quant import STEP, TILE_ROWS, Array, QuantizedTensor, _dequantize_tiles, dequantize_rows, quantize
 
 NAME = "numpy"
 _BLOCK_TILES = 64  # 1,024 rows are dequantized at a time, so that a large head needs no large temporary
@@ -78,6 +78,11 @@ def add_lora(x: Array, a: Array, b: Array, out: Array) -> None:
     out += (x @ a.T) @ b.T
 
 
+def pack_int8(w: Array, factor: float = 1.0) -> QuantizedTensor:
+    """w float32 (d, k) times `factor`, at most 1 in absolute value, in int8. QuantizationError where not finite."""
+    return quantize(w * np.float32(factor), "int8")
+
+
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     """x / sqrt(mean(x^2) + eps) * weight, over the last axis."""
     mean = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
@@ -133,5 +138,5 @@ def attention(q: Array, keys: NDArray, values: NDArray, pos: int) -> Array:
 
 
 def build_decoder(weights: DecoderWeights) -> None:
-    """NumPy gains nothing from one call per token: the model runs its operations one by one."""
+    """NumPy gains nothing from one call per step: the model runs its operations one by one."""
     return None

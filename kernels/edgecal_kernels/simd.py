@@ -117,6 +117,15 @@ def load_half(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     return builder.fpext(_load(builder, pointer), F32x16.llvm)
 
 
+@_operation(F32x16, None, types.intp)
+def load_cached(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """16 keys or values: as `load` from an array, as `load_half` from an address."""
+    wide = isinstance(sig.args[0], types.Array) and sig.args[0].dtype == types.float32
+    lane = f32 if wide else f16
+    value = _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], lane, ir.VectorType(lane, LANES)))
+    return value if wide else builder.fpext(value, F32x16.llvm)
+
+
 @_operation(types.void, None, types.intp, F32x16)
 def store(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """Write 16 float32."""

@@ -15,7 +15,8 @@ import numba
 import numpy as np
 
 from . import cpu
-from .decoder_weights import DecoderWeights
+from .clock import Clock
+from .decoder_weights import DecoderWeights, Place
 from .dispatch import backend, kernel_cache_directory
 from .errors import BackendError
 from .quant import FORMATS, quantize
@@ -57,6 +58,8 @@ def compile_all() -> float:
     for rows in (x[:1], x):
         ops.add_lora(rows, x[:1], np.ones((8, 1), np.float32), np.zeros((len(rows), 8), np.float32))
     ops.matmul(ops.Activations(x), x)
+    ops.pack_int8(x)
+    ops.pack_int8(np.asfortranarray(x))
     ops.rms_norm(x, x[0], 1e-5)
     ops.layer_norm(x, x[0], x[0], 1e-5)
     ops.swiglu(x.copy(), x)
@@ -78,12 +81,12 @@ def _decode(ops: Any) -> None:
     square = quantize(np.ones((32, 32), np.float32), "int8")
     weights = DecoderWeights([[(square, None)] * 7], square, np.ones((3, 32), np.float32), None, 1e-5, 2, 2, 16)
     cache = np.zeros((1, 2, 16, 16), np.float16)
-    half = np.ones(8, np.float32)
+    half = np.ones((1, 8), np.float32)
     decoder = ops.build_decoder(weights)
     most = numba.get_num_threads()
     for n_threads in {1, most}:
         numba.set_num_threads(n_threads)
-        decoder(np.ones(32, np.float32), cache, cache, 0, half, half)
+        decoder.step(np.ones((1, 32), np.float32), [Place(cache, cache, 0, None, list)], half, half, Clock())
     numba.set_num_threads(most)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from time import perf_counter
 
 import numba
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from edgecal import Engine, KVCache, Recipe, Settings
 from edgecal.adapters.lora import CompiledAdapter
+from edgecal_kernels.clock import PARTS
 from tests.tiny import write_tiny_adapter, write_tiny_hf
 
 FAMILIES = ("llama", "qwen2", "stablelm")
@@ -44,7 +47,7 @@ def test_decoding_has_the_bits_of_the_prompt(folders, family, format, threads):
     engine = Engine.load(model, weights=format, backend="numba", adapters={"a": lora})
     assert engine.model._decoder is not None
     ids = np.random.default_rng(0).integers(0, 256, 40)
-    [single] = engine.compile(Recipe("single", ("a",)))
+    [single] = engine.merge(Recipe("single", ("a",)))
     assert single is not None
     for adapter in (None, single, with_biases(single)):
         whole = engine.model.forward(ids, KVCache(engine.model.config), adapter, all_logits=True)
@@ -53,6 +56,83 @@ def test_decoding_has_the_bits_of_the_prompt(folders, family, format, threads):
             cache = KVCache(engine.model.config)
             tokens = [engine.model.forward(ids[i : i + 1], cache, adapter) for i in range(len(ids))]
             np.testing.assert_array_equal(np.stack(tokens), whole)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("format", ["int8", "int4_affine"])
+def test_a_few_rows_have_the_bits_of_one_by_one(folders, family, format, threads):
+    """Tokens of several sequences, each with its own adapter and length; and several tokens of one."""
+    model, lora = folders[family]
+    engine = Engine.load(model, weights=format, backend="numba", adapters={"a": lora})
+    run, config = engine.model, engine.model.config
+    [single] = engine.merge(Recipe("single", ("a",)))
+    assert single is not None
+    adapters = [None, single, single, with_biases(single), None]
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(0, 256, n) for n in (3, 40, 7, 1, 19)]
+    tokens = rng.integers(0, 256, (2, len(prompts)))
+    for n_threads in {1, numba.config.NUMBA_NUM_THREADS}:
+        threads(n_threads)
+        caches = [KVCache(config) for _ in prompts]
+        for prompt, cache, adapter in zip(prompts, caches, adapters, strict=True):
+            run.forward(prompt, cache, adapter)
+        steps = [run.step(row, caches, adapters) for row in tokens]
+        for i, (prompt, adapter) in enumerate(zip(prompts, adapters, strict=True)):
+            cache = KVCache(config)
+            run.forward(prompt, cache, adapter)
+            guess = run.forward(tokens[:, i], cache, adapter, all_logits=True)
+            cache.truncate(len(prompt))
+            alone = [run.forward(tokens[t, i : i + 1], cache, adapter) for t in range(2)]
+            for t in range(2):
+                np.testing.assert_array_equal(steps[t][i], alone[t])
+                np.testing.assert_array_equal(guess[t], alone[t])
+
+
+def test_more_sequences_than_it_takes_at_once(folders):
+    engine = Engine.load(folders["llama"][0], weights="int4", backend="numba")
+    caches = [KVCache(engine.model.config) for _ in range(37)]
+    ids = np.random.default_rng(2).integers(0, 256, 37)
+    logits = engine.model.step(ids, caches)
+    assert {cache.length for cache in caches} == {1}
+    for i in (0, 15, 16, 36):
+        np.testing.assert_array_equal(logits[i], engine.model.forward(ids[i : i + 1], KVCache(engine.model.config)))
+
+
+def test_adapters_that_are_gone_leave_their_place_to_others(folders):
+    model, lora = folders["llama"]
+    engine = Engine.load(model, weights="int8", backend="numba", adapters={"a": lora})
+    found = []
+    for _ in range(5):
+        [adapter] = engine.merge(Recipe("single", ("a",)))
+        cache = KVCache(engine.model.config)
+        engine.model.forward(np.array([3]), cache, adapter)
+        found.append(engine.model.forward(np.array([5]), cache, adapter))
+        del adapter
+        gc.collect()
+    assert len(engine.model._decoder._pairs) == 2
+    for logits in found:
+        np.testing.assert_array_equal(logits, found[0])
+
+
+@pytest.mark.parametrize(("weights", "n_tokens"), [("int4", 1), ("int4", 40), ("fp32", 1)])
+def test_the_clock_accounts_for_the_parts(folders, weights, n_tokens):
+    model, lora = folders["qwen2"]
+    engine = Engine.load(model, weights=weights, backend="numba", adapters={"a": lora})
+    clock, ids = engine.model.clock, np.arange(n_tokens)
+    [adapter] = engine.compile(Recipe("single", ("a",)))
+    engine.model.forward(ids, KVCache(engine.model.config), adapter)
+    assert not any(clock.ns)
+    clock.running = True
+    start = perf_counter()
+    engine.model.forward(ids, KVCache(engine.model.config), adapter)
+    whole = perf_counter() - start
+    parts = clock.seconds()
+    assert set(parts) == set(PARTS)
+    assert all(seconds > 0 for seconds in parts.values()), parts
+    assert sum(parts.values()) <= whole
+    clock.reset()
+    engine.model.forward(ids, KVCache(engine.model.config))
+    assert clock.seconds()["lora"] == 0 < clock.seconds()["qkv"]
 
 
 def test_what_it_does_not_take_runs_all_the_same(folders):

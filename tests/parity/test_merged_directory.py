@@ -77,7 +77,7 @@ def test_logits(
     folder: Path, engine: Engine, tmp_path: Path, method: str, names: tuple[str, ...], values: dict[str, Any]
 ) -> None:
     calibration = str(folder / f"{method}.safetensors") if method in CALIBRATED else None
-    (compiled,) = engine.compile(Recipe(method, names, calibration=calibration, **values))
+    (compiled,) = engine.merge(Recipe(method, names, calibration=calibration, **values))
     assert compiled is not None
     write_peft(compiled, tmp_path / "out", base_model_name=str(folder / "model"), shapes=engine.model.linear_shapes)
     base = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)

@@ -1,0 +1,447 @@
+"""What the threads do for a step: all layers, for one or a few tokens, in one compiled call.
+
+Decoding runs some two hundred small products per token, and calling each from Python, with a parallel region of its
+own, costs as much as the arithmetic. Here the threads enter once per step and walk through the layers together. Every
+thread repeats the cheap parts (norms, rounding the activations), which needs no waiting; the products are divided by
+tiles of rows, attention by heads, and barriers (the bars) keep the threads in step:
+
+    norm, round, q k v | rope, cache | attention | round, o, add | norm, round, gate up, swiglu | round, down, add |
+
+An adapter puts its A* x in front of each group of products and a bar behind it, so that the threads can share it.
+
+A row of a step is a token with a cache, a position and an adapter of its own: tokens of several sequences, or several
+tokens of one. The arithmetic of a row is that of the single operations, in the same order, whatever rows are beside it.
+
+Trap: addresses are int64. Numba adds an unsigned and a signed integer as float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic as _numba_intrinsic
+
+from . import simd
+from .attention import attend
+from .clock import ATTENTION, DOWN, GATE_UP, HEAD, LORA, NORM, OUTPUT, QKV, ROPE
+from .elementwise import normalize, swiglu_lanes
+from .isa import declare
+from .jit import kernel, parallel
+from .packed_matmul import add_int8, multiply_int4, multiply_int8, quantize_row
+from .sync import barrier
+
+Q_PROJ, K_PROJ, V_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ = range(7)
+INT8, INT4, AFFINE = range(3)
+
+# A packed matrix as the kernels see it: addresses of its arrays and of its bias (0: not there), and sizes.
+LINEAR = np.dtype(
+    [(name, np.int64) for name in ("codes", "scale", "minimum", "bias", "format")]
+    + [(name, np.int64) for name in ("tiles", "steps", "groups", "per_group", "inputs")]
+)
+# An adapter's two int8 matrices for a module; `padded` is the rank in whole steps.
+PAIR = np.dtype(
+    [(name, np.int64) for name in ("a_codes", "a_scale", "b_codes", "b_scale", "bias")]
+    + [(name, np.int64) for name in ("rank", "padded", "a_tiles", "steps")]
+    + [("scaling", np.float64)]
+)
+# Where a token's keys and values lie, and which adapter it has (0: none).
+ROW = np.dtype([(name, np.int64) for name in ("keys", "values", "capacity", "pos", "slot")])
+
+intrinsic: Any = _numba_intrinsic
+
+
+@intrinsic
+def _now(context: Any) -> Any:
+    """Nanoseconds of the monotonic clock, Python's perf_counter_ns."""
+
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        i32, i64 = ir.IntType(32), ir.IntType(64)
+        time = builder.alloca(i64, 2)
+        monotonic = i32(6 if _is_darwin() else 1)
+        builder.call(declare(builder, "clock_gettime", i32, [i32, i64.as_pointer()]), [monotonic, time])
+        seconds = builder.load(time)
+        nanoseconds = builder.load(builder.gep(time, [i32(1)]))
+        return builder.add(builder.mul(seconds, i64(1_000_000_000)), nanoseconds)
+
+    return types.int64(), generate
+
+
+def _is_darwin() -> bool:
+    import sys
+
+    return sys.platform == "darwin"
+
+
+@kernel
+def _tick(clock: Any, part: int, last: int) -> int:
+    """Charge the time since `last` to `part`; the time now. Nothing when `clock` is empty."""
+    if clock.size == 0:
+        return last
+    now = _now()
+    clock[part] += now - last
+    return now
+
+
+@kernel
+def _share(tiles: int, thread: int, n_threads: int) -> Any:
+    """This thread's tiles of so many."""
+    return tiles * thread // n_threads, tiles * (thread + 1) // n_threads
+
+
+@kernel
+def _round(x: Any, n: int, k: int, rounded: Any) -> None:
+    """int8 codes, scales and sums of n rows of x, k columns each, into this thread's buffers."""
+    codes, scale, total = rounded
+    for row in range(n):
+        quantize_row(x, row * x.shape[1], k, codes, scale, total, row)
+
+
+@kernel
+def _inner(
+    pairs: Any, layer: int, modules: Any, rows: Any, k: int, rounded: Any, inner: Any, thread: int, n_threads: int
+) -> None:
+    """This thread's share of A* x for each row and each module in [first, last): inner[module - first, row]."""
+    codes, scale, total = rounded
+    n = rows.shape[0]
+    for module in range(modules[0], modules[1]):
+        out = inner[module - modules[0]]
+        first = 0
+        while first < n:
+            slot, last = rows[first].slot, first + 1
+            while last < n and rows[last].slot == slot:
+                last += 1
+            pair = pairs[slot, layer, module]
+            if pair.rank > 0:
+                sizes = (pair.steps, pair.steps, 1, k, out.shape[1])
+                tiles = _share(pair.a_tiles, (thread + module) % n_threads, n_threads)
+                multiply_int8(pair.a_codes, pair.a_scale, sizes, codes, scale, total, (first, last), out, tiles)
+                if thread == 0:
+                    for row in range(first, last):
+                        out[row, pair.a_tiles * 16 : pair.padded] = np.float32(0)
+            first = last
+
+
+@kernel
+def _adapt(pair: Any, row: int, inner: Any, rounded: Any, out: Any, tiles: Any) -> None:
+    """out += B* inner + bias* for one row; `rounded` are buffers for the inner vector in int8."""
+    codes, scale, total = rounded
+    if pair.rank > 0:
+        quantize_row(inner, row * inner.shape[1], pair.padded, codes, scale, total, 0)
+        steps = pair.padded // 32
+        for step in range(steps):
+            scale[0, step] *= np.float32(pair.scaling)  # a power of two: as good as scaling `inner`
+        quads = (pair.rank + 3) // 4
+        target = out[row]
+        sizes = (steps, steps, 1, pair.padded, 0)
+        add_int8(pair.b_codes, pair.b_scale, sizes, codes, scale, total, 0, target, tiles, quads)
+    if pair.bias != 0:
+        _add_bias(out, row, pair.bias, tiles)
+
+
+@kernel
+def _add_bias(out: Any, row: int, bias: Any, tiles: Any) -> None:
+    for tile in range(tiles[0], tiles[1]):
+        at = row * out.shape[1] + tile * 16
+        simd.store(out, at, simd.add(simd.load(out, at), simd.load(bias, tile * 16)))
+
+
+@kernel
+def _product(linear: Any, n: int, rounded: Any, out: Any, tiles: Any) -> None:
+    """These tiles of out = W x + bias for n rows; `rounded` is x in int8."""
+    codes, scale, total = rounded
+    sizes = (linear.steps, linear.groups, linear.per_group, linear.inputs, out.shape[1])
+    if linear.format == INT8:
+        multiply_int8(linear.codes, linear.scale, sizes, codes, scale, total, (0, n), out, tiles)
+    else:
+        affine = linear.format == AFFINE
+        multiply_int4(
+            linear.codes, linear.scale, linear.minimum, affine, sizes, codes, scale, total, (0, n), out, tiles
+        )
+    if linear.bias != 0:
+        for row in range(n):
+            _add_bias(out, row, linear.bias, tiles)
+
+
+@kernel
+def _linear(
+    table: Any,
+    pairs: Any,
+    layer: int,
+    module: int,
+    first_module: int,
+    rows: Any,
+    adapted: bool,
+    rounded: Any,
+    inner: Any,
+    inner_rounded: Any,
+    out: Any,
+    tiles: Any,
+    clock: Any,
+    part: int,
+) -> None:
+    """These tiles of a module with its adapters; the adapters' time goes from `part` to LORA."""
+    n = rows.shape[0]
+    _product(table[layer, module], n, rounded, out, tiles)
+    if adapted:
+        before = _now() if clock.size else 0
+        for row in range(n):
+            _adapt(pairs[rows[row].slot, layer, module], row, inner[module - first_module], inner_rounded, out, tiles)
+        if clock.size:
+            spent = _now() - before
+            clock[LORA] += spent
+            clock[part] -= spent
+
+
+@kernel
+def _rotate(x: Any, at: int, cos: Any, sin: Any, row: int) -> None:
+    """The bits of `reference.rope`, for one head."""
+    half = cos.shape[1]
+    for i in range(half):
+        first, second = x[at + i], x[at + half + i]
+        x[at + i] = first * cos[row, i] - second * sin[row, i]
+        x[at + half + i] = second * cos[row, i] + first * sin[row, i]
+
+
+@kernel
+def _remember(x: Any, at: int, width: int, cache: int, place: int) -> None:
+    """Write one head of x as float16 to element `place` of the cache at this address."""
+    for i in range(0, width, 16):
+        simd.store_half(cache, place + i, simd.load(x, at + i))
+
+
+@kernel
+def _walk(
+    thread: int,
+    n_threads: int,
+    words: Any,
+    weights: Any,
+    pairs: Any,
+    rows: Any,
+    shared: Any,
+    own: Any,
+    rotation: Any,
+    sizes: Any,
+    numbers: Any,
+    clock: Any,
+    logits: Any,
+) -> None:
+    """What one thread does for a step; the tuples are those of `Decoder.step`."""
+    table, norms, norm_biases = weights
+    x, q, k, v, gate, up, down, mixed, inner = shared  # (N, ...) each; inner (3, N, R)
+    normed = own[0][thread]
+    rounded = (own[1][thread], own[2][thread], own[3][thread])
+    inner_rounded = (own[4][thread], own[5][thread : thread + 1], own[6][thread : thread + 1])
+    cos, sin = rotation
+    n_heads, n_kv_heads, width, first_logit, adapted = sizes
+    eps, scaling = numbers
+    n, hidden_size = x.shape
+    n_layers = table.shape[0] - 1
+    centered = norm_biases.shape[0] > 0
+    flat_q, flat_k, flat_v = q.reshape(-1), k.reshape(-1), v.reshape(-1)
+    flat_gate, flat_up = gate.reshape(-1), up.reshape(-1)
+    ticks = clock if thread == 0 else clock[:0]
+    longest = 0
+    for row in range(n):
+        longest = max(longest, rows[row].pos)
+    scores = np.empty(longest + 17, np.float32)
+    t = _now() if ticks.size else 0
+    for layer in range(n_layers):
+        normalize(x, norms[2 * layer], norm_biases[2 * layer] if centered else norms[0], eps, centered, normed)
+        _round(normed, n, hidden_size, rounded)
+        t = _tick(ticks, NORM, t)
+        if adapted:
+            modules = (Q_PROJ, V_PROJ + 1)
+            _inner(pairs, layer, modules, rows, hidden_size, rounded, inner, thread, n_threads)
+            barrier(words, n_threads)
+            t = _tick(ticks, LORA, t)
+        for module, out in ((Q_PROJ, q), (K_PROJ, k), (V_PROJ, v)):
+            tiles = _share(table[layer, module].tiles, thread, n_threads)
+            _linear(
+                table,
+                pairs,
+                layer,
+                module,
+                Q_PROJ,
+                rows,
+                adapted,
+                rounded,
+                inner,
+                inner_rounded,
+                out,
+                tiles,
+                ticks,
+                QKV,
+            )
+        barrier(words, n_threads)
+        t = _tick(ticks, QKV, t)
+        for item in range(thread, n * n_heads, n_threads):
+            _rotate(flat_q, item * width, cos, sin, item // n_heads)
+        for item in range(thread, n * n_kv_heads, n_threads):
+            row, head = item // n_kv_heads, item % n_kv_heads
+            _rotate(flat_k, item * width, cos, sin, row)
+            place = ((layer * n_kv_heads + head) * rows[row].capacity + rows[row].pos) * width
+            _remember(flat_k, item * width, width, rows[row].keys, place)
+            _remember(flat_v, item * width, width, rows[row].values, place)
+        barrier(words, n_threads)
+        t = _tick(ticks, ROPE, t)
+        for item in range(thread, n * n_heads, n_threads):
+            row, head = item // n_heads, item % n_heads
+            base = (layer * n_kv_heads + head // (n_heads // n_kv_heads)) * rows[row].capacity * width
+            attend(
+                q,
+                item * width,
+                rows[row].keys,
+                rows[row].values,
+                base,
+                rows[row].pos + 1,
+                width,
+                scaling,
+                mixed,
+                scores,
+            )
+        barrier(words, n_threads)
+        t = _tick(ticks, ATTENTION, t)
+        _round(mixed, n, n_heads * width, rounded)
+        if adapted:
+            t = _tick(ticks, OUTPUT, t)
+            modules = (O_PROJ, O_PROJ + 1)
+            _inner(pairs, layer, modules, rows, n_heads * width, rounded, inner, thread, n_threads)
+            barrier(words, n_threads)
+            t = _tick(ticks, LORA, t)
+        tiles = _share(table[layer, O_PROJ].tiles, thread, n_threads)
+        _linear(
+            table,
+            pairs,
+            layer,
+            O_PROJ,
+            O_PROJ,
+            rows,
+            adapted,
+            rounded,
+            inner,
+            inner_rounded,
+            down,
+            tiles,
+            ticks,
+            OUTPUT,
+        )
+        _add(x, down, tiles)
+        barrier(words, n_threads)
+        t = _tick(ticks, OUTPUT, t)
+        bias = norm_biases[2 * layer + 1] if centered else norms[0]
+        normalize(x, norms[2 * layer + 1], bias, eps, centered, normed)
+        _round(normed, n, hidden_size, rounded)
+        t = _tick(ticks, NORM, t)
+        if adapted:
+            modules = (GATE_PROJ, UP_PROJ + 1)
+            _inner(pairs, layer, modules, rows, hidden_size, rounded, inner, thread, n_threads)
+            barrier(words, n_threads)
+            t = _tick(ticks, LORA, t)
+        tiles = _share(table[layer, GATE_PROJ].tiles, thread, n_threads)
+        for module, out in ((GATE_PROJ, gate), (UP_PROJ, up)):
+            _linear(
+                table,
+                pairs,
+                layer,
+                module,
+                GATE_PROJ,
+                rows,
+                adapted,
+                rounded,
+                inner,
+                inner_rounded,
+                out,
+                tiles,
+                ticks,
+                GATE_UP,
+            )
+        for row in range(n):
+            for tile in range(tiles[0], tiles[1]):
+                swiglu_lanes(flat_gate, flat_up, row * gate.shape[1] + tile * 16)
+        barrier(words, n_threads)
+        t = _tick(ticks, GATE_UP, t)
+        _round(gate, n, table[layer, DOWN_PROJ].inputs, rounded)
+        if adapted:
+            t = _tick(ticks, DOWN, t)
+            modules = (DOWN_PROJ, DOWN_PROJ + 1)
+            _inner(pairs, layer, modules, rows, table[layer, DOWN_PROJ].inputs, rounded, inner, thread, n_threads)
+            barrier(words, n_threads)
+            t = _tick(ticks, LORA, t)
+        tiles = _share(table[layer, DOWN_PROJ].tiles, thread, n_threads)
+        _linear(
+            table,
+            pairs,
+            layer,
+            DOWN_PROJ,
+            DOWN_PROJ,
+            rows,
+            adapted,
+            rounded,
+            inner,
+            inner_rounded,
+            down,
+            tiles,
+            ticks,
+            DOWN,
+        )
+        _add(x, down, tiles)
+        barrier(words, n_threads)
+        t = _tick(ticks, DOWN, t)
+    wanted = x[first_logit:]
+    bias = norm_biases[2 * n_layers] if centered else norms[0]
+    normalize(wanted, norms[2 * n_layers], bias, eps, centered, normed)
+    _round(normed, n - first_logit, hidden_size, rounded)
+    t = _tick(ticks, NORM, t)
+    head = table[n_layers, 0]
+    _product(head, n - first_logit, rounded, logits, _share(head.tiles, thread, n_threads))
+    if clock.size:
+        barrier(words, n_threads)
+    _tick(ticks, HEAD, t)
+
+
+@kernel
+def _add(x: Any, y: Any, tiles: Any) -> None:
+    """x += y, these tiles of each row."""
+    for row in range(x.shape[0]):
+        for i in range(tiles[0] * 16, tiles[1] * 16):
+            x[row, i] += y[row, i]
+
+
+@kernel
+def alone(
+    n_threads: int,
+    words: Any,
+    weights: Any,
+    pairs: Any,
+    rows: Any,
+    shared: Any,
+    own: Any,
+    rotation: Any,
+    sizes: Any,
+    numbers: Any,
+    clock: Any,
+    logits: Any,
+) -> None:
+    _walk(0, 1, words, weights, pairs, rows, shared, own, rotation, sizes, numbers, clock, logits)
+
+
+@parallel
+def together(
+    n_threads: int,
+    words: Any,
+    weights: Any,
+    pairs: Any,
+    rows: Any,
+    shared: Any,
+    own: Any,
+    rotation: Any,
+    sizes: Any,
+    numbers: Any,
+    clock: Any,
+    logits: Any,
+) -> None:
+    for thread in prange(n_threads):
+        _walk(thread, n_threads, words, weights, pairs, rows, shared, own, rotation, sizes, numbers, clock, logits)

@@ -1,0 +1,52 @@
+"""Rounding adapters to int8 when they are first used: the bits of `quant.quantize(w, "int8")`, on all cores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from . import simd
+from .errors import QuantizationError
+from .jit import parallel
+from .quant import STEP, TILE_ROWS, Array, QuantizedTensor, packed_shapes
+
+
+@parallel
+def _pack_int8(w: Any, factor: Any, codes: Any, scale: Any, finite: Any) -> None:
+    """w (d, k) times `factor` into codes (tiles, steps, 512) int8 and scale (tiles, steps, 16), bits of float16."""
+    d, k = w.shape
+    for tile in prange(codes.shape[0]):
+        extreme, rounded = np.zeros(16, np.float32), np.zeros(16, np.float32)
+        rows = min(16, d - tile * 16)
+        for step in range(codes.shape[1]):
+            columns = min(32, k - step * 32)
+            for row in range(rows):
+                largest = np.float32(0)
+                for column in range(columns):
+                    value = abs(w[tile * 16 + row, step * 32 + column] * factor)
+                    if not value <= np.float32(3.4028235e38):
+                        finite[tile] = False
+                    largest = max(largest, value)
+                extreme[row] = largest / np.float32(127)
+            at = (tile * codes.shape[1] + step) * 16
+            simd.store_half(scale, at, simd.load(extreme, 0))
+            simd.store(rounded, 0, simd.load_half(scale, at))
+            for row in range(rows):
+                reciprocal = np.float32(1) / rounded[row] if rounded[row] != 0 else np.float32(0)
+                for column in range(columns):
+                    code = np.rint(w[tile * 16 + row, step * 32 + column] * factor * reciprocal)
+                    code = min(max(code, np.float32(-127)), np.float32(127))
+                    codes[tile, step, column // 4 * 64 + row * 4 + column % 4] = np.int8(code)
+
+
+def pack_int8(w: Array, factor: float = 1.0) -> QuantizedTensor:
+    """As `reference.pack_int8`."""
+    shapes = packed_shapes("int8", (w.shape[0], w.shape[1]), STEP)
+    codes, scale = (np.zeros(shapes[name][1], shapes[name][0]) for name in ("codes", "scale"))
+    finite = np.ones(-(-len(w) // TILE_ROWS), np.bool_)
+    _pack_int8(w, np.float32(factor), codes.view(np.int8), scale.view(np.uint16), finite)
+    if not finite.all():
+        raise QuantizationError("a weight is NaN or infinite; quantization needs finite values")
+    return QuantizedTensor("int8", (w.shape[0], w.shape[1]), STEP, codes, scale)
