@@ -25,8 +25,9 @@ from edgecal_kernels.quant import Array, QuantizedTensor
 
 from .adapters.lora import CompiledAdapter
 from .adapters.running import Pack, RunningAdapter, RunningPair, run_form
-from .cache import KVCache
+from .cache import BLOCK, KVCache
 from .config import ModelConfig
+from .errors import PromptError
 from .linear import Linear
 
 Adapter = CompiledAdapter | RunningAdapter
@@ -144,6 +145,7 @@ class Model:
         self.linears = build.linears
         self._decoder = ops.build_decoder(self._decoder_weights())
         self._inverse_frequencies = config.inverse_frequencies()
+        self._rope = (np.zeros((0, 0), np.float32),) * 2
         self._running: WeakKeyDictionary[CompiledAdapter, RunningAdapter] = WeakKeyDictionary()
 
     @property
@@ -172,10 +174,13 @@ class Model:
         linear = self.linears.get(module)
         return self.ops.pack_int8 if linear is not None and isinstance(linear.weight, QuantizedTensor) else None
 
-    def rope_table(self, positions: Sequence[int] | NDArray[np.integer]) -> tuple[Array, Array]:
-        """cos and sin, float32 (T, rotary_dim / 2), of these positions."""
-        angles = np.asarray(positions, np.float32)[:, None] * self._inverse_frequencies
-        return np.cos(angles), np.sin(angles)
+    def rope_table(self, n_positions: int) -> tuple[Array, Array]:
+        """cos and sin, float32 (P, rotary_dim / 2), of positions 0 .. P - 1, P >= n_positions."""
+        if len(self._rope[0]) < n_positions:
+            positions = np.arange(-(-n_positions // BLOCK) * BLOCK, dtype=np.float32)
+            angles = positions[:, None] * self._inverse_frequencies
+            self._rope = np.cos(angles), np.sin(angles)
+        return self._rope
 
     def forward(
         self,
@@ -190,12 +195,13 @@ class Model:
         The cache is longer by T afterwards. If the step is interrupted the cache keeps its length.
         """
         n_tokens = len(ids)
+        self._check(ids)
         running = self.run_form(adapter)
         cache.reserve(cache.length + n_tokens)
         first_logit = 0 if all_logits else n_tokens - 1
         if self._steps(n_tokens, [cache]):
             positions = range(cache.length, cache.length + n_tokens)
-            logits = self._step(ids, [(cache, pos, running) for pos in positions], first_logit)
+            logits = self._step(ids.tolist(), [self._place(cache, pos, running) for pos in positions], first_logit)
         else:
             logits = self._forward(ids, cache, running, first_logit)
         cache.advance(n_tokens)
@@ -209,27 +215,36 @@ class Model:
         The same bits as N calls of `forward`; on the compiled back end the weights are read once for all of them. A
         cache may occur once. Interrupted, the caches keep their lengths.
         """
+        self._check(ids)
         running = [self.run_form(adapter) for adapter in adapters or [None] * len(ids)]
         for cache in caches:
             cache.reserve(cache.length + 1)
-        tokens = np.asarray(ids, np.int64)
-        rows = list(zip(caches, [cache.length for cache in caches], running, strict=True))
-        most = self._decoder.MAX_ROWS if self._decoder is not None else 1
-        if self._steps(1, caches):
-            starts = range(0, len(rows), most)
-            logits = [self._step(tokens[i : i + most], rows[i : i + most], 0) for i in starts]
+        if self._decoder is not None and self._steps(1, caches):
+            places = [self._place(cache, cache.length, a) for cache, a in zip(caches, running, strict=True)]
+            most, tokens = self._decoder.MAX_ROWS, [int(token) for token in ids]
+            starts = range(0, len(tokens), most)
+            logits = [self._step(tokens[i : i + most], places[i : i + most], 0) for i in starts]
         else:
-            logits = [self._forward(tokens[i : i + 1], cache, running[i], 0) for i, cache in enumerate(caches)]
+            alone = zip(np.asarray(ids, np.int64).reshape(-1, 1), caches, running, strict=True)
+            logits = [self._forward(token, cache, adapter, 0) for token, cache, adapter in alone]
         for cache in caches:
             cache.advance(1)
         return np.concatenate(logits)
+
+    def _check(self, ids: Sequence[int] | NDArray[np.integer]) -> None:
+        low, high = (int(ids[0]),) * 2 if len(ids) == 1 else (int(np.min(ids)), int(np.max(ids)))
+        if low < 0 or high >= self.config.vocab_size:
+            token = low if low < 0 else high
+            raise PromptError(f"token {token} is not in the model's vocabulary of {self.config.vocab_size}")
 
     def _forward(
         self, ids: NDArray[np.integer], cache: KVCache, adapter: RunningAdapter | None, first_logit: int
     ) -> Array:
         """Operation by operation; logits (T - first_logit, V)."""
         self.clock.start()
-        rope = self.rope_table(range(cache.length, cache.length + len(ids)))
+        span = slice(cache.length, cache.length + len(ids))
+        cos, sin = self.rope_table(span.stop)
+        rope = cos[span], sin[span]
         x = self.ops.embed(self.embed_tokens, ids)  # (T, D)
         self.clock.mark(EMBED)
         for layer in self.layers:
@@ -245,21 +260,13 @@ class Model:
         fits = self._decoder is not None and n_tokens <= self._decoder.MAX_ROWS
         return fits and all(cache.dtype == "fp16" for cache in caches)
 
-    def _step(
-        self,
-        ids: NDArray[np.integer],
-        rows: Sequence[tuple[KVCache, int, RunningAdapter | None]],
-        first_logit: int,
-    ) -> Array:
+    def _step(self, ids: Sequence[int], places: Sequence[Place], first_logit: int) -> Array:
         assert self._decoder is not None
-        self.clock.start()
-        cos, sin = self.rope_table([pos for _, pos, _ in rows])
-        x = self.ops.embed(self.embed_tokens, ids)  # (N, D)
-        self.clock.mark(EMBED)
-        places = [
-            Place(cache.keys, cache.values, pos, adapter, partial(self._pairs, adapter)) for cache, pos, adapter in rows
-        ]
-        return self._decoder.step(x, places, cos, sin, self.clock, first_logit=first_logit)
+        rotation = self.rope_table(1 + max(place.pos for place in places))
+        return self._decoder.step(ids, places, rotation, self.clock, first_logit)
+
+    def _place(self, cache: KVCache, pos: int, adapter: RunningAdapter | None) -> Place:
+        return Place(cache.keys, cache.values, pos, adapter, partial(self._pairs, adapter))
 
     def _pairs(self, adapter: RunningAdapter | None) -> list[RunningPair | None]:
         return [None if adapter is None else adapter.pairs.get(name) for name in self.linears]
@@ -273,6 +280,7 @@ class Model:
         return DecoderWeights(
             layers=[[(m.weight, m.bias) for m in parts[i : i + 7]] for i in range(0, len(parts), 7)],
             head=self.lm_head.weight,
+            embedding=self.embed_tokens,
             norms=np.stack([n.weight for n in norms]),
             norm_biases=np.stack(biases) if biases else None,
             eps=c.norm_eps,

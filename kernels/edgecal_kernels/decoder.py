@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .clock import Clock
-from .decoder_walk import AFFINE, INT4, INT8, LINEAR, PAIR, ROW, alone, together
+from .decoder_walk import AFFINE, INT4, INT8, LINEAR, PAIR, PLAN, ROW, alone, together
 from .decoder_weights import DecoderWeights, Pair, Place
 from .quant import STEP, TILE_ROWS, Array, QuantizedTensor
 
@@ -40,7 +40,6 @@ class Decoder:
         self._weights = weights
         self._lock = threading.Lock()
         self._table = _describe(weights)
-        self._norm_biases = np.zeros((0, 1), np.float32) if weights.norm_biases is None else weights.norm_biases
         self._pairs = np.zeros((1, len(weights.layers), 7), PAIR)  # slot 0: no adapter
         self._slots: WeakKeyDictionary[Hashable, int] = WeakKeyDictionary()
         self._scratch = _Scratch(weights, self._table, 0, 0, 0)
@@ -48,60 +47,54 @@ class Decoder:
     @classmethod
     def build(cls, weights: DecoderWeights) -> Decoder | None:
         """None where a weight is float32 or a size does not fill whole registers."""
-        linears = [w for layer in weights.layers for w, _ in layer] + [weights.head]
+        linears = [*(w for layer in weights.layers for w, _ in layer), weights.head, weights.embedding]
         packed = all(isinstance(w, QuantizedTensor) for w in linears)
-        whole = all(w.shape[1] % STEP == 0 and w.shape[0] % TILE_ROWS == 0 for w in linears[:-1])
+        whole = all(w.shape[1] % STEP == 0 and w.shape[0] % TILE_ROWS == 0 for w in linears[:-2])
         if not packed or not whole or weights.head_dim % 16:
             return None
         return cls(weights)
 
     def step(
         self,
-        x: Array,
+        ids: Sequence[int],
         places: Sequence[Place],
-        cos: Array,
-        sin: Array,
+        rotation: tuple[Array, Array],
         clock: Clock,
-        *,
         first_logit: int = 0,
     ) -> Array:
-        """Logits (N - first_logit, V) of tokens [first_logit, N) whose embeddings are x (N, D), N <= MAX_ROWS.
+        """Logits (N - first_logit, V) of tokens [first_logit, N) of `ids`, N <= MAX_ROWS.
 
         Row i has its keys and values written at `places[i]` before any row attends, so rows may follow one another in
-        one cache. cos, sin float32 (N, half) are their rotations.
+        one cache. `rotation`: cos and sin, float32 (positions, half), of all positions that occur.
         """
-        n = len(x)
+        n = len(ids)
         with self._lock:
+            n_threads = _threads()
             slots = [0 if p.adapter is None else self._slot(p.adapter, p.pairs) for p in places]
             adapted = any(slots)
             rank = int(self._pairs[sorted(set(slots))]["padded"].max()) if adapted else 0
-            n_threads = _threads()
             if not self._scratch.serves(n_threads, n, rank):
                 self._scratch = _Scratch(self._weights, self._table, n_threads, n, rank)
-            scratch, w = self._scratch, self._weights
+            scratch = self._scratch
+            scratch.rotate(*rotation)
             rows = scratch.rows[:n]
-            for i, (place, slot) in enumerate(zip(places, slots, strict=True)):
-                keys, values = place.keys, place.values
-                rows[i] = (keys.ctypes.data, values.ctypes.data, keys.shape[2], place.pos, slot)
-            shared = scratch.shared(n)
-            shared[0][:] = x
-            logits = np.empty((n - first_logit, int(self._table[-1, 0]["tiles"]) * TILE_ROWS), np.float32)
+            for i, (keys, values, pos, _, _) in enumerate(places):
+                rows[i] = (keys.ctypes.data, values.ctypes.data, keys.shape[2], pos, slots[i], ids[i])
+            head = self._weights.head.shape[0]
+            logits = np.empty((n - first_logit, -(-head // TILE_ROWS) * TILE_ROWS), np.float32)
             run = alone if n_threads == 1 else together
             run(
                 n_threads,
                 scratch.words,
-                (self._table, w.norms, self._norm_biases),
+                scratch.plan,
+                self._table,
                 self._pairs,
                 rows,
-                shared,
-                scratch.own,
-                (cos, sin),
-                (w.n_heads, w.n_kv_heads, w.head_dim, first_logit, adapted),
-                (w.eps, 1.0 / math.sqrt(w.head_dim)),
                 clock.counters,
+                (first_logit, adapted),
                 logits,
             )
-        return logits[:, : w.head.shape[0]]
+        return logits[:, :head]
 
     def _slot(self, adapter: Hashable, pairs: Callable[[], Sequence[Pair | None]]) -> int:
         """Where the addresses of an adapter's matrices stand; an adapter that nobody has any more frees its place."""
@@ -118,50 +111,73 @@ class Decoder:
 
 
 class _Scratch:
-    """Buffers of a step, made again only when they have to grow."""
+    """Buffers of a step and where they lie, made again only when they have to grow."""
 
     def __init__(self, weights: DecoderWeights, table: NDArray, n_threads: int, n: int, rank: int) -> None:
         self._served = (n_threads, n, rank)
-        hidden_size, kv = weights.norms.shape[1], weights.n_kv_heads * weights.head_dim
-        heads, ffn = weights.n_heads * weights.head_dim, int(table[:-1, 4]["tiles"].max(initial=0)) * TILE_ROWS
-        widest = int(table["inputs"].max())
+        w, hidden_size = weights, weights.norms.shape[1]
+        heads, kv = w.n_heads * w.head_dim, w.n_kv_heads * w.head_dim
+        intermediate_size = int(table[:-1, 4]["tiles"].max(initial=0)) * TILE_ROWS
+        widest, inner_width = int(table["inputs"].max()), max(rank, STEP)
 
         def floats(*shape: int) -> Array:
             return np.zeros(shape, np.float32)
 
         self.words = np.zeros(16, np.int64)
         self.rows = np.zeros(n, ROW)
-        # x, q, k, v, gate, up, what o_proj and down_proj give, what attention gives; then the adapters' A* x
-        sizes = (hidden_size, heads, kv, kv, ffn, ffn, hidden_size, heads)
-        self._shared = tuple(floats(n, size) for size in sizes)
-        self._inner = floats(3, n, max(rank, 1))
-        self._views: dict[int, tuple[Array, ...]] = {}
-        steps, inner_steps = widest // STEP, max(rank // STEP, 1)
-        self.own = (
-            floats(n_threads, n, hidden_size),
-            np.zeros((n_threads, n * widest), np.int8),
-            floats(n_threads, n, steps),
-            np.zeros((n_threads, n, steps), np.int32),
-            np.zeros((n_threads, inner_steps * STEP), np.int8),
-            floats(n_threads, inner_steps),
-            np.zeros((n_threads, inner_steps), np.int32),
-        )
+        self._buffers: dict[str, NDArray] = {
+            "x": floats(n, hidden_size),
+            "q": floats(n, heads),
+            "k": floats(n, kv),
+            "v": floats(n, kv),
+            "gate": floats(n, intermediate_size),
+            "up": floats(n, intermediate_size),
+            "down": floats(n, hidden_size),
+            "mixed": floats(n, heads),
+            "inner": floats(3, n, inner_width),
+            "normed": floats(n_threads, n, hidden_size),
+            "codes": np.zeros((n_threads, n * widest), np.int8),
+            "scale": floats(n_threads, n, widest // STEP),
+            "total": np.zeros((n_threads, n, widest // STEP), np.int32),
+            "inner_codes": np.zeros((n_threads, inner_width), np.int8),
+            "inner_scale": floats(n_threads, inner_width // STEP),
+            "inner_total": np.zeros((n_threads, inner_width // STEP), np.int32),
+        }
+        numbers = {
+            "inner_width": inner_width,
+            "most": n,
+            "widest": widest,
+            "norms": w.norms.ctypes.data,
+            "norm_biases": _address(w.norm_biases),
+            "hidden_size": hidden_size,
+            "intermediate_size": intermediate_size,
+            "n_heads": w.n_heads,
+            "n_kv_heads": w.n_kv_heads,
+            "head_dim": w.head_dim,
+            "eps": w.eps,
+            "scaling": 1.0 / math.sqrt(w.head_dim),
+        }
+        self.plan = np.zeros(1, PLAN)
+        for name, value in {**numbers, **{name: x.ctypes.data for name, x in self._buffers.items()}}.items():
+            self.plan[name] = value
+        self._rotation: tuple[Array, Array] | None = None
 
     def serves(self, n_threads: int, n: int, rank: int) -> bool:
         threads, most, widest = self._served
         return threads == n_threads and n <= most and rank <= widest
 
-    def shared(self, n: int) -> tuple[Array, ...]:
-        """The buffers that all threads write to, cut to n rows."""
-        if n not in self._views:
-            self._views[n] = (*(buffer[:n] for buffer in self._shared), self._inner)
-        return self._views[n]
+    def rotate(self, cos: Array, sin: Array) -> None:
+        """Use these tables of rotations."""
+        if self._rotation is None or self._rotation[0] is not cos:
+            self._rotation = cos, sin
+            self.plan["cos"], self.plan["sin"] = cos.ctypes.data, sin.ctypes.data
+            self.plan["positions"], self.plan["half"] = cos.shape
 
 
 def _describe(weights: DecoderWeights) -> NDArray:
-    """The table of linear modules (layers + 1, 7), the head in the last row."""
+    """The table of linear modules (layers + 1, 7), head and embedding in the last row."""
     table = np.zeros((len(weights.layers) + 1, 7), LINEAR)
-    for i, row in enumerate([*weights.layers, [(weights.head, None)]]):
+    for i, row in enumerate([*weights.layers, [(weights.head, None), (weights.embedding, None)]]):
         for j, (weight, bias) in enumerate(row):
             assert isinstance(weight, QuantizedTensor)
             table[i, j] = (

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import carray, prange, types
 from numba.extending import intrinsic as _numba_intrinsic
 
 from . import simd
 from .attention import attend
-from .clock import ATTENTION, DOWN, GATE_UP, HEAD, LORA, NORM, OUTPUT, QKV, ROPE
+from .clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, LORA, NORM, OUTPUT, QKV, ROPE
 from .elementwise import normalize, swiglu_lanes
 from .isa import declare
 from .jit import kernel, parallel
@@ -34,6 +34,7 @@ from .packed_matmul import add_int8, multiply_int4, multiply_int8, quantize_row
 from .sync import barrier
 
 Q_PROJ, K_PROJ, V_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ = range(7)
+HEAD_PROJ, EMBEDDING = 0, 1  # in the row of the table behind the last layer
 INT8, INT4, AFFINE = range(3)
 
 # A packed matrix as the kernels see it: addresses of its arrays and of its bias (0: not there), and sizes.
@@ -47,10 +48,36 @@ PAIR = np.dtype(
     + [(name, np.int64) for name in ("rank", "padded", "a_tiles", "steps")]
     + [("scaling", np.float64)]
 )
-# Where a token's keys and values lie, and which adapter it has (0: none).
-ROW = np.dtype([(name, np.int64) for name in ("keys", "values", "capacity", "pos", "slot")])
+# Where a token's keys and values lie, which adapter it has (0: none), and the token.
+ROW = np.dtype([(name, np.int64) for name in ("keys", "values", "capacity", "pos", "slot", "id")])
+# All that stays the same from step to step: addresses and sizes. One record, because every array that is handed to a
+# compiled function costs the interpreter a microsecond, many when the weights have just swept the processor's caches.
+PLAN = np.dtype(
+    [(name, np.int64) for name in ("x", "q", "k", "v", "gate", "up", "down", "mixed", "inner", "inner_width")]
+    + [(name, np.int64) for name in ("most", "normed", "codes", "scale", "total", "inner_codes", "inner_scale")]
+    + [
+        (name, np.int64)
+        for name in ("inner_total", "widest", "norms", "norm_biases", "cos", "sin", "positions", "half")
+    ]
+    + [(name, np.int64) for name in ("hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim")]
+    + [("eps", np.float64), ("scaling", np.float64)]
+)
 
 intrinsic: Any = _numba_intrinsic
+
+
+@intrinsic
+def _pointer(context: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        return builder.inttoptr(v[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+@kernel
+def _floats(address: int, n: int, width: int) -> Any:
+    """The float32 (n, width) at an address."""
+    return carray(_pointer(address), (n, width), np.float32)
 
 
 @intrinsic
@@ -196,13 +223,13 @@ def _linear(
 
 
 @kernel
-def _rotate(x: Any, at: int, cos: Any, sin: Any, row: int) -> None:
+def _rotate(x: Any, at: int, cos: Any, sin: Any, pos: int) -> None:
     """The bits of `reference.rope`, for one head."""
     half = cos.shape[1]
     for i in range(half):
         first, second = x[at + i], x[at + half + i]
-        x[at + i] = first * cos[row, i] - second * sin[row, i]
-        x[at + half + i] = second * cos[row, i] + first * sin[row, i]
+        x[at + i] = first * cos[pos, i] - second * sin[pos, i]
+        x[at + half + i] = second * cos[pos, i] + first * sin[pos, i]
 
 
 @kernel
@@ -213,33 +240,60 @@ def _remember(x: Any, at: int, width: int, cache: int, place: int) -> None:
 
 
 @kernel
+def _embed(linear: Any, token: int, x: Any, row: int) -> None:
+    """The bits of `quant.dequantize_rows` for one row of the embedding table."""
+    tile, lane = token // 16, token % 16
+    codes = carray(
+        _pointer(linear.codes), (linear.tiles, linear.steps, 512 if linear.format == INT8 else 256), np.uint8
+    )
+    for step in range(linear.inputs // 32):
+        group = (tile * linear.groups + step // linear.per_group) * 16 + lane
+        scale = simd.load_one_half(linear.scale, group)
+        minimum = simd.load_one_half(linear.minimum, group) if linear.format == AFFINE else np.float32(0)
+        for column in range(32):
+            if linear.format == INT8:
+                value = np.float32(np.int8(codes[tile, step, column // 4 * 64 + lane * 4 + column % 4]))
+            else:
+                both = codes[tile, step, column % 16 // 4 * 64 + lane * 4 + column % 4]
+                value = np.float32(both & 15 if column < 16 else both >> 4)
+            if linear.format == INT4:
+                value -= np.float32(8)
+            value *= scale
+            x[row, step * 32 + column] = value + minimum if linear.format == AFFINE else value
+
+
+@kernel
 def _walk(
     thread: int,
     n_threads: int,
     words: Any,
-    weights: Any,
+    plan: Any,
+    table: Any,
     pairs: Any,
     rows: Any,
-    shared: Any,
-    own: Any,
-    rotation: Any,
-    sizes: Any,
-    numbers: Any,
     clock: Any,
+    options: Any,
     logits: Any,
 ) -> None:
-    """What one thread does for a step; the tuples are those of `Decoder.step`."""
-    table, norms, norm_biases = weights
-    x, q, k, v, gate, up, down, mixed, inner = shared  # (N, ...) each; inner (3, N, R)
-    normed = own[0][thread]
-    rounded = (own[1][thread], own[2][thread], own[3][thread])
-    inner_rounded = (own[4][thread], own[5][thread : thread + 1], own[6][thread : thread + 1])
-    cos, sin = rotation
-    n_heads, n_kv_heads, width, first_logit, adapted = sizes
-    eps, scaling = numbers
-    n, hidden_size = x.shape
-    n_layers = table.shape[0] - 1
-    centered = norm_biases.shape[0] > 0
+    """What one thread does for a step; the arguments are those of `Decoder.step`."""
+    first_logit, adapted = options
+    n, n_layers = rows.shape[0], table.shape[0] - 1
+    n_heads, n_kv_heads, width, hidden_size = plan.n_heads, plan.n_kv_heads, plan.head_dim, plan.hidden_size
+    eps, scaling = plan.eps, plan.scaling
+    x, down = _floats(plan.x, n, hidden_size), _floats(plan.down, n, hidden_size)
+    q, mixed = _floats(plan.q, n, n_heads * width), _floats(plan.mixed, n, n_heads * width)
+    k, v = _floats(plan.k, n, n_kv_heads * width), _floats(plan.v, n, n_kv_heads * width)
+    gate, up = _floats(plan.gate, n, plan.intermediate_size), _floats(plan.up, n, plan.intermediate_size)
+    inner = carray(_pointer(plan.inner), (3, plan.most, plan.inner_width), np.float32)
+    normed = carray(_pointer(plan.normed), (n_threads, plan.most, hidden_size), np.float32)[thread]
+    rounded = _rounded(plan.codes, plan.scale, plan.total, n_threads, plan.most, plan.widest, thread)
+    inner_rounded = _rounded(
+        plan.inner_codes, plan.inner_scale, plan.inner_total, n_threads, 1, plan.inner_width, thread
+    )
+    norms = _floats(plan.norms, 2 * n_layers + 1, hidden_size)
+    centered = plan.norm_biases != 0
+    norm_biases = _floats(plan.norm_biases, 2 * n_layers + 1, hidden_size) if centered else norms
+    cos, sin = _floats(plan.cos, plan.positions, plan.half), _floats(plan.sin, plan.positions, plan.half)
     flat_q, flat_k, flat_v = q.reshape(-1), k.reshape(-1), v.reshape(-1)
     flat_gate, flat_up = gate.reshape(-1), up.reshape(-1)
     ticks = clock if thread == 0 else clock[:0]
@@ -248,8 +302,12 @@ def _walk(
         longest = max(longest, rows[row].pos)
     scores = np.empty(longest + 17, np.float32)
     t = _now() if ticks.size else 0
+    for row in range(thread, n, n_threads):
+        _embed(table[n_layers, EMBEDDING], rows[row].id, x, row)
+    barrier(words, n_threads)
+    t = _tick(ticks, EMBED, t)
     for layer in range(n_layers):
-        normalize(x, norms[2 * layer], norm_biases[2 * layer] if centered else norms[0], eps, centered, normed)
+        normalize(x, norms[2 * layer], norm_biases[2 * layer], eps, centered, normed)
         _round(normed, n, hidden_size, rounded)
         t = _tick(ticks, NORM, t)
         if adapted:
@@ -278,10 +336,10 @@ def _walk(
         barrier(words, n_threads)
         t = _tick(ticks, QKV, t)
         for item in range(thread, n * n_heads, n_threads):
-            _rotate(flat_q, item * width, cos, sin, item // n_heads)
+            _rotate(flat_q, item * width, cos, sin, rows[item // n_heads].pos)
         for item in range(thread, n * n_kv_heads, n_threads):
             row, head = item // n_kv_heads, item % n_kv_heads
-            _rotate(flat_k, item * width, cos, sin, row)
+            _rotate(flat_k, item * width, cos, sin, rows[row].pos)
             place = ((layer * n_kv_heads + head) * rows[row].capacity + rows[row].pos) * width
             _remember(flat_k, item * width, width, rows[row].keys, place)
             _remember(flat_v, item * width, width, rows[row].values, place)
@@ -331,8 +389,7 @@ def _walk(
         _add(x, down, tiles)
         barrier(words, n_threads)
         t = _tick(ticks, OUTPUT, t)
-        bias = norm_biases[2 * layer + 1] if centered else norms[0]
-        normalize(x, norms[2 * layer + 1], bias, eps, centered, normed)
+        normalize(x, norms[2 * layer + 1], norm_biases[2 * layer + 1], eps, centered, normed)
         _round(normed, n, hidden_size, rounded)
         t = _tick(ticks, NORM, t)
         if adapted:
@@ -391,11 +448,10 @@ def _walk(
         barrier(words, n_threads)
         t = _tick(ticks, DOWN, t)
     wanted = x[first_logit:]
-    bias = norm_biases[2 * n_layers] if centered else norms[0]
-    normalize(wanted, norms[2 * n_layers], bias, eps, centered, normed)
+    normalize(wanted, norms[2 * n_layers], norm_biases[2 * n_layers], eps, centered, normed)
     _round(normed, n - first_logit, hidden_size, rounded)
     t = _tick(ticks, NORM, t)
-    head = table[n_layers, 0]
+    head = table[n_layers, HEAD_PROJ]
     _product(head, n - first_logit, rounded, logits, _share(head.tiles, thread, n_threads))
     if clock.size:
         barrier(words, n_threads)
@@ -411,37 +467,26 @@ def _add(x: Any, y: Any, tiles: Any) -> None:
 
 
 @kernel
+def _rounded(codes: int, scale: int, total: int, n_threads: int, n: int, width: int, thread: int) -> Any:
+    """A thread's buffers for n rows in int8, at the addresses of those of all threads."""
+    steps = width // 32
+    return (
+        carray(_pointer(codes), (n_threads, n * width), np.int8)[thread],
+        carray(_pointer(scale), (n_threads, n, steps), np.float32)[thread],
+        carray(_pointer(total), (n_threads, n, steps), np.int32)[thread],
+    )
+
+
+@kernel
 def alone(
-    n_threads: int,
-    words: Any,
-    weights: Any,
-    pairs: Any,
-    rows: Any,
-    shared: Any,
-    own: Any,
-    rotation: Any,
-    sizes: Any,
-    numbers: Any,
-    clock: Any,
-    logits: Any,
+    n_threads: int, words: Any, plan: Any, table: Any, pairs: Any, rows: Any, clock: Any, options: Any, logits: Any
 ) -> None:
-    _walk(0, 1, words, weights, pairs, rows, shared, own, rotation, sizes, numbers, clock, logits)
+    _walk(0, 1, words, plan[0], table, pairs, rows, clock, options, logits)
 
 
 @parallel
 def together(
-    n_threads: int,
-    words: Any,
-    weights: Any,
-    pairs: Any,
-    rows: Any,
-    shared: Any,
-    own: Any,
-    rotation: Any,
-    sizes: Any,
-    numbers: Any,
-    clock: Any,
-    logits: Any,
+    n_threads: int, words: Any, plan: Any, table: Any, pairs: Any, rows: Any, clock: Any, options: Any, logits: Any
 ) -> None:
     for thread in prange(n_threads):
-        _walk(thread, n_threads, words, weights, pairs, rows, shared, own, rotation, sizes, numbers, clock, logits)
+        _walk(thread, n_threads, words, plan[0], table, pairs, rows, clock, options, logits)

@@ -16,7 +16,7 @@ COMPONENTS = ("q", "k", "v", "o", "gate", "up", "down")
 
 @dataclass(frozen=True, eq=False)
 class DecoderWeights:
-    """Everything that a token needs but the embedding. Layers' linears in the order of COMPONENTS.
+    """Everything that a token needs. Layers' linears in the order of COMPONENTS.
 
     `norms` float32 (2 * n_layers + 1, D): input and post-attention norm of each layer, then the final one;
     `norm_biases` the same for LayerNorm, else None.
@@ -24,6 +24,7 @@ class DecoderWeights:
 
     layers: Sequence[Sequence[tuple[QuantizedTensor | Array, Array | None]]]
     head: QuantizedTensor | Array
+    embedding: QuantizedTensor | Array
     norms: Array
     norm_biases: Array | None
     eps: float

@@ -110,6 +110,12 @@ def load_one(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     return builder.load(_pointer(context, builder, sig.args[0], v[0], v[1], f32, f32))
 
 
+@_operation(types.float32, None, types.intp)
+def load_one_half(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """One float16 widened to float32, as `load_half`."""
+    return builder.fpext(builder.load(_pointer(context, builder, sig.args[0], v[0], v[1], f16, f16)), f32)
+
+
 @_operation(F32x16, None, types.intp)
 def load_half(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """16 float16 widened to float32, from an array of uint16 or an address."""

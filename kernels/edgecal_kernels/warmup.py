@@ -79,14 +79,14 @@ def compile_all() -> float:
 def _decode(ops: Any) -> None:
     """One token through a decoder of one layer, on one thread and on all."""
     square = quantize(np.ones((32, 32), np.float32), "int8")
-    weights = DecoderWeights([[(square, None)] * 7], square, np.ones((3, 32), np.float32), None, 1e-5, 2, 2, 16)
+    weights = DecoderWeights([[(square, None)] * 7], square, square, np.ones((3, 32), np.float32), None, 1e-5, 2, 2, 16)
     cache = np.zeros((1, 2, 16, 16), np.float16)
     half = np.ones((1, 8), np.float32)
     decoder = ops.build_decoder(weights)
     most = numba.get_num_threads()
     for n_threads in {1, most}:
         numba.set_num_threads(n_threads)
-        decoder.step(np.ones((1, 32), np.float32), [Place(cache, cache, 0, None, list)], half, half, Clock())
+        decoder.step([0], [Place(cache, cache, 0, None, list)], (half, half), Clock())
     numba.set_num_threads(most)
 
 

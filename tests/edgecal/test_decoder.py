@@ -13,6 +13,7 @@ import pytest
 
 from edgecal import Engine, KVCache, Recipe, Settings
 from edgecal.adapters.lora import CompiledAdapter
+from edgecal.errors import PromptError
 from edgecal_kernels.clock import PARTS
 from tests.tiny import write_tiny_adapter, write_tiny_hf
 
@@ -86,6 +87,18 @@ def test_a_few_rows_have_the_bits_of_one_by_one(folders, family, format, threads
             for t in range(2):
                 np.testing.assert_array_equal(steps[t][i], alone[t])
                 np.testing.assert_array_equal(guess[t], alone[t])
+
+
+@pytest.mark.parametrize("weights", ["int4", "fp32"])
+@pytest.mark.parametrize("ids", [[272], [-1], [5, 300, 7]])
+def test_tokens_outside_the_vocabulary_are_refused(folders, weights, ids):
+    engine = Engine.load(folders["llama"][0], weights=weights, backend="numba")
+    cache = KVCache(engine.model.config)
+    with pytest.raises(PromptError, match=r"token (272|-1|300) is not in the model's vocabulary of 272"):
+        engine.model.forward(np.array(ids), cache)
+    with pytest.raises(PromptError):
+        engine.model.step(ids, [KVCache(engine.model.config) for _ in ids])
+    assert cache.length == 0
 
 
 def test_more_sequences_than_it_takes_at_once(folders):
