@@ -48,8 +48,10 @@ def _numba_backend() -> ModuleType:
     from . import cpu, isa
 
     # Waiting threads of GNU OpenMP spin for milliseconds by default. On a machine that is busy otherwise that burns
-    # the very core the awaited thread needs: decode fell from 160 to 10 tokens/s beside one other process.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # the very core the awaited thread needs: decode fell from 160 to 10 tokens/s beside one other process. This many
+    # turns, some 0.2 ms, outlast the interpreter's work between two tokens (10 % of the time of a small model's token,
+    # when the threads have to be woken for each) and leave an idle process idle.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     name = cpu.detect_isa()
     isa.activate(name)
     # The decorators read the setting when the module is imported; afterwards it is the program's own again.
