@@ -27,6 +27,7 @@ from safetensors.numpy import save_file
 from bench.machine import facts
 from edgecal.adapters import Calibration, LoraAdapter, LoraPair, Recipe, compile_recipe
 from edgecal.adapters.merge import methods
+from edgecal_kernels.dispatch import backend
 from edgecal_weights.calibration_file import AdapterReference, BaseModelFacts, CalibrationFile
 
 HIDDEN, INTERMEDIATE, KV, LAYERS, RANK = 2048, 8192, 512, 16, 32
@@ -169,6 +170,7 @@ def main() -> int:
     parser.add_argument("--svd", action="store_true", help="the factored SVD forms too (svd, slerp_svd)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
+    backend("numba")
     wanted = arguments.methods.split(",") if arguments.methods else None
     dense = ("ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
     names = [

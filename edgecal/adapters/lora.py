@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from edgecal_weights.peft_adapter import PeftAdapter
 
 from ..errors import AdapterError
+from .compiled import decode
 
 Array = NDArray[np.float32]
 _LISTED = 3  # module names in one message
+_BUFFER = 1 << 18  # bytes of a file that are converted at once
 
 
 class LoraShape(NamedTuple):
@@ -160,7 +162,8 @@ class LoraAdapter:
         if empty is None or not isinstance(self.pairs, _FilePairs):
             return self.pairs[module]
         d, k, rank = self.shapes[module]
-        return self.pairs.read(module, empty("a", (rank, k)), empty("b", (d, rank)))
+        buffer = empty("raw", (_BUFFER // 4,)).view(np.uint8)
+        return self.pairs.read(module, empty("a", (rank, k)), empty("b", (d, rank)), buffer, decode)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -212,8 +215,9 @@ class _FilePairs(Mapping[str, LoraPair]):
     def __getitem__(self, module: str) -> LoraPair:
         return self.read(module)
 
-    def read(self, module: str, a: Array | None = None, b: Array | None = None) -> LoraPair:
-        return LoraPair(*self._file.read(module, a, b), self._file.modules[module].scaling)
+    def read(self, module: str, *into: Any) -> LoraPair:
+        """`into` as PeftAdapter.read takes it."""
+        return LoraPair(*self._file.read(module, *into), self._file.modules[module].scaling)
 
     def __contains__(self, module: object) -> bool:
         return module in self._file.modules

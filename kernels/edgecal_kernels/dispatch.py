@@ -83,6 +83,11 @@ def backend(name: str | None = None) -> ModuleType:
     raise BackendError(f"unknown back end {name!r}; choose one of {', '.join(BACKENDS)}")
 
 
+def loaded() -> ModuleType | None:
+    """The compiled back end if this process has it already, for work that is not worth loading it."""
+    return _numba_backend() if _numba_backend.cache_info().currsize else None
+
+
 def set_threads(n: int | None = None) -> int:
     """Threads of the compiled kernels: `n`, else the physical (big) cores; returns the number in use.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from . import isa, reference
+from . import isa, merging, reference
 from .attention import attention
 from .decoder import Decoder, DecoderWeights
 from .dense import add_lora, dense_product
@@ -35,6 +35,7 @@ __all__ = [
     "isa",
     "layer_norm",
     "matmul",
+    "merging",
     "pack_int8",
     "quantize_rows",
     "rms_norm",

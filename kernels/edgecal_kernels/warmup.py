@@ -64,6 +64,7 @@ def compile_all() -> float:
     ops.layer_norm(x, x[0], x[0], 1e-5)
     ops.swiglu(x.copy(), x)
     _decode(ops)
+    _merge(ops.merging)
     _, name, features = cpu.compile_target()
     folder = kernel_cache_directory(cpu.detect_isa())
     try:
@@ -88,6 +89,24 @@ def _decode(ops: Any) -> None:
         numba.set_num_threads(n_threads)
         decoder.step([0], [Place(cache, cache, 0, None, list)], (half, half), Clock())
     numba.set_num_threads(most)
+
+
+def _merge(merging: Any) -> None:
+    """Every kernel that merges adapters."""
+    x, half, factor = np.ones(32, np.float32), np.ones(32, np.uint16), np.float32(1)
+    rows, counts = np.ones((2, 16), np.float32), np.zeros(2048, np.int64)
+    merging.decode_half(half, x.copy())
+    merging.decode_bfloat(half, x.copy().view(np.uint32))
+    merging.scaled(x, factor, x.copy())
+    merging.add_scaled(x, factor, x.copy())
+    merging.sum_of_two(x, factor, x, factor, x.copy())
+    merging.transpose(rows.T.copy(), factor, rows)
+    merging.dot(x, x)
+    merging.largest_magnitudes(x.view(np.uint32), 3, np.empty(36, np.uint32), counts)
+    merging.drop(x, np.ones(4, np.uint64), 1, 1, factor, x.copy())
+    trims = np.array([x.ctypes.data]), np.zeros(1, np.int32), np.zeros(1, np.int64)
+    merging.sum_trimmed(*trims, x[:1], x.copy())
+    merging.elect(*trims, x[:1], True, x.copy())
 
 
 def warm_up() -> float:

@@ -21,7 +21,7 @@ from edgecal.adapters.merge import Context, find_method, methods
 from edgecal.adapters.merge.concat import concat
 from edgecal.adapters.merge.dam import dam
 from edgecal.adapters.merge.linear import linear
-from edgecal.adapters.merge.pruning import keep_largest, keep_random, random_mask
+from edgecal.adapters.merge.pruning import RandomDrop, find_largest, random_mask, trimmed
 from edgecal.adapters.merge.slerp import slerp, slerp_svd
 from edgecal.adapters.merge.spherical import spherical_weights
 from edgecal.adapters.merge.svd import svd
@@ -221,7 +221,7 @@ def test_keep_largest_keeps_just_so_many(seed: int, size: int, density: float, d
     """Of few distinct values too, where the magnitude at the border is shared."""
     values = np.random.default_rng(seed).integers(1, distinct + 1, size).astype(np.float32)
     values *= np.where(np.random.default_rng(seed + 1).random(size) < 0.5, -1, 1)
-    found = keep_largest(values, density, np.empty_like(values))
+    found = trimmed(values, find_largest(values, density))
     kept = found != 0
     assert kept.sum() == (size if density == 1 else int(density * size))
     np.testing.assert_array_equal(found[kept], values[kept])
@@ -250,7 +250,7 @@ def test_masks_are_the_same_everywhere() -> None:
 
 def test_dare_keeps_the_mean() -> None:
     values = np.ones(200_000, np.float32)
-    found = keep_random(values, 0.3, "key", np.empty_like(values))
+    found = RandomDrop(0.3, "key").next(values, np.empty_like(values))
     assert set(np.unique(found)) == {np.float32(0), np.float32(1) / np.float32(0.3)}
     assert abs(found.mean() - 1) < 0.02
 

@@ -25,6 +25,7 @@ from edgecal.errors import AdapterError
 
 # What PEFT and transformers say to each other about deprecations and odd options is not edgecal's to mend.
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("FutureWarning", "UserWarning")]
+pytestmark.append(pytest.mark.usefixtures("merging"))  # in NumPy and compiled
 
 TOLERANCE = 1e-6
 NAMES = ("one", "two", "three")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import stat
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -86,6 +87,10 @@ class BinaryFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+Decode = Callable[[NDArray[np.uint8], str, NDArray[np.float32]], None]
+"""(little-endian bytes, "F32" "F16" ..., where the numbers go), as `decode_floats`."""
 
 
 def decode_floats(raw: NDArray[np.uint8], dtype: str, out: NDArray[np.float32]) -> None:

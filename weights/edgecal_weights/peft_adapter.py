@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .binary_file import Decode, decode_floats
 from .errors import AdapterError, FileFormatError, ModelNotFoundError
 from .peft_config import LARGEST_RANK, PeftConfig
 from .safetensors_file import SafetensorsFile
@@ -89,15 +90,22 @@ class PeftAdapter:
         return self.config.base_model_name
 
     def read(
-        self, module: str, a: NDArray[np.float32] | None = None, b: NDArray[np.float32] | None = None
+        self,
+        module: str,
+        a: NDArray[np.float32] | None = None,
+        b: NDArray[np.float32] | None = None,
+        buffer: NDArray[np.uint8] | None = None,
+        decode: Decode = decode_floats,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(lora_a (r, k), lora_b (d, r)), float32, owned by the caller; KeyError for a module it does not change.
 
-        They are written into `a` and `b` where these are given, of just those shapes.
+        They are written into `a` and `b` where these are given, of just those shapes; `buffer` and `decode` are those
+        of `SafetensorsFile.read`.
         """
         if module not in self.modules:
             raise KeyError(module)
-        return self._file.read(_tensor(module, "A"), a), self._file.read(_tensor(module, "B"), b)
+        lora_a = self._file.read(_tensor(module, "A"), a, buffer, decode)
+        return lora_a, self._file.read(_tensor(module, "B"), b, buffer, decode)
 
     def targets(self, module: str) -> bool:
         """Whether the configuration asks for a LoRA on this module of the base, present in the file or not."""

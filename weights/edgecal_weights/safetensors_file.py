@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from .binary_file import FLOAT_BYTES, BinaryFile, decode_floats
+from .binary_file import FLOAT_BYTES, BinaryFile, Decode, decode_floats
 from .checkpoint import check_rows
 from .errors import FileFormatError, UnsupportedModelError
 
@@ -143,11 +144,18 @@ class SafetensorsFile:
     def tensor_bytes(self) -> int:
         return sum(entry.nbytes for entry in self._entries.values())
 
-    def read(self, name: str, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """The whole tensor, float32, in `out` if that is given (C-contiguous, of its shape). UnsupportedModelError for
-        types that are not floating point of 16+ bits."""
+    def read(
+        self,
+        name: str,
+        out: NDArray[np.float32] | None = None,
+        buffer: NDArray[np.uint8] | None = None,
+        decode: Decode = decode_floats,
+    ) -> NDArray[np.float32]:
+        """The whole tensor, float32, in `out` if that is given (C-contiguous, of its shape). The bytes pass through
+        `buffer`, for callers who have one that is warm, and are converted by `decode`. UnsupportedModelError for types
+        that are not floating point of 16+ bits."""
         entry = self.entry(name)
-        return self._float32(name, entry, entry.shape, 0, out)
+        return self._float32(name, entry, entry.shape, 0, out, buffer, decode)
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """float32 rows [start, stop) of the first dimension; reads no other bytes."""
@@ -164,6 +172,8 @@ class SafetensorsFile:
         shape: tuple[int, ...],
         first: int,
         out: NDArray[np.float32] | None = None,
+        buffer: NDArray[np.uint8] | None = None,
+        decode: Decode = decode_floats,
     ) -> NDArray[np.float32]:
         if entry.dtype not in FLOAT_BYTES:
             raise UnsupportedModelError(
@@ -172,11 +182,16 @@ class SafetensorsFile:
         item = FLOAT_BYTES[entry.dtype]
         out = np.empty(shape, np.float32) if out is None else out
         flat = out.reshape(-1)
-        step = _CHUNK // item
+        if entry.dtype == "F32" and sys.byteorder == "little":
+            self._file.read_into(entry.offset + first * item, flat.view(np.uint8), name)
+            return out
+        buffer = np.empty(min(_CHUNK, flat.size * item), np.uint8) if buffer is None else buffer
+        step = max(buffer.size // item, 1)
         for begin in range(0, flat.size, step):
             part = flat[begin : begin + step]
-            raw = self._file.read(entry.offset + (first + begin) * item, part.size * item, name)
-            decode_floats(raw, entry.dtype, part)
+            raw = buffer[: part.size * item]
+            self._file.read_into(entry.offset + (first + begin) * item, raw, name)
+            decode(raw, entry.dtype, part)
         return out
 
     def close(self) -> None:

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..compiled import plain
 from ..lora import Array, CompiledPair, LoraPair
 from .context import PLAIN, Context
 from .factors import Combine, merge_with_roots, weighted_sum
 from .peft_linear import peft_linear
-from .pruning import DENSITY, SEED, keep_random
+from .pruning import DENSITY, SEED, STRETCH, RandomDrop
 from .registry import method
 from .sign_election import SIGN_METHOD, elect_and_average
 from .svd import svd
 from .truncation import SVD_RANK, merge_dense
 from .workspace import scratch
 
+_PIECE = 2 * STRETCH
 _PAPER = "DARE (arXiv 2311.03099), PEFT's variant"
 
 
@@ -34,14 +36,21 @@ def _dare(context: Context, count: int, *, elect: bool) -> Combine:
     names = context.names(count)
 
     def combine(tensors: list[Array], weights: list[float], factor: str, out: Array) -> None:
-        thinned = [
-            keep_random(tensor, density, mask_key(context, name, factor), scratch(f"kept {i}", tensor.shape))
-            for i, (tensor, density, name) in enumerate(zip(tensors, densities, names, strict=True))
+        drops = [
+            RandomDrop(density, mask_key(context, name, factor)) for density, name in zip(densities, names, strict=True)
         ]
-        if elect:
-            elect_and_average(thinned, weights, SIGN_METHOD.of(context.options), out)
-        else:
-            weighted_sum(thinned, weights, out)
+        flat, total = [plain(tensor).reshape(-1) for tensor in tensors], out.reshape(-1)
+        for start in range(0, total.size, _PIECE):
+            piece = slice(start, start + _PIECE)
+            size = total[piece].size
+            thinned = [
+                drop.next(x[piece], scratch(f"kept {i}", (size,)))
+                for i, (drop, x) in enumerate(zip(drops, flat, strict=True))
+            ]
+            if elect:
+                elect_and_average(thinned, weights, SIGN_METHOD.of(context.options), total[piece])
+            else:
+                weighted_sum(thinned, weights, total[piece])
 
     return combine
 

@@ -12,14 +12,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ...errors import AdapterError
+from ..compiled import kernels, plain
 from ..lora import Array, CompiledPair, LoraPair
 from .context import Context
-from .workspace import scratch
+from .pruning import Trim, trim_arguments, trimmed
+from .workspace import BLOCK, scratch
 
 Combine = Callable[[list[Array], list[float], str, Array], None]
 """(tensors of one shape, a weight for each, "A", "B" or "dW", where the merged tensor goes)."""
 
-BLOCK = 32_768  # elements that pass through several operations before the next ones do: 128 KiB, half a small L2 cache
 _ROWS = 256
 
 
@@ -44,20 +45,41 @@ def check_ranks(pairs: Sequence[LoraPair], what: str) -> tuple[int, int, int]:
     return d, k, rank
 
 
-def weighted_sum(tensors: Sequence[Array], weights: Sequence[float], out: Array) -> None:
-    """out = sum_i w_i x_i, all float32 and C-contiguous."""
-    total, flat = out.reshape(-1), [np.ascontiguousarray(tensor).reshape(-1) for tensor in tensors]
+def weighted_sum(
+    tensors: Sequence[Array], weights: Sequence[float], out: Array, trims: Sequence[Trim] | None = None
+) -> None:
+    """out = sum_i w_i x_i, all float32 and C-contiguous; of the tensors only what `trims` keep."""
+    total, flat = out.reshape(-1), [plain(tensor).reshape(-1) for tensor in tensors]
+    factors = [np.float32(weight) for weight in weights]
+    compiled = kernels()
+    if compiled is not None and trims is not None:
+        compiled.sum_trimmed(*trim_arguments(flat, trims), np.array(factors), total)
+        return
+    if compiled is not None:
+        if len(flat) == 1:
+            compiled.scaled(flat[0], factors[0], total)
+        else:
+            compiled.sum_of_two(flat[0], factors[0], flat[1], factors[1], total)
+        for tensor, factor in zip(flat[2:], factors[2:], strict=True):
+            compiled.add_scaled(tensor, factor, total)
+        return
     term = scratch("term", (min(BLOCK, total.size),))
     for start in range(0, total.size, BLOCK):
         part = total[start : start + BLOCK]
-        np.multiply(flat[0][start : start + BLOCK], np.float32(weights[0]), out=part)
-        for tensor, weight in zip(flat[1:], weights[1:], strict=True):
-            part += np.multiply(tensor[start : start + BLOCK], np.float32(weight), out=term[: part.size])
+        terms = [tensor[start : start + BLOCK] for tensor in flat]
+        if trims is not None:
+            terms = [trimmed(piece, kept, start) for piece, kept in zip(terms, trims, strict=True)]
+        np.multiply(terms[0], factors[0], out=part)
+        for piece, factor in zip(terms[1:], factors[1:], strict=True):
+            part += np.multiply(piece, factor, out=term[: part.size])
 
 
 def transpose_into(rows: Array, b: Array, factor: float = 1.0) -> None:
     """rows (r, d) = factor * b (d, r) transposed, in pieces that fit the cache."""
-    scale = np.float32(factor)
+    scale, compiled = np.float32(factor), kernels()
+    if compiled is not None:
+        compiled.transpose(plain(b), scale, rows)
+        return
     for start in range(0, len(b), _ROWS):
         np.multiply(b[start : start + _ROWS].T, scale, out=rows[:, start : start + _ROWS])
 

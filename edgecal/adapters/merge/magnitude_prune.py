@@ -13,11 +13,10 @@ from ..lora import Array, CompiledPair, LoraPair
 from .context import PLAIN, Context
 from .factors import Combine, merge_with_roots, weighted_sum
 from .peft_linear import peft_linear
-from .pruning import DENSITY, keep_largest
+from .pruning import DENSITY, find_largest
 from .registry import method
 from .svd import svd
 from .truncation import SVD_RANK, merge_dense
-from .workspace import scratch
 
 _PAPER = "PEFT's add_weighted_adapter (combination_type='magnitude_prune')"
 
@@ -26,11 +25,8 @@ def _prune(context: Context, count: int) -> Combine:
     densities = DENSITY.each(context.options, context.placed(count))
 
     def combine(tensors: list[Array], weights: list[float], _factor: str, out: Array) -> None:
-        kept = [
-            keep_largest(tensor, density, scratch(f"kept {i}", tensor.shape))
-            for i, (tensor, density) in enumerate(zip(tensors, densities, strict=True))
-        ]
-        weighted_sum(kept, weights, out)
+        largest = [find_largest(tensor, density) for tensor, density in zip(tensors, densities, strict=True)]
+        weighted_sum(tensors, weights, out, largest)
 
     return combine
 

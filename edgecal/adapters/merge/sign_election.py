@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..compiled import kernels, plain
 from ..lora import Array
-from .factors import BLOCK
 from .options import Option
-from .workspace import scratch
+from .pruning import Trim, trim_arguments, trimmed
+from .workspace import BLOCK, scratch
 
 SIGN_METHOD = Option(
     "majority_sign_method",
@@ -28,12 +29,24 @@ SIGN_METHOD = Option(
 _SIGN = np.uint32(1 << 31)
 
 
-def elect_and_average(tensors: Sequence[Array], weights: Sequence[float], sign_method: str, out: Array) -> None:
-    """Into `out`, of the tensors' shape, float32."""
-    flat = [tensor.reshape(-1) for tensor in tensors]
-    total = out.reshape(-1)
+def elect_and_average(
+    tensors: Sequence[Array],
+    weights: Sequence[float],
+    sign_method: str,
+    out: Array,
+    trims: Sequence[Trim] | None = None,
+) -> None:
+    """Into `out`, of the tensors' shape, float32; of the tensors only what `trims` keep."""
+    flat = [plain(tensor).reshape(-1) for tensor in tensors]
+    total, compiled = out.reshape(-1), kernels()
+    if compiled is not None:
+        arguments = trim_arguments(flat, trims or [Trim(0, 0)] * len(flat))
+        compiled.elect(*arguments, np.array(weights, np.float32), sign_method == "frequency", total)
+        return
     for start in range(0, total.size, BLOCK):
         parts = [tensor[start : start + BLOCK] for tensor in flat]
+        if trims is not None:
+            parts = [trimmed(part, kept, start) for part, kept in zip(parts, trims, strict=True)]
         _elect_block(parts, weights, sign_method, total[start : start + BLOCK])
 
 

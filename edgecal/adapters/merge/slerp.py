@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import RecipeError
+from ..compiled import kernels, plain
 from ..lora import Array, CompiledPair, LoraPair
 from .concat import stack_factors
 from .context import PLAIN, Context
@@ -27,7 +28,7 @@ from .truncation import SVD_RANK, result_rank, truncate_product
 
 T = Option("t", "where between two adapters: 0 is the first, 1 the second", low=0, high=1, instead_of_weights=True)
 _PAPER = "Slerp (Shoemake 1985), mergekit's variant"
-_BLOCK = 16_384
+_BLOCK = 8192  # below the size from which BLAS would split a dot product among its threads
 
 
 def shares_of_t(options: Mapping[str, Any], count: int) -> tuple[float, ...]:
@@ -86,8 +87,13 @@ def _shares(weights: Sequence[float]) -> list[float]:
 
 def _gram(tensors: Sequence[Array]) -> Doubles:
     """Inner products of the flattened tensors: float32 blocks, added in float64."""
-    flat = [tensor.reshape(-1) for tensor in tensors]
-    gram = np.zeros((len(flat), len(flat)))
+    flat = [plain(tensor).reshape(-1) for tensor in tensors]
+    gram, compiled = np.zeros((len(flat), len(flat))), kernels()
+    if compiled is not None:
+        for i, x in enumerate(flat):
+            for j in range(i + 1):
+                gram[i, j] = compiled.dot(x, flat[j])
+        return gram + np.tril(gram, -1).T
     for start in range(0, flat[0].size, _BLOCK):
         parts = [x[start : start + _BLOCK] for x in flat]
         for i, x in enumerate(parts):

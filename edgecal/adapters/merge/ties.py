@@ -13,12 +13,11 @@ from ..lora import Array, CompiledPair, LoraPair
 from .context import PLAIN, Context
 from .factors import Combine, merge_with_roots
 from .peft_linear import peft_linear
-from .pruning import DENSITY, keep_largest
+from .pruning import DENSITY, find_largest
 from .registry import method
 from .sign_election import SIGN_METHOD, elect_and_average
 from .svd import svd
 from .truncation import SVD_RANK, merge_dense
-from .workspace import scratch
 
 _PAPER = "TIES-Merging (arXiv 2306.01708), PEFT's variant"
 
@@ -27,11 +26,8 @@ def _ties(context: Context, count: int) -> Combine:
     densities = DENSITY.each(context.options, context.placed(count))
 
     def combine(tensors: list[Array], weights: list[float], _factor: str, out: Array) -> None:
-        trimmed = [
-            keep_largest(tensor, density, scratch(f"kept {i}", tensor.shape))
-            for i, (tensor, density) in enumerate(zip(tensors, densities, strict=True))
-        ]
-        elect_and_average(trimmed, weights, SIGN_METHOD.of(context.options), out)
+        largest = [find_largest(tensor, density) for tensor, density in zip(tensors, densities, strict=True)]
+        elect_and_average(tensors, weights, SIGN_METHOD.of(context.options), out, largest)
 
     return combine
 

@@ -14,25 +14,10 @@ import numpy as np
 
 from ..lora import Array
 
+BLOCK = 32_768  # elements that pass through several operations before the next ones do: 128 KiB, half a small L2 cache
 _ALIGNMENT = 16  # floats: 64 bytes
 _BLOCK = 16 << 20  # floats
-
-
-class _Buffers(threading.local):
-    def __init__(self) -> None:
-        self.by_name: dict[str, Array] = {}
-
-
-_buffers = _Buffers()
-
-
-def scratch(name: str, shape: tuple[int, ...]) -> Array:
-    """Float32 of this shape with undefined content; valid until this thread asks for the same name again."""
-    size = math.prod(shape)
-    buffer = _buffers.by_name.get(name)
-    if buffer is None or buffer.size < size:
-        buffer = _buffers.by_name[name] = np.empty(size, np.float32)
-    return buffer[:size].reshape(shape)
+_SCRATCH = 2 << 20
 
 
 class Arena:
@@ -57,3 +42,21 @@ class Arena:
             start = self._used
             self._used += -(-size // _ALIGNMENT) * _ALIGNMENT
         return self._block[start : start + size].reshape(shape)
+
+
+class _Buffers(threading.local):
+    def __init__(self) -> None:
+        self.by_name: dict[str, Array] = {}
+        self.arena = Arena(_SCRATCH)
+
+
+_buffers = _Buffers()
+
+
+def scratch(name: str, shape: tuple[int, ...]) -> Array:
+    """Float32 of this shape with undefined content; valid until this thread asks for the same name again."""
+    size = math.prod(shape)
+    buffer = _buffers.by_name.get(name)
+    if buffer is None or buffer.size < size:
+        buffer = _buffers.by_name[name] = _buffers.arena.empty((size,))
+    return buffer[:size].reshape(shape)
