@@ -173,8 +173,10 @@ def write_tiny_calibration(
     method: str = "learnable_calibration_pp",
     rank: int = 2,
     seed: int = 2,
+    shared_with: Sequence[Mapping[str, Path]] = (),
 ) -> Path:
-    """A calibration of random numbers for these adapters ({name: directory}, in order) on this model."""
+    """A calibration of random numbers for these adapters ({name: directory}, in order) on this model, and for those of
+    `shared_with`."""
     config, rng = model_config(model_path), np.random.default_rng(seed)
 
     def normal(*shape: int) -> NDArray[np.float32]:
@@ -189,14 +191,18 @@ def write_tiny_calibration(
             groups.setdefault(component, {"P1": normal(rank, k), "P2": normal(d, rank)})
         else:
             groups.setdefault(f"{k}x{d}", {"P1": normal(rank, d), "P2": normal(d, rank)})
-    references = [
-        AdapterReference(name, hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest())
-        for name, folder in adapters.items()
+    references, *others = [
+        tuple(
+            AdapterReference(name, hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest())
+            for name, folder in folders.items()
+        )
+        for folders in (adapters, *shared_with)
     ]
     facts = BaseModelFacts(model_path.name, config.family, config.hidden_size, config.n_layers, config.vocab_size)
     content = CalibrationFile(
         method=method,
-        adapters=tuple(references),
+        adapters=references,
+        shared_with=tuple(others),
         weights=(1 / len(references),) * len(references),
         base_model=facts,
         groups=groups,

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from edgecal_weights.calibration_file import BaseModelFacts, CalibrationFile, read_calibration
+from edgecal_weights.calibration_file import AdapterReference, BaseModelFacts, CalibrationFile, read_calibration
 
 from ..errors import CalibrationError
 from .lora import Array, LoraAdapter
@@ -64,6 +64,11 @@ class Calibration:
         return tuple(reference.name for reference in self.content.adapters)
 
     @property
+    def adapter_lists(self) -> tuple[tuple[AdapterReference, ...], ...]:
+        """Each list of adapters that it was trained for; several where tasks share it."""
+        return (self.content.adapters, *self.content.shared_with)
+
+    @property
     def weights(self) -> tuple[float, ...]:
         return self.content.weights
 
@@ -86,7 +91,7 @@ class Calibration:
     def check_adapters(self, adapters: Sequence[LoraAdapter]) -> None:
         """CalibrationError unless it was trained for these adapters, in this order."""
         found = [adapter.sha256 for adapter in adapters]
-        lists = (self.content.adapters, *self.content.shared_with)
+        lists = self.adapter_lists
         if any(found == [reference.sha256 for reference in references] for references in lists):
             return
         # Of several lists, complain about the one that is nearest to what was given

@@ -113,7 +113,10 @@ class Composition:
         return self._take_or_plain(replace(self._choice, adapters=adapters, weights=None))
 
     def set_calibration(self, path: str | None) -> str:
-        """Its method becomes the present one; of the loaded adapters those that it was trained for are taken."""
+        """Its method becomes the present one; of the loaded adapters those that it was trained for are taken.
+
+        Where tasks share it, that is the list that is composed now, else the first whose adapters are all loaded.
+        """
         if path is None:
             choice = replace(self._choice, calibration=None)
             if find_method(choice.method).needs_calibration:
@@ -121,14 +124,22 @@ class Composition:
             return self._take(choice)
         calibration = Calibration.load(path)
         by_hash = {adapter.sha256: name for name, adapter in self.conversation.engine.adapters.items()}
-        references = calibration.content.adapters
-        missing = [reference.name for reference in references if reference.sha256 not in by_hash]
-        if missing:
+        lists = calibration.adapter_lists
+        loaded = [
+            tuple(by_hash[reference.sha256] for reference in references)
+            for references in lists
+            if all(reference.sha256 in by_hash for reference in references)
+        ]
+        if not loaded:
+            nearest = min(lists, key=lambda references: sum(r.sha256 not in by_hash for r in references))
+            missing = [reference.name for reference in nearest if reference.sha256 not in by_hash]
+            others = " or ".join(", ".join(reference.name for reference in references) for references in lists)
             raise RecipeError(
-                f"{path} was trained for the adapters {', '.join(calibration.adapter_names)}; not loaded: "
+                f"{path} was trained for the adapters {others}; not loaded: "
                 f"{', '.join(missing)} (/adapter add PATH loads one; it must be the very file)"
             )
-        adapters = tuple(by_hash[reference.sha256] for reference in references)
+        present = self._choice.adapters
+        adapters = max(loaded, key=lambda names: (names == present, set(names) == set(present)))
         return self._take(Choice(calibration.method, adapters, None, path))
 
     def added(self, name: str) -> str:

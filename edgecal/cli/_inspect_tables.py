@@ -200,6 +200,8 @@ def _calibration(report: CalibrationReport, console: Console) -> None:
     ]
     for i, (reference, weight) in enumerate(zip(report.adapters, report.weights, strict=True), 1):
         facts += [(f"adapter {i}", f"{reference.name}, weight {weight:g}"), ("", reference.sha256)]
+    for references in report.shared_with:
+        facts.append(("shared with", ", ".join(f"{r.name} ({r.sha256[:12]}...)" for r in references)))
     _facts(console, facts)
     if report.match is None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,21 +174,26 @@ def _list(as_json: bool) -> None:
         click.echo(json.dumps([_facts(entry) for entry in methods()], ensure_ascii=False))
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("method", "what it is, and whose", "needs", "options", box=None, header_style="bold")
-    table.columns[0].no_wrap = True
+    # Not a table: four columns of words have no room where terminals are 80 columns wide
+    console = Console(markup=False, emoji=False, highlight=False)
+
+    def show(title: str, *lines: str) -> None:
+        console.print(title, style="bold")
+        for line in lines:
+            wrapped = textwrap.fill(line, console.width, initial_indent="  ", subsequent_indent="    ")
+            console.print(wrapped, soft_wrap=True)
+
     options: dict[str, str] = {}
     for entry in methods():
         facts = _facts(entry)
         options |= {o["name"]: f"{o['help']}: {o['values']}" for o in facts["options"]}
         named = ", ".join(o["name"] + _default(o["default"]) for o in facts["options"])
-        table.add_row(entry.name, f"{entry.title}\n{facts['paper']}", ", ".join(facts["needs"]), named)
-    console = Console(markup=False, emoji=False, highlight=False)
-    console.print(table)
-    console.print("\nOptions (with --option NAME=VALUE, or under options: in a recipe file)")
+        takes = "takes " + ", ".join(facts["needs"])
+        show(entry.name, entry.title, facts["paper"], takes, *([f"options: {named}"] if named else []))
+    console.print("\nOptions, with --option NAME=VALUE, or under options: in a recipe file", style="bold")
     for name, text in sorted(options.items()):
-        console.print(f"  {name}: {text}", soft_wrap=True)
+        show(name, text)
 
 
 def _default(value: Any) -> str:

@@ -41,7 +41,8 @@ class CalibrationMatch:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """`bias_mode` is for learnable_calibration only, `rank` for the others."""
+    """`bias_mode` is for learnable_calibration only, `rank` for the others; `shared_with` are further lists of adapters
+    that it was trained for."""
 
     path: str
     method: str
@@ -56,6 +57,7 @@ class CalibrationReport:
     nbytes: int
     match: CalibrationMatch | None
     tensors: list[TensorFacts] = field(repr=False)
+    shared_with: list[list[AdapterReference]] = field(default_factory=list)
     what: str = "calibration"
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,6 +88,7 @@ def inspect_calibration(path: Path, config: ModelConfig | None, model: str) -> C
         nbytes=content.nbytes,
         match=_match(calibration, config, model) if config is not None else None,
         tensors=tensors,
+        shared_with=[list(references) for references in content.shared_with],
     )
 
 
@@ -108,11 +111,7 @@ def _match(calibration: Calibration, config: ModelConfig, model: str) -> Calibra
 def _problems(calibration: Calibration, shapes: Mapping[str, tuple[int, int]]) -> list[str]:
     problems = []
     for group in calibration.content.groups:
-        uses = {
-            (d, k): module
-            for module, (d, k) in shapes.items()
-            if calibration.group_of(module, d, k) == group
-        }
+        uses = {(d, k): module for module, (d, k) in shapes.items() if calibration.group_of(module, d, k) == group}
         if not uses:
             problems.append(f"the model has no module for the tensors of {group}")
         for (d, k), module in uses.items():

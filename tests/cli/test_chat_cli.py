@@ -99,6 +99,33 @@ def test_json_has_one_object_for_each_input(folder, tmp_path):
     assert done.stderr == ""
 
 
+def test_a_calibration_that_tasks_share(folder, tmp_path):
+    """Any of its lists of adapters will do: what is composed now comes first, then what is loaded."""
+    path, third = tmp_path / "shared.safetensors", write_tiny_adapter(tmp_path / "c", folder / "model", seed=3)
+    a, b = folder / "a", folder / "b"
+    write_tiny_calibration(path, folder / "model", {"a": a, "b": b}, shared_with=[{"a": a, "c": third}])
+    described = "method: learnable_calibration_pp   adapters: {}   calibration: shared.safetensors"
+    loaded = "loaded b (rank 4)\ncompose it with: /use {} b"
+    commands = {
+        f"/adapter add {a}": "loaded a (rank 4)\nmethod: single   adapters: a",
+        f"/calibration  {path}": f"{path} was trained for the adapters a, b or a, c; not loaded: b "
+        "(/adapter add PATH loads one; it must be the very file)",
+        f"/adapter add {third}": "loaded c (rank 4)\ncompose it with: /use a c",
+        f"/calibration {path}": described.format("a, c"),
+        f"/adapter add {b}": loaded.format("a c"),
+        f"/calibration   {path}": described.format("a, c"),
+        "/use a b": described.format("a, b"),
+        f"/calibration    {path}": described.format("a, b"),
+        "/use c a": "(learnable_calibration_pp does not go with that: calibration "
+        f"{path} was trained for the adapters in the order a, c; given: c, a. Swap them)\n"
+        "method: linear   adapters: c, a",
+        f"/calibration     {path}": described.format("a, c"),
+    }
+    found = turns(chat(folder, tmp_path, *commands, options=("--json",)))
+    said = [turn["output"] if "output" in turn else turn["error"]["message"] for turn in found]
+    assert said == list(commands.values())
+
+
 def test_the_method_and_the_adapters_change_on_the_way(folder, tmp_path):
     lcpp = folder / "learnable_calibration_pp.safetensors"
     commands = {

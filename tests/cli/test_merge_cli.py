@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors import safe_open
 
 from edgecal.adapters import LoraAdapter
 from edgecal.adapters.merge import method_names
-from tests.cli.shell import edgecal
+from tests.cli.shell import edgecal, terminal
 from tests.tiny import write_tiny_adapter, write_tiny_calibration, write_tiny_hf
 
 PAIR = ("summary", "formal")
@@ -89,11 +90,32 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
 
 
 def test_list(tmp_path: Path) -> None:
-    table = edgecal("merge", "--list", home=tmp_path, COLUMNS="120").stdout
-    assert all(name in table for name in method_names())
-    assert "density: share of the entries that is kept: a number in (0, 1], or one per adapter" in table
+    shown = edgecal("merge", "--list", home=tmp_path, COLUMNS="120").stdout
+    lines = shown.splitlines()
+    assert all(name in lines for name in method_names())
+    at = lines.index("ties")
+    assert lines[at + 1 : at + 5] == [
+        "  largest entries of the factors that agree in sign",
+        "  TIES-Merging (arXiv 2306.01708), PEFT's variant",
+        "  takes adapters, equal ranks",
+        "  options: density=0.5, majority_sign_method=total",
+    ]
+    assert "density\n  share of the entries that is kept: a number in (0, 1], or one per adapter\n" in shown
     entries = json.loads(edgecal("merge", "--list", "--json", home=tmp_path).stdout)
     assert [entry["name"] for entry in entries] == list(method_names())
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_list_fits_a_terminal(tmp_path: Path, columns: int) -> None:
+    """Every line within the width, names on lines of their own, and no word cut or lost."""
+    wide = edgecal("merge", "--list", home=tmp_path, COLUMNS="200").stdout
+    with terminal("merge", "--list", home=tmp_path, COLUMNS=str(columns), TERM="xterm") as seen:
+        shown = re.sub(r"\x1b\[\d*m", "", seen.expect("T of softmax(-loss / T): a number above 0\n"))
+        assert seen.wait() == 0
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert all(name in lines for name in method_names())
+    assert shown.split() == wide.split()
 
 
 def test_generate_takes_the_recipe_and_the_options(folder: Path, tmp_path: Path) -> None:

@@ -291,6 +291,14 @@ def test_a_calibration(tmp_path, model, adapter, method):
     assert as_json(report)["match"]["fits"] is True
 
 
+def test_a_calibration_that_tasks_share(tmp_path, model, adapter):
+    third = write_tiny_adapter(tmp_path / "c", model, seed=7)
+    path = write_tiny_calibration(tmp_path / "c.safetensors", model, {"a": adapter}, shared_with=[{"c": third}])
+    report = inspect(path)
+    assert [[a.name for a in others] for others in report.shared_with] == [["c"]]
+    assert as_json(report)["shared_with"] == [[{"name": "c", "sha256": inspect(third).sha256}]]
+
+
 def test_a_calibration_for_another_base(tmp_path, model, adapter):
     paths = [
         write_tiny_calibration(tmp_path / f"{method}.safetensors", model, {"a": adapter}, method)
