@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from ..errors import AdapterError, CalibrationError, RecipeError
 from .calibration import Calibration
 from .lora import CompiledAdapter, CompiledPair, LoraAdapter
-from .merge import Context, Method, find_method
+from .merge import Context, Method, blas, find_method
 from .merge.workspace import Arena, scratch
 from .recipe_file import read_recipe
 from .recipe_spelling import arguments
@@ -264,7 +264,7 @@ def compile_steps(
 def _in_parallel(function: Callable[[str], CompiledPair], modules: list[str]) -> list[CompiledPair]:
     """NumPy computes without the interpreter's lock, so threads are enough; results and errors in order."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(max(1, min(cores, 8, len(modules)))) as pool:
+    with blas.one_thread(), ThreadPoolExecutor(max(1, min(cores, 8, len(modules)))) as pool:
         try:
             return list(pool.map(function, modules))
         except BaseException:
