@@ -31,6 +31,17 @@ from ..errors import RecipeError
 
 FLAT = ("method", "adapters", "weights", "calibration", "steps", "options", "base_model")
 MERGEKIT = ("merge_method", "models", "parameters", "base_model", "calibration")
+# What mergekit's files have beside these, and what there is here in its place
+_ELSEWHERE = {
+    "dtype": "the type of the written numbers is `edgecal merge --dtype`",
+    "out_dtype": "the type of the written numbers is `edgecal merge --dtype`",
+    "slices": "adapters are merged whole: list them under models",
+    "tokenizer_source": "adapters have no tokenizer, leave it out",
+    "tokenizer": "adapters have no tokenizer, leave it out",
+    "chat_template": "adapters have no chat template, leave it out",
+    "normalize": "weights are taken as they are, give them so that they sum to what you want and leave it out",
+    "int8_mask": "it saves mergekit memory and changes no result, leave it out",
+}
 _ADAPTER = ("name", "path", "weight")
 _MODEL = ("model", "name", "parameters")
 
@@ -41,7 +52,8 @@ def arguments(values: Mapping[str, Any], folder: Path | None = None) -> dict[str
     keys = MERGEKIT if like_mergekit else FLAT
     for key in values:
         if key not in keys:
-            raise RecipeError(f"unknown recipe key {key!r}; a recipe has {', '.join(keys)}")
+            hint = f": {_ELSEWHERE[key]}" if like_mergekit and key in _ELSEWHERE else ""
+            raise RecipeError(f"unknown recipe key {key!r}{hint}; a recipe has {', '.join(keys)}")
     name = "merge_method" if like_mergekit else "method"
     if name not in values:
         raise RecipeError(f"recipe key {name!r} is missing")
@@ -115,6 +127,9 @@ def _from_mergekit(values: Mapping[str, Any], folder: Path | None) -> dict[str, 
             options[key] = numbers
     if "weight" in common:
         raise RecipeError("recipe key 'parameters': 'weight' belongs to the parameters of a model")
+    for key in options:
+        if key in _ELSEWHERE:
+            raise RecipeError(f"recipe key 'parameters' has {key!r}: {_ELSEWHERE[key]}")
     made["options"] = options
     return made
 

@@ -91,7 +91,10 @@ def _merge(
     shapes, facts = _base_shapes(base, recipe)
     if shapes is None and not recipe.adapters:
         raise RecipeError(f"{recipe.method} has no adapters to take shapes from: give the model with --base")
-    used = [adapters[name] for name in recipe.adapters if name in adapters]
+    for name in recipe.adapters:
+        if name not in adapters:
+            raise RecipeError(f"the recipe does not say where its adapter {name!r} is: give --adapter {name}=PATH")
+    used = [adapters[name] for name in recipe.adapters]
     compiled = compile_recipe(recipe, adapters, calibration, shapes or common_shapes(used), facts)
     assert compiled is not None
     write_peft(

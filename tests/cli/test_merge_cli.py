@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "  - {model: ./summary, parameters: {weight: 0.6}}\n  - {model: ./formal, parameters: {weight: 0.4}}\n"
         "parameters: {density: 0.7}\n"
     )
+    (root / "names.json").write_text('{"method": "linear", "adapters": ["summary", "formal"]}')
     return root
 
 
@@ -80,6 +81,7 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         ([*one, *out, "--method", "ties", "--option", "density"], 1, "expected NAME=VALUE"),
         ([*one, *out, "--method", "ties", "--option", "density=x"], 1, "option 'density' is 'x'"),
         ([*one, *out, "--step", "summary:Do it"], 1, "multi_step does not merge"),
+        ([folder / "names.json", *out], 1, "where its adapter 'summary' is: give --adapter summary=PATH"),
         ([folder / "nowhere.yaml", *out], 1, "there is no such file"),
         ([folder / "ties.yaml", *out, "--method", "ties"], 1, "a recipe file says everything"),
         ([folder / "ties.yaml", *out, *one], 1, "says where 'summary' is, and so does --adapter"),
