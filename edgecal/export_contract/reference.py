@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import peft
 import torch
@@ -163,6 +164,13 @@ def of_module(tensors: Term, metadata: dict[str, str], module: str, d: int, k: i
 
 
 @torch.no_grad()
+def first_of_equals(values: Tensor, k: int, largest: bool = True) -> tuple[Tensor, Tensor]:
+    """torch.topk with an order among equals, which it does not promise: numbers of 16 bits have many at the border."""
+    assert largest
+    order = torch.sort(values, descending=True, stable=True).indices[:k]
+    return values[order], order
+
+
 def merge(
     base: Any, method: str, adapters: dict[str, Path], weights: list[float], options: dict, calibration: Path | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -193,7 +201,8 @@ def merge(
             module.lora_A.double(), module.lora_B.double()
     if method in PEFT_TYPES:
         given = {PEFT_OPTIONS[key]: value for key, value in options.items() if value is not None}
-        model.add_weighted_adapter(names, weights, "merged", combination_type=PEFT_TYPES[method], **given)
+        with patch.object(torch, "topk", first_of_equals):
+            model.add_weighted_adapter(names, weights, "merged", combination_type=PEFT_TYPES[method], **given)
     for path, module in model.named_modules():
         if not hasattr(module, "lora_A"):
             continue

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,24 @@ def test_verified_against_live_pytorch(folder, engine, tmp_path, monkeypatch, me
     kinds = [row.kind for row in report.comparisons]
     assert kinds.count("output") == 7 and kinds.count("delta") == (0 if method == "zero_shot" else 7)
     assert report.made_with.startswith("torch 2")
+
+
+@pytest.mark.parametrize("method", ["ties", "magnitude_prune"])
+def test_equal_magnitudes_at_the_border(folder, tmp_path, monkeypatch, method):
+    """Of a handful of different values, most of them shared: both sides keep the first of equals."""
+    (tmp_path / "model").symlink_to(folder / "model")
+    for name in PAIR:
+        shutil.copytree(folder / name, tmp_path / name)
+        weights = tmp_path / name / "adapter_model.safetensors"
+        coarse = {key: (tensor * 20).round() / 20 for key, tensor in load_file(weights).items()}
+        assert max(len(tensor.unique()) for tensor in coarse.values()) < 50
+        save_file(coarse, weights)
+    path = make_reference(tmp_path, tmp_path / "r.safetensors", method, monkeypatch, "--options", '{"density": 0.4}')
+    paths = {name: tmp_path / name for name in PAIR}
+    engine = Engine.load(folder / "model", weights="fp32", cache_dtype="fp32", backend="numpy", adapters=paths)
+    with ReferenceFile(path) as reference:
+        report = verify(reference, engine, recipe_of(reference, engine.adapters))
+    assert report.passed, [row for row in report.comparisons if not row.passed]
 
 
 def test_live_reference_in_a_process_of_its_own(folder, engine, tmp_path):
