@@ -56,9 +56,10 @@ __all__ = [
 _HOMES = {
     "adapters": ("Calibration", "CompiledAdapter", "LoraAdapter", "Recipe", "Step"),
     "cache": ("KVCache",),
+    "completion": ("Completion", "Pass", "Piece", "Settings"),
     "config": ("ModelConfig",),
     "conversation": ("Conversation",),
-    "engine": ("Completion", "Engine", "Pass", "Piece", "Settings"),
+    "engine": ("Engine",),
     "errors": ("EdgecalError",),
     "generate": ("TokenRecord",),
     "model": ("Model",),
