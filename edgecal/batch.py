@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 
-
 from edgecal_kernels.quant import Array
 
 from .cache import KVCache

@@ -11,11 +11,11 @@ same token for token, greedy or sampled. (Prompt lookup: A. Saxena 2023; verific
 
 Three parts decide, and none of them looks at more than the last token and what it kept:
 
-* `NgramIndex` finds the place. A dictionary per length maps the last 5, 3 or 2 tokens to what followed them most
+* `NgramIndex` finds the place. A dictionary per length maps the last 4 or 2 tokens to what followed them most
   recently; a place that goes on agreeing is kept, and the longer it has agreed the more it is believed.
 * It also counts how often a match of each length was right. Whether a draft was made or not, the next token tells, so
   the rate of acceptance is known before anything is risked on it.
-* `StepCosts` are measured times of passes of 1, 2, ... rows, `Speculator` the choice: the length of draft with most
+* `StepCosts` are measured times, `Speculator` is the choice: the length of draft with most
   expected tokens per second, or none. What may be lost to wrong guesses is bounded besides: half a step, and 1 % of the
   answer so far.
 
@@ -32,15 +32,16 @@ from .errors import OptionError
 Speculate = Literal["auto", "off"] | int
 LONGEST_DRAFT = 15  # of "auto": a pass of 16 rows
 LONGEST_SETTING = 63
-_LENGTHS = (5, 3, 2)  # of the n-grams that are looked up, longest first
+_LENGTHS = (4, 2)  # of the n-grams that are looked up, longest first
 _BITS = 22  # a vocabulary has fewer ids (config.py refuses more)
 _MASKS = tuple((1 << _BITS * n) - 1 for n in _LENGTHS)
-# Length of a match, up to: how likely it goes on, before anything is known. Measured on summaries of dialogues
-_RATES = ((2, 0.2), (4, 0.4), (7, 0.6), (12, 0.8), (1 << 62, 0.9))
+# Length of a match, up to: how likely it goes on, before anything is known (summaries and replies of the demo model)
+_RATES = ((2, 0.5), (4, 0.5), (7, 0.6), (12, 0.85), (1 << 62, 0.95))
 _MEMORY = 16  # trials after which older ones fade
 _GAIN = 1.05  # expected speed-up from which a draft is worth it
-_SLOPE = 0.3  # what one more row costs, in passes of one row, as long as it was not measured
-_STALE = 500  # passes after which a time is measured anew
+_SLOPE = 0.25  # what one more row costs, in passes of one row, as long as it was not measured
+_TRUST = 50.0  # in it, as a sum of squares: about three passes of five rows
+_FADE = 0.97  # per measured pass
 _ALLOWANCE, _SHARE = 0.5, 0.01  # passes that may be lost: at once, and per token of the answer
 _CREDIT = 4.0  # the most that earlier gains count against later losses
 
@@ -65,7 +66,7 @@ class NgramIndex:
         self.ids: list[int] = []
         self.match = 0
         self._next = 0  # the place: ids[_next] is the guess
-        self._key = 0  # the last 5 ids in one number
+        self._key = 0  # the last 4 ids in one number
         self._places: tuple[dict[int, int], ...] = tuple({} for _ in _LENGTHS)
         self._rates = [[rate, 4.0] for _, rate in _RATES]  # estimate, trials that it stands for
         for token in ids:
@@ -119,51 +120,39 @@ def _bucket(match: int) -> int:
 
 
 class StepCosts:
-    """Seconds of a forward pass by its number of rows, as measured lately. One for all requests of a model.
+    """What forward passes cost, as measured lately: seconds of one row, and what each further row adds, as a share of
+    that. One for all requests of a model.
 
-    Single outliers (another process, the first call of a kernel) count for little. Threads may share it: a lost update
-    is a measurement less.
+    Further rows cost about the same each (measured: 1.8, 2.7 and 4.2 passes of one row for 5, 9 and 16 on the demo
+    model), so one number, fitted to all passes, is known sooner and better than a time for each length. Single outliers
+    (another process, the first call of a kernel) count for little. Threads may share it: a lost update is a
+    measurement less.
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
-        self._measured: dict[int, int] = {}  # when, in passes
-        self._passes = 0
+        self.one_row: float | None = None
+        self._xx, self._xy = _TRUST, _TRUST * _SLOPE  # of the fit y = slope * x, x rows beyond the first
 
-    def measured(self, rows: int, seconds: float) -> None:
-        self._passes += 1
-        expected = self.seconds(rows)
-        if expected is None:
-            self._seconds[rows] = seconds
-        else:
-            step = min(max(seconds, expected / 2), 2 * expected) - expected
-            self._seconds[rows] = expected + step * (0.25 if step < 0 or rows > 1 else 0.1)
-        self._measured[rows] = self._passes
-
-    def seconds(self, rows: int) -> float | None:
-        """As measured, or by interpolation; None as long as no pass of one row was."""
-        one = self._seconds.get(1)
-        if one is None or rows == 1:
-            return one
-        return one * self.ratio(rows)
+    @property
+    def slope(self) -> float:
+        return self._xy / self._xx
 
     def ratio(self, rows: int) -> float:
-        """Times a pass of one row."""
-        one = self._seconds.get(1)
-        if one is None or rows == 1:
-            return 1.0
-        known = self._seconds.get(rows)
-        if known is not None and self._passes - self._measured[rows] <= _STALE:
-            return max(known / one, 1.0)
-        return 1.0 + (rows - 1) * self._slope(rows, one)
+        """What a pass of so many rows takes, in passes of one."""
+        return 1.0 + (rows - 1) * self.slope
 
-    def _slope(self, rows: int, one: float) -> float:
-        """What a row costs, by the nearest number of rows that was measured lately."""
-        fresh = [r for r in self._seconds if r > 1 and self._passes - self._measured[r] <= _STALE]
-        if not fresh:
-            return _SLOPE
-        nearest = min(fresh, key=lambda r: abs(r - rows))
-        return max(self._seconds[nearest] / one - 1, 0.0) / (nearest - 1)
+    def measured(self, rows: int, seconds: float) -> None:
+        if rows == 1:
+            one = self.one_row
+            if one is None:
+                self.one_row = seconds
+            else:
+                step = min(seconds, 1.5 * one) - one
+                self.one_row = one + step * (0.3 if step < 0 else 0.05)
+        elif self.one_row is not None:
+            x, expected = rows - 1, self.ratio(rows) - 1
+            y = min(max(seconds / self.one_row - 1, expected / 2, 0.0), 2 * expected + 0.1)
+            self._xx, self._xy = _FADE * self._xx + x * x, _FADE * self._xy + x * y
 
 
 class Speculator:
@@ -193,7 +182,7 @@ class Speculator:
         return self._index.guess(length) if length else []
 
     def _best_length(self, longest: int) -> int:
-        if self.costs.seconds(1) is None:
+        if self.costs.one_row is None:
             return 0
         best, best_gain = 0, _GAIN
         expected, all_right = 1.0, 1.0  # tokens of the pass; that the whole draft is right
