@@ -15,9 +15,8 @@ Three parts decide, and none of them looks at more than the last token and what 
   recently; a place that goes on agreeing is kept, and the longer it has agreed the more it is believed.
 * It also counts how often a match of each length was right. Whether a draft was made or not, the next token tells, so
   the rate of acceptance is known before anything is risked on it.
-* `StepCosts` are measured times, `Speculator` is the choice: the length of draft with most
-  expected tokens per second, or none. What may be lost to wrong guesses is bounded besides: half a step, and 1 % of the
-  answer so far.
+* `StepCosts` are measured times, `Speculator` is the choice: the length of draft with most expected tokens per second,
+  or none. What may be lost to wrong guesses is bounded besides: half a step, and 1 % of the answer so far.
 
 Trap: times decide how much is drafted, so the counts differ from run to run. The text never does.
 """
@@ -40,8 +39,8 @@ _RATES = ((2, 0.5), (4, 0.5), (7, 0.6), (12, 0.85), (1 << 62, 0.95))
 _MEMORY = 16  # trials after which older ones fade
 _GAIN = 1.05  # expected speed-up from which a draft is worth it
 _SLOPE = 0.25  # what one more row costs, in passes of one row, as long as it was not measured
-_TRUST = 50.0  # in it, as a sum of squares: about three passes of five rows
-_FADE = 0.97  # per measured pass
+_TRUST = 20.0  # in it, as a sum of squares
+_FADE, _FORGET = 0.97, 0.002  # per pass of several rows, and of one
 _ALLOWANCE, _SHARE = 0.5, 0.01  # passes that may be lost: at once, and per token of the answer
 _CREDIT = 4.0  # the most that earlier gains count against later losses
 
@@ -149,9 +148,12 @@ class StepCosts:
             else:
                 step = min(seconds, 1.5 * one) - one
                 self.one_row = one + step * (0.3 if step < 0 else 0.05)
+            # What was learned long ago gives way: an unlucky measurement must not end drafting for ever
+            self._xx += _FORGET * (_TRUST - self._xx)
+            self._xy += _FORGET * (_TRUST * _SLOPE - self._xy)
         elif self.one_row is not None:
             x, expected = rows - 1, self.ratio(rows) - 1
-            y = min(max(seconds / self.one_row - 1, expected / 2, 0.0), 2 * expected + 0.1)
+            y = min(max(seconds / self.one_row - 1, expected / 2), 3 * expected)
             self._xx, self._xy = _FADE * self._xx + x * x, _FADE * self._xy + x * y
 
 
