@@ -43,6 +43,7 @@ __all__ = [
     "Pass",
     "Piece",
     "Recipe",
+    "Request",
     "SamplingOptions",
     "Settings",
     "Step",
@@ -56,7 +57,7 @@ __all__ = [
 _HOMES = {
     "adapters": ("Calibration", "CompiledAdapter", "LoraAdapter", "Recipe", "Step"),
     "cache": ("KVCache",),
-    "completion": ("Completion", "Pass", "Piece", "Settings"),
+    "completion": ("Completion", "Pass", "Piece", "Request", "Settings"),
     "config": ("ModelConfig",),
     "conversation": ("Conversation",),
     "engine": ("Engine",),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections import deque
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from .adapters.calibration import Calibration
 from .adapters.lora import CompiledAdapter, LoraAdapter
 from .adapters.recipe import Recipe, compile_recipe, compile_steps
 from .adapters.running import RunningAdapter
-from .batch import BATCH_SIZE, check_batch_size, generate_batch
-from .batch import Sequence as BatchSequence
+from .batch import BATCH_SIZE, check_batch_size
+from .batch_stream import stream_batch
 from .cache import KVCache
 from .completion import Answer, Completion, Pass, Piece, Request, Settings, completion, numbered, per_prompt
 from .config import ModelConfig
@@ -271,7 +270,8 @@ class Engine:
         calibration = self._calibration(recipe.calibration)
         return (*base, recipe.key, contents, weakref.ref(calibration) if calibration is not None else None)
 
-    def _new_cache(self) -> KVCache:
+    def new_cache(self) -> KVCache:
+        """An empty one for a request."""
         return KVCache(self.model.config, self.cache_dtype)
 
     def _stream(
@@ -298,7 +298,7 @@ class Engine:
     ) -> Generator[Piece, None, None]:
         ids, settings = request.ids, request.settings
         if cache is None:
-            lease = prefixes.lease(request.owner, ids, self._new_cache)
+            lease = prefixes.lease(request.owner, ids, self.new_cache)
         else:
             lease = Lease(None, cache, list(ids), min(cache.length, len(ids) - 1))
         try:
@@ -367,46 +367,4 @@ class Engine:
         """
         check_batch_size(batch_size)
         costs = [[] for _ in requests] if passes is None else passes
-        return self._stream_batch(requests, batch_size, costs)
-
-    def _stream_batch(
-        self, requests: Sequence[Request], batch_size: int, passes: Sequence[list[Pass]]
-    ) -> Generator[tuple[int, Piece], None, None]:
-        waiting: deque[BatchSequence] = deque()
-        running: dict[BatchSequence, tuple[int, Request, Answer]] = {}
-        leases: dict[BatchSequence, Lease] = {}
-
-        def sequence(index: int, request: Request) -> BatchSequence:
-            def lease() -> KVCache:
-                leases[made] = self.prefixes.lease(request.owner, request.ids, self._new_cache)
-                return leases[made].cache
-
-            settings = request.settings
-            sampler = Sampler(settings.sampling, request.ids)
-            made = BatchSequence(
-                request.ids, sampler, lease, request.adapter, settings.max_tokens, settings.prefill_chunk
-            )
-            running[made] = index, request, Answer(self.tokenizer, settings.stop, len(request.ids))
-            return made
-
-        waiting.extend(sequence(index, request) for index, request in enumerate(requests))
-        tokens = generate_batch(self.model, waiting, eos_ids=self.tokenizer.eos_ids, batch_size=batch_size)
-        try:
-            for member, token in tokens:
-                index, request, answer = running[member]
-                leases[member].tokens.append(token.id)
-                piece = answer.push(token)
-                if piece.finish_reason is not None:
-                    member.stopped = True
-                    del running[member]
-                    lease = leases.pop(member)
-                    self.prefixes.release(lease)
-                    passes[index].append(answer.cost(lease.reused))
-                    if request.following is not None:
-                        with numbered(index + 1):
-                            waiting.appendleft(sequence(index, request.following(answer.text)))
-                if request.following is None:
-                    yield index, piece
-        finally:
-            for lease in leases.values():
-                self.prefixes.release(lease)
+        return stream_batch(self, requests, batch_size, costs)

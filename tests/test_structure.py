@@ -39,7 +39,7 @@ LAYERS = [
     {"model", "prefix_cache"},
     {"loading", "generate"},
     {"completion", "batch"},
-    {"engine", "demo"},
+    {"engine", "demo", "batch_stream"},
     {"conversation", "inspection", "losses"},
     {"foundation", "comparison"},
     {"verification", "verification_live", "diagnosis", "figure"},

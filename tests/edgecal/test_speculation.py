@@ -140,6 +140,17 @@ def test_every_family_format_and_adapter(folder, family, format):
                 assert facts(run(engine, PROMPT, speculate, recipe=recipe, sampling=sampling)) == facts(plain)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_with_a_float32_cache(folder, format):
+    engine = Engine.load(folder / "llama", weights=format, backend="numba", cache_dtype="fp32", prefix_cache=0)
+    plain = engine.generate("some text", settings=Settings(max_tokens=40, speculate="off"))
+    for speculate in SETTINGS:
+        with oracle([token.id for token in plain.tokens]):
+            found = engine.generate("some text", settings=Settings(max_tokens=40, speculate=speculate))
+        assert [token.id for token in found.tokens] == [token.id for token in plain.tokens]
+        assert found.accepted_tokens > 0
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(3, 260), min_size=1, max_size=4),
