@@ -41,6 +41,7 @@ _GAIN = 1.05  # expected speed-up from which a draft is worth it
 _SLOPE = 0.25  # what one more row costs, in passes of one row, as long as it was not measured
 _TRUST = 20.0  # in it, as a sum of squares
 _FADE, _FORGET = 0.97, 0.002  # per pass of several rows, and of one
+_OUTLIER = 2.0  # times what was expected: more is not believed
 _ALLOWANCE, _SHARE = 0.5, 0.01  # passes that may be lost: at once, and per token of the answer
 _CREDIT = 4.0  # the most that earlier gains count against later losses
 
@@ -141,19 +142,19 @@ class StepCosts:
         return 1.0 + (rows - 1) * self.slope
 
     def measured(self, rows: int, seconds: float) -> None:
+        one = self.one_row
+        if one is None:
+            self.one_row = seconds if rows == 1 else None
+            return
+        # The same limit for both kinds: on a busy machine the times of one must not seem to grow more than the other's
+        seconds = min(seconds, _OUTLIER * one * self.ratio(rows))
         if rows == 1:
-            one = self.one_row
-            if one is None:
-                self.one_row = seconds
-            else:
-                step = min(seconds, 1.5 * one) - one
-                self.one_row = one + step * (0.3 if step < 0 else 0.05)
+            self.one_row = one + (seconds - one) * (0.3 if seconds < 0.8 * one else 0.1)
             # What was learned long ago gives way: an unlucky measurement must not end drafting for ever
             self._xx += _FORGET * (_TRUST - self._xx)
             self._xy += _FORGET * (_TRUST * _SLOPE - self._xy)
-        elif self.one_row is not None:
-            x, expected = rows - 1, self.ratio(rows) - 1
-            y = min(max(seconds / self.one_row - 1, expected / 2), 3 * expected)
+        else:
+            x, y = rows - 1, max(seconds / one - 1, 0.0)
             self._xx, self._xy = _FADE * self._xx + x * x, _FADE * self._xy + x * y
 
 

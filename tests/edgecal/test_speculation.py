@@ -370,13 +370,13 @@ def test_costs_settle_and_outliers_count_for_little():
     costs.measured(1, 0.1)  # the first is ten times too slow
     for _ in range(30):
         costs.measured(1, 0.01)
-    assert costs.one_row == pytest.approx(0.01, rel=0.02)
+    assert costs.one_row == pytest.approx(0.01, rel=0.05)
     for rows in (3, 5, 16) * 10:
         costs.measured(rows, 0.01 * (1 + 0.2 * (rows - 1)))
     assert costs.slope == pytest.approx(0.2, rel=0.05)
     costs.measured(5, 9.0)  # another process had the cores
     costs.measured(1, 9.0)
-    assert costs.slope < 0.3 and costs.one_row is not None and costs.one_row < 0.011
+    assert costs.slope < 0.3 and costs.one_row is not None and costs.one_row < 0.012
     for _ in range(4000):
         costs.measured(1, 0.01)
     assert costs.slope == pytest.approx(StepCosts().slope, rel=0.02), "old measurements are forgotten"
