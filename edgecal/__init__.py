@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adapters import Calibration, CompiledAdapter, LoraAdapter, Recipe, Step
     from .cache import KVCache
+    from .completion import Completion, Pass, Piece, Request, Settings
     from .config import ModelConfig
     from .conversation import Conversation
-    from .engine import Completion, Engine, Pass, Piece, Settings
+    from .engine import Engine
     from .errors import EdgecalError
     from .generate import TokenRecord
     from .model import Model
@@ -43,6 +44,7 @@ __all__ = [
     "Pass",
     "Piece",
     "Recipe",
+    "Request",
     "SamplingOptions",
     "Settings",
     "Step",
@@ -56,9 +58,10 @@ __all__ = [
 _HOMES = {
     "adapters": ("Calibration", "CompiledAdapter", "LoraAdapter", "Recipe", "Step"),
     "cache": ("KVCache",),
+    "completion": ("Completion", "Pass", "Piece", "Request", "Settings"),
     "config": ("ModelConfig",),
     "conversation": ("Conversation",),
-    "engine": ("Completion", "Engine", "Pass", "Piece", "Settings"),
+    "engine": ("Engine",),
     "errors": ("EdgecalError",),
     "generate": ("TokenRecord",),
     "model": ("Model",),

@@ -63,6 +63,14 @@ class KVCache:
     def advance(self, n_positions: int) -> None:
         self.length += n_positions
 
+    def copy_from(self, other: KVCache, length: int) -> None:
+        """Become the first `length` positions of `other`, a cache of the same model and dtype."""
+        self.length = 0
+        self.reserve(length)
+        self.keys[:, :, :length] = other.keys[:, :, :length]
+        self.values[:, :, :length] = other.values[:, :, :length]
+        self.length = length
+
     def truncate(self, length: int) -> None:
         """Forget everything from position `length` on."""
         self.length = min(self.length, length)

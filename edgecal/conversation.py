@@ -10,9 +10,8 @@ nothing else is safe: a model may have said a word in two tokens that the tokeni
 trim an answer or put the date in front, a user may take turns back. The prefix is right in all these cases, and in
 the usual one it covers everything but the new message.
 
-Keys and values depend on the adapters as much as on the ids. The cache therefore belongs to one model object and one
-compiled adapter object (the engine makes a new one whenever an adapter is added, replaced or removed) and is dropped
-when either is another than before, be it equal or not.
+That is the engine's `PrefixCache`, which goes by the content of the adapters, too. A conversation has one of its own,
+for a single entry of any size: a long talk must not be read again because other requests needed the engine's budget.
 
 A turn that ends early, by Ctrl-C, an error or a generator that nobody reads to its end, keeps what was said so far:
 the next message refers to the answer that the person has seen. Only if nothing was said yet the turn is taken back.
@@ -23,25 +22,28 @@ from __future__ import annotations
 import json
 import os
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from .adapters.recipe import Recipe
-from .adapters.running import RunningAdapter
-from .cache import KVCache
-from .engine import Engine, Piece, Settings
+from .completion import Piece, Settings
+from .engine import Engine
 from .errors import ContextLengthError, PromptError, RecipeError, StorageError
 from .generate import FinishReason
-from .model import Model
+from .prefix_cache import PrefixCache
 
 _LARGEST_FILE = 64 << 20
 
 
 @dataclass(frozen=True)
 class TurnStats:
-    """One answer: tokens of the prompt (the whole conversation), those that the cache held, tokens made; seconds."""
+    """One answer: tokens of the prompt (the whole conversation), those that the cache held, tokens made; seconds.
+
+    `drafted_tokens` were guessed ahead and verified, `accepted_tokens` of them were right.
+    """
 
     prompt_tokens: int
     reused_tokens: int
@@ -49,6 +51,8 @@ class TurnStats:
     first_token_s: float
     total_s: float
     finish_reason: FinishReason | Literal["interrupted"]
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def decode_rate(self) -> float:
@@ -71,6 +75,8 @@ class ConversationStats:
     new_tokens: int = 0
     total_s: float = 0.0
     decode_s: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def decode_rate(self) -> float:
@@ -86,6 +92,8 @@ class ConversationStats:
             self.new_tokens + turn.new_tokens,
             self.total_s + turn.total_s,
             self.decode_s + turn.total_s - turn.first_token_s,
+            self.drafted_tokens + turn.drafted_tokens,
+            self.accepted_tokens + turn.accepted_tokens,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,9 +136,7 @@ class Conversation:
         self._system = system or None
         self._turns: list[dict[str, str]] = []
         self._stats = ConversationStats()
-        self._cache: KVCache | None = None
-        self._owner: tuple[Model, RunningAdapter | None] | None = None
-        self._held: list[int] = []  # its first `cache.length` ids are those in the cache
+        self._prefixes = PrefixCache(max_bytes=None, max_entries=1)
         self._running: weakref.ref[Any] | None = None
         self.set_recipe(recipe)
 
@@ -155,11 +161,11 @@ class Conversation:
     @property
     def cached_tokens(self) -> int:
         """Positions in the KV cache."""
-        return self._cache.length if self._cache is not None else 0
+        return self._prefixes.n_tokens
 
     @property
     def cache_bytes(self) -> int:
-        return self._cache.nbytes if self._cache is not None else 0
+        return self._prefixes.nbytes
 
     # ---------------------------------------------------------------------------------------------- one turn
 
@@ -179,34 +185,36 @@ class Conversation:
         message = {"role": "user", "content": text}
         ids = self.engine.encode([*self.messages, message])
         self._check_room(len(ids))
-        cache, reused = self._matching_cache(ids)
         stream = self.engine.stream_ids(
-            ids, recipe=self._recipe, settings=self.settings, cache=cache, progress=progress
+            ids, recipe=self._recipe, settings=self.settings, progress=progress, prefixes=self._prefixes
         )
-        pieces = self._answer(message, len(ids), reused, stream)
+        pieces = self._answer(message, len(ids), stream)
         self._running = weakref.ref(pieces)
         return pieces
 
     def _answer(
-        self, message: dict[str, str], n_prompt: int, reused: int, stream: Iterator[Piece]
+        self, message: dict[str, str], n_prompt: int, stream: Generator[Piece, None, None]
     ) -> Generator[Piece, None, None]:
         answer = {"role": "assistant", "content": ""}
         self._turns += [message, answer]
-        tokens, first_token_s, total_s = 0, 0.0, 0.0
+        tokens = drafted = accepted = 0
+        first_token_s = total_s = 0.0
         reason: FinishReason | Literal["interrupted"] = "interrupted"
         try:
-            for piece in stream:
-                self._held.append(piece.token.id)
-                answer["content"] += piece.text
-                tokens, total_s = tokens + 1, piece.token.at_s
-                first_token_s = first_token_s or total_s
-                reason = piece.finish_reason or reason
-                yield piece
+            with closing(stream):  # gives the cache back before anybody wants it again
+                for piece in stream:
+                    answer["content"] += piece.text
+                    tokens, total_s = tokens + 1, piece.token.at_s
+                    drafted, accepted = drafted + piece.token.drafted, accepted + piece.token.accepted
+                    first_token_s = first_token_s or total_s
+                    reason = piece.finish_reason or reason
+                    yield piece
         finally:
             if reason == "interrupted" and not answer["content"]:
                 del self._turns[-2:]
             else:
-                turn = TurnStats(n_prompt, reused, tokens, first_token_s, total_s, reason)
+                reused = self._prefixes.last_reused
+                turn = TurnStats(n_prompt, reused, tokens, first_token_s, total_s, reason, drafted, accepted)
                 self._stats = self._stats.plus(turn)
 
     def _check_room(self, n_tokens: int) -> None:
@@ -217,21 +225,6 @@ class Conversation:
         raise ContextLengthError(
             f"the conversation with this message has {n_tokens} tokens, the model's context is {limit}: {advice}"
         )
-
-    def _matching_cache(self, ids: list[int]) -> tuple[KVCache, int]:
-        """The cache, holding a prefix of `ids` under the present recipe and nothing else; and the prefix's length."""
-        owner = (self.engine.model, self.engine.compile(self._recipe)[0])
-        cache, held = self._cache, self._held
-        if cache is None or self._owner is None or any(a is not b for a, b in zip(owner, self._owner, strict=True)):
-            cache, held = KVCache(self.engine.model.config, self.engine.cache_dtype), []
-        usable = min(cache.length, len(held), len(ids) - 1)  # the last token is always computed: it gives the logits
-        same = next((i for i in range(usable) if held[i] != ids[i]), usable)
-        cache.truncate(same)
-        self._cache, self._owner, self._held = cache, owner, list(ids)
-        return cache, same
-
-    def _forget(self) -> None:
-        self._cache, self._owner, self._held = None, None, []
 
     def _settle(self) -> None:
         running = self._running() if self._running is not None else None
@@ -266,7 +259,7 @@ class Conversation:
         """Forget all turns and give the cache's memory back. System message, recipe, settings and stats stay."""
         self._settle()
         self._turns.clear()
-        self._forget()
+        self._prefixes.clear()
 
     def set_messages(self, messages: Sequence[Mapping[str, Any]]) -> None:
         """Put a whole conversation in this one's place: an optional system message, then user and assistant in turn.

@@ -11,8 +11,8 @@ is compiled to low-rank pairs when first used and kept, so switching the method 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,128 +23,50 @@ from .adapters.calibration import Calibration
 from .adapters.lora import CompiledAdapter, LoraAdapter
 from .adapters.recipe import Recipe, compile_recipe, compile_steps
 from .adapters.running import RunningAdapter
+from .batch import BATCH_SIZE, check_batch_size
+from .batch_stream import stream_batch
 from .cache import KVCache
+from .completion import Answer, Completion, Pass, Piece, Request, Settings, completion, numbered, per_prompt
 from .config import ModelConfig
-from .errors import PromptError, RecipeError
-from .generate import PREFILL_CHUNK, FinishReason, TokenRecord, check_prompt, generate
+from .errors import OptionError, PromptError, RecipeError
+from .generate import check_prompt, drafts_allowed, generate
 from .loading import load_model
 from .memory import release_free
 from .model import Model
-from .sampler import Sampler, SamplingOptions
-from .stopping import StopStrings
+from .prefix_cache import Lease, PrefixCache
+from .sampler import Sampler
+from .speculation import StepCosts
 from .tasks import user_message
-from .tokenizer import TextStream, Tokenizer
+from .tokenizer import Tokenizer
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
-MAX_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What one forward pass over a prompt cost. Seconds; rates in tokens per second."""
-
-    prompt_tokens: int
-    new_tokens: int
-    first_token_s: float
-    total_s: float
-    text: str
-
-    @property
-    def prefill_rate(self) -> float:
-        return self.prompt_tokens / self.first_token_s if self.first_token_s else 0.0
-
-    @property
-    def decode_rate(self) -> float:
-        """Tokens per second after the first; 0 when there was only one."""
-        seconds = self.total_s - self.first_token_s
-        return (self.new_tokens - 1) / seconds if seconds > 0 else 0.0
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One step of a stream: the text that became complete (maybe empty) and the token's own record."""
-
-    text: str
-    token: TokenRecord
-    finish_reason: FinishReason | None = None
-
-
-@dataclass
-class Completion:
-    """A whole answer. `passes` has one entry per pass; multi-step has several, everything else one."""
-
-    text: str
-    finish_reason: FinishReason
-    tokens: list[TokenRecord]
-    passes: list[Pass]
-    method: str
-
-    @property
-    def prompt_tokens(self) -> int:
-        return sum(p.prompt_tokens for p in self.passes)
-
-    @property
-    def first_token_s(self) -> float:
-        """Until the first token of the answer itself: earlier passes are waited for in full."""
-        return sum(p.total_s for p in self.passes[:-1]) + self.passes[-1].first_token_s
-
-    @property
-    def total_s(self) -> float:
-        return sum(p.total_s for p in self.passes)
-
-    @property
-    def decode_rate(self) -> float:
-        return self.passes[-1].decode_rate
-
-    def to_dict(self) -> dict[str, Any]:
-        """The answer and its timings as JSON-ready data."""
-        return {
-            "text": self.text,
-            "finish_reason": self.finish_reason,
-            "method": self.method,
-            "prompt_tokens": self.prompt_tokens,
-            "new_tokens": len(self.tokens),
-            "first_token_s": self.first_token_s,
-            "total_s": self.total_s,
-            "decode_tokens_per_s": self.decode_rate,
-            "passes": [
-                {
-                    "prompt_tokens": p.prompt_tokens,
-                    "new_tokens": p.new_tokens,
-                    "first_token_s": p.first_token_s,
-                    "total_s": p.total_s,
-                    "prefill_tokens_per_s": p.prefill_rate,
-                    "decode_tokens_per_s": p.decode_rate,
-                    "text": p.text,
-                }
-                for p in self.passes
-            ],
-        }
-
-
-@dataclass
-class Settings:
-    """How to answer: what `stream` and `generate` take beside the prompt and the recipe."""
-
-    max_tokens: int = MAX_TOKENS
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    stop: tuple[str, ...] = ()
-    raw: bool = False  # the prompt is the model's very input: no chat template
-    prefill_chunk: int = PREFILL_CHUNK
+PREFIX_CACHE = 32 << 20  # bytes of keys and values kept of earlier requests
 
 
 class Engine:
     """A loaded model with its tokenizer and a shelf of adapters. Make one with `Engine.load`."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, base: Mapping[str, Any], *, cache_dtype: str = "fp16"
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        base: Mapping[str, Any],
+        *,
+        cache_dtype: str = "fp16",
+        prefix_cache: int | None = None,
     ) -> None:
+        if prefix_cache is None:
+            prefix_cache = PREFIX_CACHE if model.ops.NAME == "numba" else 0
+        if isinstance(prefix_cache, bool) or not isinstance(prefix_cache, int) or prefix_cache < 0:
+            raise OptionError(f"prefix_cache must be a number of bytes, 0 or more (0: off), found {prefix_cache!r}")
         self.model = model
         self.tokenizer = tokenizer
         self.base = dict(base)
         self.cache_dtype = cache_dtype
+        self.prefixes = PrefixCache(prefix_cache)
         self.adapters: dict[str, LoraAdapter] = {}
+        self._costs = StepCosts()
         self._compiled: dict[str, list[RunningAdapter | None]] = {}
         self._calibrations: dict[str, Calibration] = {}
 
@@ -158,6 +80,7 @@ class Engine:
         adapters: Mapping[str, str | Path] | None = None,
         backend: str | None = None,
         cache_dtype: str = "fp16",
+        prefix_cache: int | None = None,
         revision: str | None = None,
         offline: bool | None = None,
         progress: Callable[[int, int, str], None] | None = None,
@@ -165,8 +88,10 @@ class Engine:
         """Open a Hugging Face directory, a GGUF, a packed directory or a hub id.
 
         `weights`: "auto" keeps a quantized file's own precision and rounds float weights to int4; "fp32", "int8",
-        "int4", "int4_affine" ask for a format. `cache_dtype`: "fp16" or "fp32". `progress(done, total, name)`
-        counts bytes of weights. Raises the errors of edgecal.errors.
+        "int4", "int4_affine" ask for a format. `cache_dtype`: "fp16" or "fp32". `prefix_cache`: bytes of keys and
+        values to keep of earlier requests for later ones that begin alike; 0 is off, None 32 MiB (and off on NumPy,
+        whose last bits depend on how much of a prompt is read at once). `progress(done, total, name)` counts bytes of
+        weights. Raises the errors of edgecal.errors.
         """
         with open_checkpoint(source, revision=revision, offline=offline) as checkpoint:
             config = ModelConfig.from_dict(checkpoint.config)
@@ -180,7 +105,7 @@ class Engine:
                 "num_hidden_layers": config.n_layers,
                 "vocab_size": config.vocab_size,
             }
-        engine = cls(model, tokenizer, base, cache_dtype=cache_dtype)
+        engine = cls(model, tokenizer, base, cache_dtype=cache_dtype, prefix_cache=prefix_cache)
         for name, path in (adapters or {}).items():
             engine.add_adapter(path, name)
         release_free()
@@ -258,25 +183,16 @@ class Engine:
         cache: KVCache | None = None,
         passes: list[Pass] | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         """Answer `prompt`, piece by piece. Everything that can be refused is refused before the first piece.
 
         A multi-step recipe runs its earlier passes first and streams the last; its prompt is the text that the steps
-        work on. `passes`, when given, is filled with what each pass cost. A given `cache` must hold a prefix of this
-        very prompt under this very recipe.
+        work on. `passes`, when given, is filled with what each pass cost. The beginning of the prompt is taken from the
+        prefix cache as far as it is there. A given `cache` must hold a prefix of this very prompt under this very
+        recipe, and is used instead.
         """
-        settings = settings or Settings()
-        compiled = self.compile(recipe)
-        if recipe is not None and recipe.steps:
-            if not isinstance(prompt, str):
-                raise PromptError("a multi-step recipe works on a text: give one string, not messages")
-            if not prompt.strip():
-                raise PromptError("the prompt is empty: give some text to work on")
-            first = user_message(recipe.steps[0][1], prompt)
-            self._prepare(first, settings)
-            return self._pipeline(prompt, recipe, compiled, settings, passes)
-        ids = self.encode(prompt, raw=settings.raw)
-        return self.stream_ids(ids, recipe=recipe, settings=settings, cache=cache, passes=passes, progress=progress)
+        request = self.prepare(prompt, recipe=recipe, settings=settings)
+        return self._stream(request, [] if passes is None else passes, cache, self.prefixes, progress)
 
     def stream_ids(
         self,
@@ -287,90 +203,168 @@ class Engine:
         cache: KVCache | None = None,
         passes: list[Pass] | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> Iterator[Piece]:
-        """As `stream`, for a prompt that is encoded already, so that its ids can be compared with a cache's.
+        prefixes: PrefixCache | None = None,
+    ) -> Generator[Piece, None, None]:
+        """As `stream`, for a prompt that is encoded already.
 
-        `progress` gets the number of tokens read of those that the cache does not hold. RecipeError for multi_step.
+        `progress` gets the number of tokens read of those that no cache holds. `prefixes` takes the place of the
+        engine's prefix cache. RecipeError for multi_step.
         """
         if recipe is not None and recipe.steps:
             raise RecipeError("multi_step makes a prompt per step: give it a text, not the ids of a prompt")
         settings = settings or Settings()
-        compiled = self.compile(recipe)
-        check_prompt(self.model, len(ids), settings.max_tokens)
-        return self._pass(list(ids), compiled[0], settings, cache, [] if passes is None else passes, progress)
+        request = Request(list(ids), self.compile(recipe)[0], self._owner(recipe), settings)
+        self._check(request)
+        prefixes = self.prefixes if prefixes is None else prefixes
+        return self._stream(request, [] if passes is None else passes, cache, prefixes, progress)
 
-    def generate(
-        self, prompt: Prompt, *, recipe: Recipe | None = None, settings: Settings | None = None
-    ) -> Completion:
+    def generate(self, prompt: Prompt, *, recipe: Recipe | None = None, settings: Settings | None = None) -> Completion:
         """The whole answer at once; arguments as for `stream`."""
         passes: list[Pass] = []
-        pieces = list(self.stream(prompt, recipe=recipe, settings=settings, passes=passes))
-        reason = pieces[-1].finish_reason
-        assert reason is not None
-        method = recipe.method if recipe is not None else "zero_shot"
-        return Completion(passes[-1].text, reason, [p.token for p in pieces], passes, method)
+        return completion(list(self.stream(prompt, recipe=recipe, settings=settings, passes=passes)), passes, recipe)
 
-    def _prepare(self, prompt: Prompt, settings: Settings) -> list[int]:
-        ids = self.encode(prompt, raw=settings.raw)
-        check_prompt(self.model, len(ids), settings.max_tokens)
-        return ids
+    def prepare(self, prompt: Prompt, *, recipe: Recipe | None = None, settings: Settings | None = None) -> Request:
+        """A prompt made ready to run: encoded, its recipe compiled, everything refused that can be refused."""
+        settings = settings or Settings()
+        compiled = self.compile(recipe)
+        if recipe is not None and recipe.steps:
+            if not isinstance(prompt, str):
+                raise PromptError("a multi-step recipe works on a text: give one string, not messages")
+            if not prompt.strip():
+                raise PromptError("the prompt is empty: give some text to work on")
+            return self._step(prompt, recipe, compiled, 0, settings)
+        request = Request(self.encode(prompt, raw=settings.raw), compiled[0], self._owner(recipe), settings)
+        self._check(request)
+        return request
 
-    def _pipeline(
+    def _step(
         self,
         text: str,
         recipe: Recipe,
         compiled: Sequence[RunningAdapter | None],
+        step: int,
         settings: Settings,
-        passes: list[Pass] | None,
-    ) -> Iterator[Piece]:
-        passes = [] if passes is None else passes
-        for index, (adapter, (_, instruction)) in enumerate(zip(compiled, recipe.steps, strict=True)):
-            ids = self._prepare(user_message(instruction, text), settings)
-            pieces = self._pass(ids, adapter, settings, None, passes, None)
-            if index == len(compiled) - 1:
-                yield from pieces
-            else:
-                for _ in pieces:
-                    pass
-                text = passes[-1].text
+    ) -> Request:
+        """A step of a pipeline on `text`, which knows how to make the next one."""
+        ids = self.encode(user_message(recipe.steps[step].instruction, text), raw=settings.raw)
+        request = Request(ids, compiled[step], self._owner(recipe, step), settings)
+        if step + 1 < len(recipe.steps):
+            request.following = lambda answer: self._step(answer, recipe, compiled, step + 1, settings)
+        self._check(request)
+        return request
+
+    def _check(self, request: Request) -> None:
+        request.settings.check()
+        drafts_allowed(self.model, request.settings.speculate)
+        check_prompt(self.model, len(request.ids), request.settings.max_tokens)
+
+    def _owner(self, recipe: Recipe | None, step: int = 0) -> Hashable:
+        """What keys and values depend on beside the tokens, as a key: equal only if they would be equal."""
+        base = (weakref.ref(self.model), self.cache_dtype)
+        if recipe is None or recipe.method == "zero_shot":
+            return base
+        names = (recipe.steps[step].adapter,) if recipe.steps else recipe.adapters
+        contents = tuple(self.adapters[name].identity for name in names if name is not None)
+        if recipe.steps:
+            return (*base, "single", contents) if contents else base
+        calibration = self._calibration(recipe.calibration)
+        return (*base, recipe.key, contents, weakref.ref(calibration) if calibration is not None else None)
+
+    def new_cache(self) -> KVCache:
+        """An empty one for a request."""
+        return KVCache(self.model.config, self.cache_dtype)
+
+    def _stream(
+        self,
+        request: Request,
+        passes: list[Pass],
+        cache: KVCache | None,
+        prefixes: PrefixCache,
+        progress: Callable[[int], None] | None,
+    ) -> Generator[Piece, None, None]:
+        while request.following is not None:
+            for _ in self._pass(request, passes, None, prefixes, None):
+                pass
+            request = request.following(passes[-1].text)
+        yield from self._pass(request, passes, cache, prefixes, progress)
 
     def _pass(
         self,
-        ids: list[int],
-        adapter: RunningAdapter | None,
-        settings: Settings,
-        cache: KVCache | None,
+        request: Request,
         passes: list[Pass],
+        cache: KVCache | None,
+        prefixes: PrefixCache,
         progress: Callable[[int], None] | None,
-    ) -> Iterator[Piece]:
-        cache = KVCache(self.model.config, self.cache_dtype) if cache is None else cache
-        sampler = Sampler(settings.sampling, ids)
-        decoder, stops = TextStream(self.tokenizer.backend), StopStrings(settings.stop)
-        text = ""
-        first_token_s = 0.0
-        for token in generate(
-            self.model,
-            ids,
-            sampler,
-            adapter=adapter,
-            cache=cache,
-            eos_ids=self.tokenizer.eos_ids,
-            max_tokens=settings.max_tokens,
-            chunk=settings.prefill_chunk,
-            progress=progress,
-        ):
-            if token.index == 0:
-                first_token_s = token.at_s
-            new = "" if token.finish_reason == "stop" else decoder.push(token.id)
-            if token.finish_reason is not None:
-                new += decoder.flush()
-            new, stopped = stops.push(new)
-            reason: FinishReason | None = "stop" if stopped else token.finish_reason
-            if reason is not None and not stopped:
-                new += stops.flush()
-            text += new
-            if reason is not None:
-                passes.append(Pass(len(ids), token.index + 1, first_token_s, token.at_s, text))
-            yield Piece(new, token, reason)
-            if reason is not None:
-                return
+    ) -> Generator[Piece, None, None]:
+        ids, settings = request.ids, request.settings
+        if cache is None:
+            lease = prefixes.lease(request.owner, ids, self.new_cache)
+        else:
+            lease = Lease(None, cache, list(ids), min(cache.length, len(ids) - 1))
+        try:
+            answer = Answer(self.tokenizer, settings.stop, len(ids))
+            for token in generate(
+                self.model,
+                ids,
+                Sampler(settings.sampling, ids),
+                adapter=request.adapter,
+                cache=lease.cache,
+                eos_ids=self.tokenizer.eos_ids,
+                max_tokens=settings.max_tokens,
+                chunk=settings.prefill_chunk,
+                progress=progress,
+                speculate=settings.speculate,
+                costs=self._costs,
+            ):
+                lease.tokens.append(token.id)
+                piece = answer.push(token)
+                if piece.finish_reason is not None:
+                    passes.append(answer.cost(lease.reused))
+                yield piece
+                if piece.finish_reason is not None:
+                    return
+        finally:
+            if cache is None:
+                prefixes.release(lease)
+
+    # ----------------------------------------------------------------------------------------- several at once
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        recipes: Recipe | Sequence[Recipe | None] | None = None,
+        settings: Settings | Sequence[Settings | None] | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[Completion]:
+        """Answer many prompts in one loop, at most `batch_size` at a time; in the order of the prompts.
+
+        `recipes` and `settings` are one for all, or one for each. The answers are those that `generate` gives one by
+        one (on the compiled kernels bit for bit). All prompts are checked before the first runs; PromptError counts
+        them from 1.
+        """
+        each_recipe, each_settings = per_prompt("recipes", recipes, prompts), per_prompt("settings", settings, prompts)
+        requests = []
+        for number, (prompt, recipe, chosen) in enumerate(zip(prompts, each_recipe, each_settings, strict=True), 1):
+            with numbered(number):
+                requests.append(self.prepare(prompt, recipe=recipe, settings=chosen))
+        passes: list[list[Pass]] = [[] for _ in requests]
+        pieces: list[list[Piece]] = [[] for _ in requests]
+        for index, piece in self.stream_batch(requests, batch_size=batch_size, passes=passes):
+            pieces[index].append(piece)
+        return [completion(*answer) for answer in zip(pieces, passes, each_recipe, strict=True)]
+
+    def stream_batch(
+        self,
+        requests: Sequence[Request],
+        *,
+        batch_size: int = BATCH_SIZE,
+        passes: Sequence[list[Pass]] | None = None,
+    ) -> Generator[tuple[int, Piece], None, None]:
+        """Pieces of prepared requests as they come, each with the index of its request; see `generate_batch`.
+
+        `passes`, a list for each request, is filled with what they cost.
+        """
+        check_batch_size(batch_size)
+        costs = [[] for _ in requests] if passes is None else passes
+        return stream_batch(self, requests, batch_size, costs)

@@ -10,11 +10,12 @@ probabilities p sorted from the largest:
 * top-p (Holtzman et al. 2020, arXiv:1904.09751) keeps a token if those before it sum to less than top_p;
 * min-p (Nguyen et al. 2024, arXiv:2407.01082) keeps p >= min_p * p[0].
 
-A vocabulary has up to 152,000 entries and a phone has milliseconds, so nothing here sorts all of it: thresholds
-come from partitions, and top-p sorts only a few hundred candidates unless the distribution is very flat. Equals
-at the edge of a top-p set are taken in the order of their ids, and a token costs exactly one uniform number from
-PCG64, looked up in the cumulative sum over ascending ids in float64: the same seed gives the same text on every
-platform, as far as its exp() agrees.
+A vocabulary has up to 152,000 entries and a phone has milliseconds, so nothing here sorts all of it, and nothing
+adds all of it up one by one. The top k come from a partition; top-p closes in on its threshold by bisection and sorts
+the last few hundred candidates; a draw first finds the block of 256 tokens that it falls into. Equals at the edge of a
+top-p set are taken in the order of their ids, and a token costs exactly one uniform number from PCG64, looked up in
+the cumulative sum over ascending ids. Weights are float32 as the logits are, sums float64: the same seed gives the
+same text on every platform, as far as its exp() agrees.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ import numpy as np
 
 from .errors import EdgecalError, OptionError
 
-_FIRST_CANDIDATES = 256
+_FEW = 512
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -114,34 +116,38 @@ class Sampler:
             best = int(scores.argmax())
             self._check(scores[best])
             return best
-        ids, probabilities = self.distribution(logits)
-        cumulative = np.cumsum(probabilities)
-        at = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
-        return int(ids[min(at, len(ids) - 1)])
+        ids, weights = self._weights(logits)
+        at = _draw(weights, self._random.random())
+        return int(ids[at]) if ids is not None else at
 
     def distribution(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What sampling draws from: ids in ascending order and their probabilities (float64, sum 1)."""
+        ids, weights = self._weights(logits)
+        probabilities = weights.astype(np.float64)
+        return np.arange(len(weights)) if ids is None else ids, probabilities / probabilities.sum()
+
+    def _weights(self, logits: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+        """Ids in ascending order, None for all, and probabilities up to a factor: float32, the largest 1."""
         scores = self._penalized(logits)
-        options = self.options
+        options, ids = self.options, None
         top = scores.max()
         self._check(top)
         if 0 < options.top_k < len(scores):
             kth = np.partition(scores, -options.top_k)[-options.top_k]
             ids = np.flatnonzero(scores >= kth)
             scores = scores[ids]
-        else:
-            ids = np.arange(len(scores))
-        # Subtracting before dividing keeps exp() in range at any temperature, even at 1e-300.
+        # Subtracting before dividing keeps exp() in range at any temperature; float32 has none below 1e-38
+        weights = np.subtract(scores, top, dtype=np.float32)
         with np.errstate(over="ignore"):
-            probabilities = np.exp((scores.astype(np.float64) - float(top)) / (options.temperature or 1.0))
-        probabilities /= probabilities.sum()
+            weights /= np.float32(max(options.temperature or 1.0, 1e-30))
+        np.exp(weights, out=weights)
         if options.top_p < 1:
-            kept = _nucleus(probabilities, options.top_p)
-            ids, probabilities = ids[kept], probabilities[kept]
+            kept = _nucleus(weights, options.top_p)
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
         if options.min_p > 0:
-            kept = np.flatnonzero(probabilities >= options.min_p * probabilities.max())
-            ids, probabilities = ids[kept], probabilities[kept]
-        return ids, probabilities / probabilities.sum()
+            kept = np.flatnonzero(weights >= options.min_p)
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
+        return ids, weights
 
     def _penalized(self, logits: np.ndarray) -> np.ndarray:
         if not self._seen:
@@ -161,19 +167,50 @@ class Sampler:
             )
 
 
-def _nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
-    """Positions, ascending, of the smallest set of largest probabilities that reaches top_p."""
-    count = _FIRST_CANDIDATES
-    while True:
-        if count < len(probabilities):
-            threshold = np.partition(probabilities, -count)[-count]
-            candidates = np.flatnonzero(probabilities >= threshold)
+def _draw(weights: np.ndarray, uniform: float) -> int:
+    """The position that `uniform` in [0, 1) of the sum of `weights` falls into."""
+    full = len(weights) // _BLOCK * _BLOCK
+    sums = weights[:full].reshape(-1, _BLOCK).sum(axis=1, dtype=np.float64)
+    edges = np.cumsum(np.append(sums, weights[full:].sum(dtype=np.float64)))
+    wanted = uniform * edges[-1]
+    block = min(int(np.searchsorted(edges, wanted, side="right")), len(edges) - 1)
+    while block > 0 and not weights[block * _BLOCK :].any():  # by rounding: nothing lies behind the last weight
+        block -= 1
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
+    cumulative = np.cumsum(inside, dtype=np.float64)
+    rest = wanted - (edges[block - 1] if block else 0.0)
+    last = int(np.flatnonzero(inside)[-1])
+    return block * _BLOCK + min(int(np.searchsorted(cumulative, rest, side="right")), last)
+
+
+def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
+    """Positions, ascending, of the smallest set of largest weights (the largest is 1) that reaches top_p of the sum.
+
+    All weights of at least `high` are in the set and sum to `taken`; those below `low` are not. The two close in on
+    each other, halving the exponent, until few weights lie between them.
+    """
+    target = top_p * float(weights.sum(dtype=np.float64))
+    between, taken, low, high = weights, 0.0, 0.0, np.inf
+    exponent, step = 4.0, 4.0  # weights have a density over their logarithm, so that is what is bisected
+    while len(between) > _FEW and step > 1e-6:
+        pivot = math.exp(-exponent)
+        above = between >= pivot
+        upper = between[above]
+        mass = taken + float(upper.sum(dtype=np.float64))
+        if mass >= target:
+            low, between = pivot, upper
+            step = step / 2
+            exponent -= step
         else:
-            candidates = np.arange(len(probabilities))
-        # Stable, so that equal probabilities keep the order of their ids.
-        order = candidates[np.argsort(-probabilities[candidates], kind="stable")]
-        cumulative = np.cumsum(probabilities[order])
-        if cumulative[-1] >= top_p or len(candidates) == len(probabilities):
-            size = int(np.searchsorted(cumulative, top_p, side="left")) + 1
-            return np.sort(order[:size])
-        count *= 8
+            high, taken, between = pivot, mass, between[~above]
+            step = step / 2 if low > 0 else 2 * step
+            exponent += step
+            if exponent > 110:  # exp() of float32 is 0 there
+                break
+    inside = np.flatnonzero((weights >= low) & (weights < high))
+    # Stable, so that equal probabilities keep the order of their ids.
+    order = inside[np.argsort(-weights[inside], kind="stable")]
+    cumulative = taken + np.cumsum(weights[order], dtype=np.float64)
+    kept = weights >= high
+    kept[order[: int(np.searchsorted(cumulative, target, side="left")) + 1]] = True
+    return np.flatnonzero(kept)

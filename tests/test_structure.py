@@ -32,12 +32,14 @@ KERNEL_MODULES_FOR_WEIGHTS = {"quant", "errors", "paths"}
 # Inside edgecal: a module may import from those on its left, never from those on its right
 LAYERS = [
     {"errors", "memory", "tasks"},
-    {"config", "sampler", "stopping", "template_budget", "template_sandbox", "chat_template", "text_stream"},
+    {"config", "sampler", "stopping", "template_budget", "template_sandbox", "chat_template", "text_stream"}
+    | {"speculation"},
     {"adapters"},
     {"linear", "cache", "tokenizer"},
-    {"model"},
+    {"model", "prefix_cache"},
     {"loading", "generate"},
-    {"engine", "demo"},
+    {"completion", "batch"},
+    {"engine", "demo", "batch_stream"},
     {"conversation", "inspection", "losses"},
     {"foundation", "comparison"},
     {"verification", "verification_live", "diagnosis", "figure"},

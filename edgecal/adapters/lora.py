@@ -12,7 +12,7 @@ adapter in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,7 +113,8 @@ class LoraAdapter:
     """One adapter: `pairs` by module path, e.g. "model.layers.0.self_attn.q_proj".
 
     `LoraAdapter.load` reads PEFT's files; the constructor takes any mapping of pairs (arrays made in Python).
-    `sha256` is that of the weights file, "" for an adapter that was not loaded from one.
+    `sha256` is that of the weights file, "" for an adapter that was not loaded from one. `identity` is equal for equal
+    content, scalings included; an adapter made in Python is equal to itself only.
     """
 
     def __init__(
@@ -127,12 +128,14 @@ class LoraAdapter:
         base_model_name: str | None = None,
         nbytes: int | None = None,
         targets: Callable[[str], bool] | None = None,
+        identity: Hashable = None,
     ) -> None:
         self.name = name
         self.pairs = pairs
         self.shapes = dict(shapes) if shapes is not None else {m: pair.shape for m, pair in pairs.items()}
         self.path = path
         self.sha256 = sha256
+        self.identity: Hashable = object() if identity is None else identity
         self.base_model_name = base_model_name
         self.n_parameters = sum(s.rank * (s.d + s.k) for s in self.shapes.values())
         self.nbytes = 4 * self.n_parameters if nbytes is None else nbytes
@@ -154,6 +157,7 @@ class LoraAdapter:
             base_model_name=file.base_model_name,
             nbytes=sum(x.nbytes for x in file.modules.values()),
             targets=file.targets,
+            identity=(file.sha256, tuple(sorted((m, x.scaling) for m, x in file.modules.items()))),
         )
 
     def pair(self, module: str, empty: Callable[[str, tuple[int, ...]], Array] | None = None) -> LoraPair:

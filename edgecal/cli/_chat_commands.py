@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapters.merge.registry import method_names, methods
 from ..demo import find
 from ..errors import OptionError
+from ..generate import drafts_allowed
 from ..sampler import SamplingOptions
 from ._chat_input import paths
 from .options import split_adapter
@@ -160,6 +161,10 @@ class Commands:
                 lines.append(
                     f"{name}: {turn.prompt_tokens} prompt tokens, {turn.reused_tokens} of them from the cache; "
                     f"{turn.new_tokens} new tokens at {turn.decode_rate:.1f}/s; {turn.total_s:.2f} s"
+                    + (
+                        f"; {turn.accepted_tokens} of {turn.drafted_tokens} drafted tokens accepted"
+                        * bool(turn.drafted_tokens)
+                    )
                     + (f", the first token after {turn.first_token_s:.2f} s" if turn is stats.last else "")
                 )
         lines.append(
@@ -198,7 +203,8 @@ class Commands:
     def _options(self) -> dict[str, Any]:
         settings = self.conversation.settings
         sampling = {f.name: getattr(settings.sampling, f.name) for f in fields(SamplingOptions)}
-        return {**sampling, "max_tokens": settings.max_tokens, "stop": list(settings.stop)}
+        own = {"max_tokens": settings.max_tokens, "stop": list(settings.stop), "speculate": settings.speculate}
+        return {**sampling, **own}
 
     def _change(self, name: str, values: list[str]) -> None:
         settings = self.conversation.settings
@@ -213,6 +219,11 @@ class Commands:
             return
         if len(values) > 1:
             raise OptionError(f"{name} takes one value")
+        if name == "speculate":
+            choice: Any = int(values[0]) if values[0].isascii() and values[0].isdecimal() else values[0]
+            drafts_allowed(self.conversation.engine.model, choice)
+            self.conversation.settings = replace(settings, speculate=choice)
+            return
         value = _number(name, values[0])
         if name == "max_tokens":
             if value is None or value < 1:
@@ -236,6 +247,8 @@ def _number(name: str, text: str) -> int | float | None:
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(shlex.quote, value)) or "none"
+    if isinstance(value, str):
+        return value
     return "none" if value is None else f"{value:g}"
 
 

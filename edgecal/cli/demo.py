@@ -67,6 +67,7 @@ def command(method: str, compare: bool, threads: int | None, max_tokens: int, as
         "demo",
         tuple(f"demo:{name}" for name in demo.PAIR),
         quiet=as_json,
+        prefix_cache=0,  # nothing is asked twice, and what was kept would count as memory
         **{**_OPTIONS, "threads": threads},
     )
     if compare:
@@ -97,7 +98,7 @@ def _single(engine: Engine, method: str, recipe: Recipe, max_tokens: int, as_jso
             sys.stdout.flush()
     memory = measure_memory(engine, recipe)
     if as_json:
-        facts = {"method": method, "text": answer, "passes": [asdict(p) for p in passes], "memory": memory}
+        facts = {"method": method, "text": answer, "passes": [p.to_dict() for p in passes], "memory": memory}
         click.echo(json.dumps(facts, ensure_ascii=False))
         return
     click.echo("\n")
@@ -136,7 +137,8 @@ def _compare(engine: Engine, recipes: dict[str, Recipe], max_tokens: int, as_jso
     from ..engine import Settings
     from ..memory import peak_resident, reset_peak
 
-    text, settings = demo.dialogue(), Settings(max_tokens=max_tokens)
+    # Without drafts: how much a text copies from the dialogue is not what the methods are compared by
+    text, settings = demo.dialogue(), Settings(max_tokens=max_tokens, speculate="off")
     engine.generate(text, settings=Settings(max_tokens=2))  # page the weights in, so that no method pays for it
     rows = []
     console = Console(stderr=True, quiet=as_json)

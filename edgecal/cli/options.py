@@ -70,6 +70,15 @@ recipe_options = _all(
     click.option("--recipe", "recipe_file", type=click.Path(), help="A recipe file (YAML or JSON) instead of these."),
 )
 
+
+def _speculate(context: click.Context, parameter: click.Parameter, value: str) -> str | int:
+    from ..speculation import check_speculate
+
+    number = int(value) if value.isdecimal() and value.isascii() else value
+    check_speculate(number)
+    return number
+
+
 sampling_options = _all(
     click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True),
     click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."),
@@ -79,6 +88,14 @@ sampling_options = _all(
     click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1 is off."),
     click.option("--seed", type=int, help="Makes sampling repeatable."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeatable."),
+    click.option(
+        "--speculate",
+        callback=_speculate,
+        default="auto",
+        show_default=True,
+        metavar="auto|off|N",
+        help="Guess tokens ahead from the text so far: where it pays, never, or N at a time. The answer is the same.",
+    ),
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -117,11 +134,17 @@ def adapter_paths(adapters: tuple[str, ...], recipe_file: str | None = None) -> 
 
 
 def load_engine(
-    model: str, adapters: tuple[str, ...] = (), *, quiet: bool = False, recipe_file: str | None = None, **options: Any
+    model: str,
+    adapters: tuple[str, ...] = (),
+    *,
+    quiet: bool = False,
+    recipe_file: str | None = None,
+    prefix_cache: int | None = None,
+    **options: Any,
 ) -> Engine:
     """The engine for `model` ("demo", a path or a hub id) with these adapters, with progress on stderr.
 
-    `options` are those of `model_options`.
+    `options` are those of `model_options`; `prefix_cache` is as for Engine.load.
     """
     from rich.console import Console
 
@@ -153,6 +176,7 @@ def load_engine(
             adapters=named,
             backend=options["backend"],
             cache_dtype=options["cache_dtype"],
+            prefix_cache=prefix_cache,
             revision=options["revision"],
             offline=options["offline"],
             progress=progress,
@@ -223,4 +247,10 @@ def make_settings(options: dict[str, Any], *, raw: bool = False) -> Settings:
 
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     sampling = SamplingOptions(**{name: options[name] for name in names})
-    return Settings(max_tokens=options["max_tokens"], sampling=sampling, stop=tuple(options["stop"]), raw=raw)
+    return Settings(
+        max_tokens=options["max_tokens"],
+        sampling=sampling,
+        stop=tuple(options["stop"]),
+        raw=raw,
+        speculate=options["speculate"],
+    )

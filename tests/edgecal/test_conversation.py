@@ -53,7 +53,7 @@ def engine(folder: Path) -> Engine:
 def load(folder: Path, family: str = "llama", **options: str) -> Engine:
     adapters = {name: folder / name for name in PAIR} if family == "llama" else {}
     chosen = {"weights": "fp32", "backend": "numpy", "cache_dtype": "fp32", **options}
-    return Engine.load(folder / family, adapters=adapters, **chosen)
+    return Engine.load(folder / family, adapters=adapters, prefix_cache=0, **chosen)
 
 
 @pytest.fixture

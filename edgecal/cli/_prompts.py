@@ -1,0 +1,236 @@
+"""`edgecal generate --prompts FILE`: many prompts out of a file of JSON lines, answered in batches, JSON lines out.
+
+A line is an object with the prompt under "prompt", "text" or "dialogue", or "messages" (a list of {role, content}).
+What it has besides overrides the options of the command for this prompt alone: "recipe" (as in a recipe file, naming
+loaded adapters), "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop". An "id"
+comes back with the answer. Other keys are left alone: data sets have more columns.
+
+Answers are written in the order of the lines, as soon as all before them are there. A prompt that is refused (too long,
+empty) gets an "error" in the place of its answer and the others run; a line that is no such object refuses the file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgecal_weights.peft_config import unique_keys
+
+from ..adapters.recipe import Recipe
+from ..errors import EdgecalError, PromptError, RecipeError
+
+if TYPE_CHECKING:
+    from ..completion import Pass, Piece, Request, Settings
+    from ..engine import Engine
+
+_LARGEST_FILE = 1 << 30
+_TEXTS = ("prompt", "text", "dialogue")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_OWN = (*_SAMPLING, "max_tokens", "stop")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One prompt of the file. `text` is None where there are `messages`; `overrides` are of _OWN."""
+
+    number: int
+    id: Any
+    text: str | None
+    messages: list[dict[str, str]] | None
+    recipe: Recipe | None
+    overrides: dict[str, Any]
+
+
+def read_lines(name: str) -> list[Line]:
+    """The prompts of a file (- is standard input). PromptError naming the file and the line."""
+    try:
+        if name == "-":
+            name, raw = "standard input", sys.stdin.buffer.read(_LARGEST_FILE + 1)
+        else:
+            with Path(name).expanduser().open("rb") as file:
+                raw = file.read(_LARGEST_FILE + 1)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise PromptError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(raw) > _LARGEST_FILE:
+        raise PromptError(f"{name} is larger than {_LARGEST_FILE >> 30} GiB; split it")
+    lines = []
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        if line.strip():
+            try:
+                lines.append(_line(number, line))
+            except (PromptError, RecipeError) as error:
+                raise PromptError(f"{name}, line {number}: {error}") from error
+    if not lines:
+        raise PromptError(f"{name} holds no prompts")
+    return lines
+
+
+def _line(number: int, raw: bytes) -> Line:
+    try:
+        values = json.loads(raw, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise PromptError(f"a JSON {type(values).__name__}, expected an object")
+    found = [key for key in (*_TEXTS, "messages") if key in values]
+    if len(found) != 1:
+        names = ", ".join(map(repr, list(values)[:8])) or "none"
+        raise PromptError(f"expected one of the keys {', '.join(map(repr, (*_TEXTS, 'messages')))}; its keys: {names}")
+    value, messages = values[found[0]], None
+    if found[0] == "messages":
+        messages, value = _messages(value), None
+    elif not isinstance(value, str):
+        raise PromptError(f"{found[0]!r} must be a text")
+    recipe = None
+    if values.get("recipe") is not None:
+        if not isinstance(values["recipe"], dict):
+            raise PromptError("'recipe' must be an object, as in a recipe file")
+        recipe = Recipe.from_dict(values["recipe"])
+        if recipe.paths:
+            raise PromptError("'recipe' says where adapters are: load them with --adapter and name them here")
+    overrides = {key: values[key] for key in _OWN if values.get(key) is not None}
+    return Line(number, values.get("id"), value, messages, recipe, overrides)
+
+
+def _messages(value: Any) -> list[dict[str, str]]:
+    if isinstance(value, list) and all(
+        isinstance(m, dict) and set(m) == {"role", "content"} and all(isinstance(x, str) for x in m.values())
+        for m in value
+    ):
+        return value
+    raise PromptError("'messages' must be a list of {role, content}, both text")
+
+
+def settings_of(line: Line, settings: Settings) -> Settings:
+    """`settings` with what the line overrides; OptionError for a value that cannot be."""
+    values = dict(line.overrides)
+    sampling = {key: values.pop(key) for key in _SAMPLING if key in values}
+    if "stop" in values:
+        stop = values["stop"]
+        values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else stop
+    if isinstance(values.get("max_tokens", 1), bool) or not isinstance(values.get("max_tokens", 1), int):
+        raise PromptError(f"'max_tokens' must be a whole number, found {values['max_tokens']!r}")
+    if not isinstance(values.get("stop", ()), tuple):
+        raise PromptError(f"'stop' must be a text or a list of texts, found {values['stop']!r}")
+    return replace(settings, sampling=replace(settings.sampling, **sampling), **values)
+
+
+def answer_all(
+    engine: Engine,
+    lines: list[Line],
+    question: Callable[[str], str | list[dict[str, str]]],
+    recipe: Recipe,
+    settings: Settings,
+    *,
+    batch_size: int,
+    quiet: bool,
+    with_tokens: bool,
+) -> None:
+    """Write an answer for each line on stdout. PromptError at the end if some were refused.
+
+    `question` puts the task and the system message around a text.
+    """
+    results: dict[int, dict[str, Any]] = {}
+    requests: list[Request] = []
+    places: list[int] = []
+    for place, line in enumerate(lines):
+        try:
+            prompt = line.messages if line.text is None else question(line.text)
+            assert prompt is not None
+            requests.append(engine.prepare(prompt, recipe=line.recipe or recipe, settings=settings_of(line, settings)))
+            places.append(place)
+        except EdgecalError as error:
+            results[place] = {"error": {"type": type(error).__name__, "message": str(error)}}
+    refused = len(results)
+    run = _Run(lines, recipe, results, with_tokens)
+    began = monotonic()
+    with _progress(len(lines), quiet=quiet) as report:
+        try:
+            run.write()
+            report(run.written, 0)
+            passes: list[list[Pass]] = [[] for _ in requests]
+            pieces: list[list[Piece]] = [[] for _ in requests]
+            for index, piece in engine.stream_batch(requests, batch_size=batch_size, passes=passes):
+                pieces[index].append(piece)
+                run.new_tokens += 1
+                if piece.finish_reason is not None:
+                    run.finish(places[index], pieces[index], passes[index])
+                    pieces[index] = []
+                report(run.done, run.new_tokens)
+        finally:
+            run.write(everything=True)
+    if not quiet:
+        click.echo(run.summary(monotonic() - began), err=True)
+    if refused:
+        raise PromptError(f"{refused} of {len(lines)} prompts were refused; their lines of the output say why")
+
+
+class _Run:
+    """What has come so far, and what of it is written."""
+
+    def __init__(
+        self, lines: list[Line], recipe: Recipe, results: dict[int, dict[str, Any]], with_tokens: bool
+    ) -> None:
+        self.lines, self.recipe, self.results, self.with_tokens = lines, recipe, results, with_tokens
+        self.written = self.done = self.new_tokens = 0
+        self.prompt_tokens = self.reused_tokens = 0
+
+    def finish(self, place: int, pieces: list[Piece], passes: list[Pass]) -> None:
+        from ..completion import completion, token_dicts
+
+        answer = completion(pieces, passes, self.lines[place].recipe or self.recipe)
+        self.prompt_tokens += answer.prompt_tokens
+        self.reused_tokens += answer.reused_tokens
+        self.results[place] = answer.to_dict() | ({"tokens": token_dicts(pieces)} if self.with_tokens else {})
+        self.done += 1
+        self.write()
+
+    def write(self, everything: bool = False) -> None:
+        """All answers up to the first that is missing; `everything`: those behind it, too."""
+        while self.written < len(self.lines):
+            place = self.written
+            if place in self.results:
+                line = self.lines[place]
+                identity = {"index": place} | ({"id": line.id} if line.id is not None else {})
+                click.echo(json.dumps(identity | self.results.pop(place), ensure_ascii=False))
+            elif not everything:
+                break
+            self.written += 1
+        sys.stdout.flush()
+
+    def summary(self, seconds: float) -> str:
+        reused = f" ({self.reused_tokens} of them from the cache)" if self.reused_tokens else ""
+        return (
+            f"[{self.done} answers: {self.prompt_tokens} prompt tokens{reused}, {self.new_tokens} new tokens in "
+            f"{seconds:.2f} s ({self.new_tokens / max(seconds, 1e-9):.1f}/s)]"
+        )
+
+
+@contextmanager
+def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Gives the callback for (answers, new tokens); a bar on stderr where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda done, tokens: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[tokens]} tokens", style="dim"),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("answers", total=total, tokens=0)
+        yield lambda done, tokens: bars.update(task, completed=done, tokens=tokens)
