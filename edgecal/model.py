@@ -63,9 +63,9 @@ class Attention:
         v = self.v_proj(inputs, adapter).reshape(n_tokens, c.n_kv_heads, c.head_dim)
         self.ops.rope(q, *rope)
         self.ops.rope(k, *rope)
-        keys, values = cache.write(self.layer, k, v)
+        self.ops.remember(cache.cached, self.layer, cache.length, k, v)
         self.clock.mark(ROPE)
-        mixed = self.ops.attention(q, keys, values, cache.length)  # (T, H * head_dim)
+        mixed = self.ops.attention(q, cache.cached, self.layer, cache.length)  # (T, H * head_dim)
         self.clock.mark(ATTENTION)
         return self.o_proj(self.ops.Activations(mixed), adapter)
 
@@ -258,7 +258,7 @@ class Model:
     def _steps(self, n_tokens: int, caches: Sequence[KVCache]) -> bool:
         """Whether the decoder takes so many tokens with these caches."""
         fits = self._decoder is not None and n_tokens <= self._decoder.MAX_ROWS
-        return fits and all(cache.dtype == "fp16" for cache in caches)
+        return fits and all(cache.dtype != "fp32" for cache in caches)
 
     def _step(self, ids: Sequence[int], places: Sequence[Place], first_logit: int) -> Array:
         assert self._decoder is not None
@@ -266,7 +266,7 @@ class Model:
         return self._decoder.step(ids, places, rotation, self.clock, first_logit)
 
     def _place(self, cache: KVCache, pos: int, adapter: RunningAdapter | None) -> Place:
-        return Place(cache.keys, cache.values, pos, adapter, partial(self._pairs, adapter))
+        return Place(cache.cached, pos, adapter, partial(self._pairs, adapter))
 
     def _pairs(self, adapter: RunningAdapter | None) -> list[RunningPair | None]:
         return [None if adapter is None else adapter.pairs.get(name) for name in self.linears]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgecal_kernels.cached import TYPES
 from edgecal_kernels.dispatch import BACKENDS
 from edgecal_kernels.quant import FORMATS, GROUP_SIZES
 
@@ -44,7 +45,7 @@ model_options = _all(
     click.option("--backend", type=click.Choice(BACKENDS), help="Kernels; numba where it can be imported."),
     click.option("--threads", type=click.IntRange(min=1), help="Threads; the physical (big) cores unless given."),
     click.option(
-        "--cache-dtype", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True, help="Of the KV cache."
+        "--cache-dtype", type=click.Choice(list(TYPES)), default="fp16", show_default=True, help="Of the KV cache."
     ),
     click.option("--revision", help="Branch, tag or commit of a hub model."),
     click.option("--offline", is_flag=True, default=None, help="Use the hub's cache only."),

@@ -1,6 +1,17 @@
-"""Causal attention over a KV cache, one (token, head) at a time in two passes: scores, then values.
+"""Causal attention over a KV cache, and what goes into the cache.
 
-An item's arithmetic depends on its own position only, never on the chunk of the prompt it arrives in.
+The work of one item is some tokens times the query heads of one key head: `rows`. It goes through the cache in blocks
+of 64 positions counted from position 0. A block is widened to float32 once for all rows, and then the scores (q K^T)
+and the mixture (weights V) are two small matrix products of the same form. A row keeps its highest score so far, the
+sum of its weights in 16 lanes and its mixture, and scales them down when a block brings a higher score (online
+softmax; Milakov and Gimelshein 2018, arXiv 1805.02867). Memory does not grow with the context.
+
+The rule that makes prefix reuse, speculation and batches exact: the arithmetic of a row depends on its own position
+only. Each number is one chain of fused multiply-adds in the order of the elements and positions. Positions that a row
+may not see have a weight of exactly 0, and adding 0 * v changes nothing; rows that fill up a set of four are thrown
+away.
+
+A cache is given by `Cached.addresses`.
 """
 
 from __future__ import annotations
@@ -10,115 +21,369 @@ from typing import Any
 
 import numpy as np
 from numba import prange
-from numpy.typing import NDArray
 
-from . import simd
+from . import isa, simd
+from .cached import FP16, FP32, INT8, Cached
 from .elementwise import exp_lanes
 from .jit import kernel, parallel
 from .quant import Array
-from .simd import add, fma, load, mul, splat, store
+from .simd import add, fma, load, load_one, mul, splat, store
 
+BLOCK = 64  # positions
+ROWS = 64  # of an item, about: a block of keys and values and what belongs to the rows stay in the first-level cache
+# Sixteen sums of 16 lanes at once, where they fit into the registers: four rows by four vectors, elsewhere by one
+_WIDE = isa.active().__name__.endswith("avx512vnni")
 _WORTH_A_THREAD = 1 << 18  # multiply-adds from which it is worth waking other threads
+_SETS_WORTH_A_THREAD = 1 << 15  # elements to rotate or to write
+
+
+@kernel
+def _multiply_4x4(a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int) -> None:
+    """c[r, t] += sum over i < n of a[r, i] * b[i, t] for four rows r and four vectors t.
+
+    b[i, t] lies at b_at + i * b_row + t * b_tile, c[r, t] at c_at + r * c_row + t * 16; sizes = b_row, b_tile, c_row.
+    """
+    b_row, b_tile, c_row = sizes
+    c1, c2, c3 = c_at + c_row, c_at + 2 * c_row, c_at + 3 * c_row
+    a1, a2, a3 = a_at + a_row, a_at + 2 * a_row, a_at + 3 * a_row
+    s00, s01, s02, s03 = load(c, c_at), load(c, c_at + 16), load(c, c_at + 32), load(c, c_at + 48)
+    s10, s11, s12, s13 = load(c, c1), load(c, c1 + 16), load(c, c1 + 32), load(c, c1 + 48)
+    s20, s21, s22, s23 = load(c, c2), load(c, c2 + 16), load(c, c2 + 32), load(c, c2 + 48)
+    s30, s31, s32, s33 = load(c, c3), load(c, c3 + 16), load(c, c3 + 32), load(c, c3 + 48)
+    for i in range(n):
+        at = b_at + i * b_row
+        b0, b1, b2, b3 = load(b, at), load(b, at + b_tile), load(b, at + 2 * b_tile), load(b, at + 3 * b_tile)
+        w = splat(load_one(a, a_at + i))
+        s00, s01, s02, s03 = fma(w, b0, s00), fma(w, b1, s01), fma(w, b2, s02), fma(w, b3, s03)
+        w = splat(load_one(a, a1 + i))
+        s10, s11, s12, s13 = fma(w, b0, s10), fma(w, b1, s11), fma(w, b2, s12), fma(w, b3, s13)
+        w = splat(load_one(a, a2 + i))
+        s20, s21, s22, s23 = fma(w, b0, s20), fma(w, b1, s21), fma(w, b2, s22), fma(w, b3, s23)
+        w = splat(load_one(a, a3 + i))
+        s30, s31, s32, s33 = fma(w, b0, s30), fma(w, b1, s31), fma(w, b2, s32), fma(w, b3, s33)
+    _store_4(c, c_at, s00, s01, s02, s03)
+    _store_4(c, c1, s10, s11, s12, s13)
+    _store_4(c, c2, s20, s21, s22, s23)
+    _store_4(c, c3, s30, s31, s32, s33)
+
+
+@kernel
+def _store_4(c: Any, at: int, s0: Any, s1: Any, s2: Any, s3: Any) -> None:
+    store(c, at, s0)
+    store(c, at + 16, s1)
+    store(c, at + 32, s2)
+    store(c, at + 48, s3)
+
+
+@kernel
+def _multiply_1x4(a: Any, a_at: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int) -> None:
+    """`_multiply_4x4` for one row."""
+    b_row, b_tile, _ = sizes
+    s0, s1, s2, s3 = load(c, c_at), load(c, c_at + 16), load(c, c_at + 32), load(c, c_at + 48)
+    for i in range(n):
+        at = b_at + i * b_row
+        w = splat(load_one(a, a_at + i))
+        s0, s1 = fma(w, load(b, at), s0), fma(w, load(b, at + b_tile), s1)
+        s2, s3 = fma(w, load(b, at + 2 * b_tile), s2), fma(w, load(b, at + 3 * b_tile), s3)
+    _store_4(c, c_at, s0, s1, s2, s3)
+
+
+@kernel
+def _multiply_4x1(a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int) -> None:
+    """`_multiply_4x4` for one vector."""
+    b_row, _, c_row = sizes
+    a1, a2, a3 = a_at + a_row, a_at + 2 * a_row, a_at + 3 * a_row
+    s0, s1, s2, s3 = load(c, c_at), load(c, c_at + c_row), load(c, c_at + 2 * c_row), load(c, c_at + 3 * c_row)
+    for i in range(n):
+        vector = load(b, b_at + i * b_row)
+        s0 = fma(splat(load_one(a, a_at + i)), vector, s0)
+        s1 = fma(splat(load_one(a, a1 + i)), vector, s1)
+        s2 = fma(splat(load_one(a, a2 + i)), vector, s2)
+        s3 = fma(splat(load_one(a, a3 + i)), vector, s3)
+    store(c, c_at, s0)
+    store(c, c_at + c_row, s1)
+    store(c, c_at + 2 * c_row, s2)
+    store(c, c_at + 3 * c_row, s3)
+
+
+@kernel
+def _multiply(
+    rows: int, a: Any, a_at: int, a_row: int, n: int, b: Any, sizes: Any, vectors: int, c: Any, c_at: int
+) -> None:
+    """c += a b for a set of four rows, of which the first `rows` are of interest, and so many vectors."""
+    b_tile = sizes[1]
+    t = 0
+    if _WIDE or rows == 1:
+        while t + 4 <= vectors:
+            if rows == 1:
+                _multiply_1x4(a, a_at, n, b, t * b_tile, sizes, c, c_at + t * 16)
+            else:
+                _multiply_4x4(a, a_at, a_row, n, b, t * b_tile, sizes, c, c_at + t * 16)
+            t += 4
+    while t < vectors:
+        _multiply_4x1(a, a_at, a_row, n, b, t * b_tile, sizes, c, c_at + t * 16)
+        t += 1
+
+
+@kernel
+def attention_scratch(n_rows: int, width: int) -> Any:
+    """Buffers for an item of up to `n_rows` rows: keys, values, queries, mixtures, weights, highest scores, sums."""
+    rows = (n_rows + 3) // 4 * 4
+    return (
+        np.empty(BLOCK * width, np.float32),
+        np.empty(BLOCK * width, np.float32),
+        np.zeros(rows * width, np.float32),
+        np.zeros(rows * width, np.float32),
+        np.zeros(rows * BLOCK, np.float32),
+        np.zeros(rows, np.float32),
+        np.zeros(rows * 16, np.float32),
+    )
+
+
+@kernel
+def _widen(kind: int, source: int, at: int, n: int, out: Any) -> None:
+    """n elements of the cache as float32."""
+    if kind == FP16:
+        for i in range(0, n, 16):
+            store(out, i, simd.load_half(source, at + i))
+    elif kind == INT8:
+        for i in range(0, n, 16):
+            store(out, i, simd.load_int8(source, at + i))
+    else:
+        for i in range(0, n, 16):
+            store(out, i, load(source, at + i))
+
+
+@kernel
+def _weigh(
+    row: int, seen: int, scaling: Any, place: Any, scale_at: int, weights: Any, highest: Any, sums: Any
+) -> float:
+    """Scores of a block, in `weights`, to weights, for a row that sees its first `seen` positions.
+
+    Returns the factor by which the row's mixture has to shrink. With int8, scores take the keys' scales and weights,
+    once summed, the values'.
+    """
+    _, _, key_scales, value_scales, kind, _ = place
+    at = row * BLOCK
+    top = splat(np.float32(-np.inf))
+    for j in range(0, BLOCK, 16):
+        score = mul(load(weights, at + j), splat(scaling))
+        if kind == INT8:
+            score = mul(score, load(key_scales, scale_at + j))
+        store(weights, at + j, score)
+    for j in range(seen, BLOCK):
+        weights[at + j] = np.float32(-np.inf)
+    for j in range(0, BLOCK, 16):
+        top = simd.maximum(top, load(weights, at + j))
+    before = highest[row]
+    now = max(before, simd.max_lanes(top))
+    highest[row] = now
+    for j in range(0, BLOCK, 16):
+        store(weights, at + j, exp_lanes(simd.sub(load(weights, at + j), splat(now))))
+    for j in range(seen, BLOCK):
+        weights[at + j] = np.float32(0)
+    shrink = exp_lanes(splat(before - now))
+    total = mul(load(sums, row * 16), shrink)
+    for j in range(0, BLOCK, 16):
+        weight = load(weights, at + j)
+        total = add(total, weight)
+        if kind == INT8:
+            store(weights, at + j, mul(weight, load(value_scales, scale_at + j)))
+    store(sums, row * 16, total)
+    return simd.first_lane(shrink)
 
 
 @kernel
 def attend(
-    q: Any,
-    query: int,
-    keys: Any,
-    values: Any,
-    base: int,
-    length: int,
-    width: int,
-    scaling: float,
-    out: Any,
-    scores: Any,
+    q: Any, out: Any, first: int, tokens: int, heads: int, per_token: int, sizes: Any, place: Any, at: int, scratch: Any
 ) -> None:
-    """One head of one token: the query at element `query` of q against `length` positions, into the same place of out.
+    """One item: `tokens` tokens from position `pos` on, times the `heads` query heads of one key head.
 
-    Position j of the head's keys and values lies at element base + j * width; width = head_dim padded to 16 with
-    zeros. keys, values: arrays, or addresses of float16. `scores` holds a float per position and 16 more.
+    Element `first` of q and out is the first token's first head; the next token is `per_token` elements on, the next
+    head head_dim. sizes = (pos, head_dim, width, scaling); place = `Cached.addresses`; the key head's position 0 is
+    position `at` of the cache as a whole, (layer * K + head) * capacity. q and out are flat.
     """
-    highest = np.float32(-np.inf)
-    for j in range(length):
-        acc = splat(np.float32(0))
-        for i in range(0, width, 16):
-            acc = fma(load(q, query + i), simd.load_cached(keys, base + j * width + i), acc)
-        score = simd.sum_lanes(acc) * np.float32(scaling)
-        scores[j] = score
-        highest = max(highest, score)
-    for j in range(length, (length + 15) // 16 * 16):
-        scores[j] = np.float32(-np.inf)
-    sums = splat(np.float32(0))
-    for j in range(0, length, 16):
-        weight = exp_lanes(simd.sub(load(scores, j), splat(highest)))
-        store(scores, j, weight)
-        sums = add(sums, weight)
-    # The padding adds exp(-87) a piece: beside the largest weight, which is 1, float32 cannot see it
-    total = simd.sum_lanes(sums)
-    normal = np.float32(1) / total
-    i = 0
-    while i + 64 <= width:
-        a, b, c, d = (
-            splat(np.float32(0)),
-            splat(np.float32(0)),
-            splat(np.float32(0)),
-            splat(np.float32(0)),
-        )
-        for j in range(length):
-            weight = splat(scores[j])
-            at = base + j * width + i
-            a = fma(weight, simd.load_cached(values, at), a)
-            b = fma(weight, simd.load_cached(values, at + 16), b)
-            c = fma(weight, simd.load_cached(values, at + 32), c)
-            d = fma(weight, simd.load_cached(values, at + 48), d)
-        store(out, query + i, mul(a, splat(normal)))
-        store(out, query + i + 16, mul(b, splat(normal)))
-        store(out, query + i + 32, mul(c, splat(normal)))
-        store(out, query + i + 48, mul(d, splat(normal)))
-        i += 64
-    while i < width:
-        a = splat(np.float32(0))
-        for j in range(length):
-            a = fma(splat(scores[j]), simd.load_cached(values, base + j * width + i), a)
-        store(out, query + i, mul(a, splat(normal)))
-        i += 16
+    keys, values, queries, mixed, weights, highest, sums = scratch
+    pos, head_dim, width, scaling = sizes
+    n_rows, vectors = tokens * heads, width // 16
+    padded = (n_rows + 3) // 4 * 4
+    for row in range(n_rows):
+        source = first + row // heads * per_token + row % heads * head_dim
+        for i in range(head_dim):
+            queries[row * width + i] = q[source + i]
+        for i in range(head_dim, width):
+            queries[row * width + i] = np.float32(0)
+        highest[row] = np.float32(-np.inf)
+    for i in range(n_rows * width, padded * width):
+        queries[i] = np.float32(0)
+    for i in range(padded * width):
+        mixed[i] = np.float32(0)
+    for i in range(padded * 16):
+        sums[i] = np.float32(0)
+    length = pos + tokens
+    for start in range(0, length, BLOCK):
+        # Tiles of keys are whole; of values only what is filled: a cache may end within the block
+        present = min(BLOCK, length - start)
+        tiles = (present + 15) // 16
+        _widen(place[4], place[0], (at + start) * width, tiles * 16 * width, keys)
+        _widen(place[4], place[1], (at + start) * width, present * width, values)
+        early = max(0, start - pos) * heads  # rows that end before this block
+        for row in range(early // 4 * 4, n_rows, 4):
+            some = min(4, n_rows - row)
+            for i in range(row * BLOCK, (row + 4) * BLOCK):
+                weights[i] = np.float32(0)
+            layout = (16, 16 * width, BLOCK)
+            _multiply(some, queries, row * width, width, width, keys, layout, tiles, weights, row * BLOCK)
+            for r in range(row, row + some):
+                seen = min(BLOCK, pos + r // heads + 1 - start)
+                if seen <= 0:
+                    for i in range(r * BLOCK, (r + 1) * BLOCK):
+                        weights[i] = np.float32(0)
+                else:
+                    shrink = _weigh(r, seen, np.float32(scaling), place, at + start, weights, highest, sums)
+                    if shrink != np.float32(1):
+                        for i in range(r * width, (r + 1) * width, 16):
+                            store(mixed, i, mul(load(mixed, i), splat(shrink)))
+            seen = min(BLOCK, pos + (row + some - 1) // heads + 1 - start)
+            _multiply(some, weights, row * BLOCK, BLOCK, seen, values, (width, 16, width), vectors, mixed, row * width)
+    for row in range(n_rows):
+        target = first + row // heads * per_token + row % heads * head_dim
+        normal = np.float32(1) / simd.sum_lanes(load(sums, row * 16))
+        for i in range(head_dim):
+            out[target + i] = mixed[row * width + i] * normal
 
 
 @kernel
-def _attend_items(
-    q: Any, keys: Any, values: Any, pos: int, scaling: float, out: Any, first: int, stride: int, scores: Any
-) -> None:
-    """Items first, first + stride, ... of the (token, head) pairs; q, out (T, H, width), keys (K, capacity, width)."""
-    n_tokens, n_heads, width = q.shape
-    capacity, per_kv = keys.shape[1], n_heads // keys.shape[0]
-    for item in range(first, n_tokens * n_heads, stride):
-        token, head = item // n_heads, item % n_heads
-        base = (head // per_kv) * capacity * width
-        attend(q, item * width, keys, values, base, pos + token + 1, width, scaling, out, scores)
+def _attend_share(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: int, first: int, stride: int) -> None:
+    """Items first, first + stride, ...; shape = (T, H, K). Late tokens, which see most, come first."""
+    n_tokens, n_heads, n_kv = shape
+    pos, head_dim, width, scaling = sizes
+    heads = n_heads // n_kv
+    block = max(1, ROWS // heads)
+    n_blocks = (n_tokens + block - 1) // block
+    scratch = attention_scratch(min(block, n_tokens) * heads, width)
+    for item in range(first, n_blocks * n_kv, stride):
+        head, token = item % n_kv, (n_blocks - 1 - item // n_kv) * block
+        element = (token * n_heads + head * heads) * head_dim
+        at = (layer * n_kv + head) * place[5]
+        tokens = min(block, n_tokens - token)
+        here = (pos + token, head_dim, width, scaling)
+        attend(q, out, element, tokens, heads, n_heads * head_dim, here, place, at, scratch)
 
 
 @kernel
-def _attention_alone(q: Any, keys: Any, values: Any, pos: int, scaling: float, out: Any) -> None:
-    _attend_items(q, keys, values, pos, scaling, out, 0, 1, np.empty(pos + q.shape[0] + 16, np.float32))
+def _attention_alone(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: int) -> None:
+    _attend_share(q, out, shape, sizes, place, layer, 0, 1)
 
 
 @parallel
-def _attention(q: Any, keys: Any, values: Any, pos: int, scaling: float, out: Any) -> None:
-    chunks = min(q.shape[0] * q.shape[1], 32)  # strided over the items: later tokens attend to more
-    for chunk in prange(chunks):
-        _attend_items(q, keys, values, pos, scaling, out, chunk, chunks, np.empty(pos + q.shape[0] + 16, np.float32))
+def _attention(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: int) -> None:
+    for chunk in prange(32):
+        _attend_share(q, out, shape, sizes, place, layer, chunk, 32)
 
 
-def attention(q: Array, keys: NDArray, values: NDArray, pos: int) -> Array:
+def attention(q: Array, cached: Cached, layer: int, pos: int) -> Array:
     """As `reference.attention`."""
     n_tokens, n_heads, head_dim = q.shape
-    width = keys.shape[2]
-    if width != head_dim:
-        q = np.pad(q, ((0, 0), (0, 0), (0, width - head_dim)))
-    if keys.dtype == np.float16:
-        keys, values = keys.view(np.uint16), values.view(np.uint16)
-    out = np.empty((n_tokens, n_heads, width), np.float32)
+    n_kv, width = cached.values.shape[1], cached.values.shape[3]
+    out = np.empty((n_tokens, n_heads * head_dim), np.float32)
     compute = _attention_alone if (pos + n_tokens) * out.size < _WORTH_A_THREAD else _attention
-    compute(np.ascontiguousarray(q), keys, values, pos, 1.0 / math.sqrt(head_dim), out)
-    return out[:, :, :head_dim].reshape(n_tokens, n_heads * head_dim)
+    flat = np.ascontiguousarray(q).reshape(-1)
+    sizes = (pos, head_dim, width, 1.0 / math.sqrt(head_dim))
+    compute(flat, out.reshape(-1), (n_tokens, n_heads, n_kv), sizes, cached.addresses, layer)
+    return out
+
+
+# ------------------------------------------------------------------------------------------------ into the cache
+
+
+@kernel
+def remember_head(x: Any, first: int, head_dim: int, width: int, place: Any, at: int, key: bool) -> None:
+    """Write one head's key or value, from element `first` of flat x, to position `at` of the cache as a whole.
+
+    The bits of `Cached.write`. Position `at` counts from the first position of the first head of the first layer.
+    """
+    keys, values, key_scales, value_scales, kind, _ = place
+    inverse = np.float32(0)
+    if kind == INT8:
+        extreme = np.float32(0)
+        for i in range(head_dim):
+            extreme = max(extreme, abs(x[first + i]))
+        if extreme > 0:
+            inverse = np.float32(127) / extreme
+        simd.store_one(key_scales if key else value_scales, at, extreme / np.float32(127))
+    target, step = (at // 16 * 16 * width + at % 16, 16) if key else (at * width, 1)
+    array = keys if key else values
+    for i in range(head_dim):
+        value = x[first + i]
+        if kind == FP16:
+            simd.store_one_half(array, target + i * step, value)
+        elif kind == FP32:
+            simd.store_one(array, target + i * step, value)
+        else:
+            simd.store_one_int8(array, target + i * step, np.float32(np.rint(value * inverse)))
+
+
+@kernel
+def _remember_share(
+    keys: Any, values: Any, shape: Any, place: Any, layer: int, pos: int, width: int, first: int, stride: int
+) -> None:
+    n_tokens, n_kv, head_dim = shape
+    for token in range(first, n_tokens, stride):
+        for head in range(n_kv):
+            at, element = (layer * n_kv + head) * place[5] + pos + token, (token * n_kv + head) * head_dim
+            remember_head(keys, element, head_dim, width, place, at, True)
+            remember_head(values, element, head_dim, width, place, at, False)
+
+
+@kernel
+def _remember_alone(keys: Any, values: Any, shape: Any, place: Any, layer: int, pos: int, width: int) -> None:
+    _remember_share(keys, values, shape, place, layer, pos, width, 0, 1)
+
+
+@parallel
+def _remember(keys: Any, values: Any, shape: Any, place: Any, layer: int, pos: int, width: int) -> None:
+    for chunk in prange(32):
+        _remember_share(keys, values, shape, place, layer, pos, width, chunk, 32)
+
+
+def remember(cached: Cached, layer: int, pos: int, keys: Array, values: Array) -> None:
+    """As `reference.remember`, with the same bits."""
+    write = _remember_alone if keys.size < _SETS_WORTH_A_THREAD else _remember
+    flat = np.ascontiguousarray(keys).reshape(-1), np.ascontiguousarray(values).reshape(-1)
+    write(*flat, keys.shape, cached.addresses, layer, pos, cached.values.shape[3])
+
+
+@kernel
+def rotate(x: Any, at: int, cos: Any, sin: Any, pos: int) -> None:
+    """The bits of `reference.rope`, for the head at element `at` of flat x and row `pos` of the tables."""
+    half = cos.shape[1]
+    for i in range(half):
+        first, second = x[at + i], x[at + half + i]
+        x[at + i] = first * cos[pos, i] - second * sin[pos, i]
+        x[at + half + i] = second * cos[pos, i] + first * sin[pos, i]
+
+
+@kernel
+def _rotate_share(x: Any, shape: Any, cos: Any, sin: Any, first: int, stride: int) -> None:
+    n_tokens, n_heads, head_dim = shape
+    for token in range(first, n_tokens, stride):
+        for head in range(n_heads):
+            rotate(x, (token * n_heads + head) * head_dim, cos, sin, token)
+
+
+@kernel
+def _rotate_alone(x: Any, shape: Any, cos: Any, sin: Any) -> None:
+    _rotate_share(x, shape, cos, sin, 0, 1)
+
+
+@parallel
+def _rotate(x: Any, shape: Any, cos: Any, sin: Any) -> None:
+    for chunk in prange(32):
+        _rotate_share(x, shape, cos, sin, chunk, 32)
+
+
+def rope(x: Array, cos: Array, sin: Array) -> None:
+    """As `reference.rope`, with the same bits."""
+    turn = _rotate_alone if x.size < _SETS_WORTH_A_THREAD else _rotate
+    turn(x.reshape(-1), x.shape, np.ascontiguousarray(cos), np.ascontiguousarray(sin))

@@ -78,8 +78,8 @@ class Decoder:
             scratch = self._scratch
             scratch.rotate(*rotation)
             rows = scratch.rows[:n]
-            for i, (keys, values, pos, _, _) in enumerate(places):
-                rows[i] = (keys.ctypes.data, values.ctypes.data, keys.shape[2], pos, slots[i], ids[i])
+            for i, place in enumerate(places):
+                rows[i] = (*place.cached.addresses, place.pos, slots[i], ids[i])
             head = self._weights.head.shape[0]
             logits = np.empty((n - first_logit, -(-head // TILE_ROWS) * TILE_ROWS), np.float32)
             run = alone if n_threads == 1 else together

@@ -25,7 +25,7 @@ from numba import carray, prange, types
 from numba.extending import intrinsic as _numba_intrinsic
 
 from . import simd
-from .attention import attend
+from .attention import attend, attention_scratch, remember_head, rotate
 from .clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, LORA, NORM, OUTPUT, QKV, ROPE
 from .elementwise import normalize, swiglu_lanes
 from .isa import declare
@@ -49,7 +49,10 @@ PAIR = np.dtype(
     + [("scaling", np.float64)]
 )
 # Where a token's keys and values lie, which adapter it has (0: none), and the token.
-ROW = np.dtype([(name, np.int64) for name in ("keys", "values", "capacity", "pos", "slot", "id")])
+ROW = np.dtype(
+    [(name, np.int64) for name in ("keys", "values", "key_scales", "value_scales", "kind", "capacity")]
+    + [(name, np.int64) for name in ("pos", "slot", "id")]
+)
 # All that stays the same from step to step: addresses and sizes. One record, because every array that is handed to a
 # compiled function costs the interpreter a microsecond, many when the weights have just swept the processor's caches.
 PLAN = np.dtype(
@@ -223,20 +226,9 @@ def _linear(
 
 
 @kernel
-def _rotate(x: Any, at: int, cos: Any, sin: Any, pos: int) -> None:
-    """The bits of `reference.rope`, for one head."""
-    half = cos.shape[1]
-    for i in range(half):
-        first, second = x[at + i], x[at + half + i]
-        x[at + i] = first * cos[pos, i] - second * sin[pos, i]
-        x[at + half + i] = second * cos[pos, i] + first * sin[pos, i]
-
-
-@kernel
-def _remember(x: Any, at: int, width: int, cache: int, place: int) -> None:
-    """Write one head of x as float16 to element `place` of the cache at this address."""
-    for i in range(0, width, 16):
-        simd.store_half(cache, place + i, simd.load(x, at + i))
+def _place(row: Any) -> Any:
+    """`Cached.addresses` of a row."""
+    return row.keys, row.values, row.key_scales, row.value_scales, row.kind, row.capacity
 
 
 @kernel
@@ -297,10 +289,8 @@ def _walk(
     flat_q, flat_k, flat_v = q.reshape(-1), k.reshape(-1), v.reshape(-1)
     flat_gate, flat_up = gate.reshape(-1), up.reshape(-1)
     ticks = clock if thread == 0 else clock[:0]
-    longest = 0
-    for row in range(n):
-        longest = max(longest, rows[row].pos)
-    scores = np.empty(longest + 17, np.float32)
+    flat_mixed, per_kv = mixed.reshape(-1), n_heads // n_kv_heads
+    scratch = attention_scratch(per_kv, width)
     t = _now() if ticks.size else 0
     for row in range(thread, n, n_threads):
         _embed(table[n_layers, EMBEDDING], rows[row].id, x, row)
@@ -336,29 +326,29 @@ def _walk(
         barrier(words, n_threads)
         t = _tick(ticks, QKV, t)
         for item in range(thread, n * n_heads, n_threads):
-            _rotate(flat_q, item * width, cos, sin, rows[item // n_heads].pos)
+            rotate(flat_q, item * width, cos, sin, rows[item // n_heads].pos)
         for item in range(thread, n * n_kv_heads, n_threads):
             row, head = item // n_kv_heads, item % n_kv_heads
-            _rotate(flat_k, item * width, cos, sin, rows[row].pos)
-            place = ((layer * n_kv_heads + head) * rows[row].capacity + rows[row].pos) * width
-            _remember(flat_k, item * width, width, rows[row].keys, place)
-            _remember(flat_v, item * width, width, rows[row].values, place)
+            rotate(flat_k, item * width, cos, sin, rows[row].pos)
+            place, at = _place(rows[row]), (layer * n_kv_heads + head) * rows[row].capacity + rows[row].pos
+            remember_head(flat_k, item * width, width, width, place, at, True)
+            remember_head(flat_v, item * width, width, width, place, at, False)
         barrier(words, n_threads)
         t = _tick(ticks, ROPE, t)
-        for item in range(thread, n * n_heads, n_threads):
-            row, head = item // n_heads, item % n_heads
-            base = (layer * n_kv_heads + head // (n_heads // n_kv_heads)) * rows[row].capacity * width
+        for item in range(thread, n * n_kv_heads, n_threads):
+            row, head = item // n_kv_heads, item % n_kv_heads
+            at = (layer * n_kv_heads + head) * rows[row].capacity
             attend(
-                q,
-                item * width,
-                rows[row].keys,
-                rows[row].values,
-                base,
-                rows[row].pos + 1,
-                width,
-                scaling,
-                mixed,
-                scores,
+                flat_q,
+                flat_mixed,
+                item * per_kv * width,
+                1,
+                per_kv,
+                n_heads * width,
+                (rows[row].pos, width, width, scaling),
+                _place(rows[row]),
+                at,
+                scratch,
             )
         barrier(words, n_threads)
         t = _tick(ticks, ATTENTION, t)

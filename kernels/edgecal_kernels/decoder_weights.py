@@ -6,9 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from .cached import Cached
 from .quant import Array, QuantizedTensor
 
 COMPONENTS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -50,13 +48,12 @@ class Pair(Protocol):
 
 
 class Place(NamedTuple):
-    """Where a token goes: position `pos` of a cache, float16 (layers, K, capacity, head_dim) with room for it.
+    """Where a token goes: position `pos` of a cache with room for it, float16 or int8.
 
     `pairs()` gives its adapter's pairs, seven per layer; it is asked once in an adapter's life.
     """
 
-    keys: NDArray[np.float16]
-    values: NDArray[np.float16]
+    cached: Cached
     pos: int
     adapter: Hashable | None
     pairs: Callable[[], Sequence[Pair | None]]

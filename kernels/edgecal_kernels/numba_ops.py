@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import isa, merging, reference
-from .attention import attention
+from .attention import attention, remember, rope
 from .decoder import Decoder, DecoderWeights
 from .dense import add_lora, dense_product
 from .elementwise import layer_norm, rms_norm, swiglu
 from .packed_matmul import packed_product, quantize_rows
 from .packing import pack_int8
 from .quant import Array, QuantizedTensor
-from .reference import embed, rope
+from .reference import embed
 
 NAME = "numba"
 
@@ -38,6 +38,7 @@ __all__ = [
     "merging",
     "pack_int8",
     "quantize_rows",
+    "remember",
     "rms_norm",
     "rope",
     "swiglu",

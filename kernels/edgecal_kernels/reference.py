@@ -14,6 +14,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from .cached import Cached
 from .decoder_weights import DecoderWeights
 from .quant import STEP, TILE_ROWS, Array, QuantizedTensor, _dequantize_tiles, dequantize_rows, quantize
 
@@ -116,16 +117,20 @@ def swiglu(gate: Array, up: Array) -> Array:
     return gate
 
 
-def attention(q: Array, keys: NDArray, values: NDArray, pos: int) -> Array:
-    """Causal attention of T queries at positions pos.. over a cache: float32 (T, H * head_dim).
+def remember(cached: Cached, layer: int, pos: int, keys: Array, values: Array) -> None:
+    """Write float32 (T, K, head_dim) keys and values at positions pos.. of a layer's cache, rounded to its type."""
+    cached.write(layer, pos, keys, values)
 
-    q (T, H, head_dim); keys, values (K, capacity, head_dim padded to 16), float32 or float16, holding positions
-    [0, pos + T). Query heads share key heads in order (head h reads h // (H / K)).
+
+def attention(q: Array, cached: Cached, layer: int, pos: int) -> Array:
+    """Causal attention of T queries at positions pos.. over a layer's cache: float32 (T, H * head_dim).
+
+    q (T, H, head_dim); the cache holds positions [0, pos + T). Query heads share key heads in order (head h reads
+    h // (H / K)).
     """
     n_new, n_heads, head_dim = q.shape
-    n_kv, length = len(keys), pos + n_new
-    k = keys[:, :length, :head_dim].astype(np.float32)
-    v = values[:, :length, :head_dim].astype(np.float32)
+    k, v = cached.read(layer, pos + n_new)  # (K, S, head_dim)
+    n_kv, length = k.shape[:2]
     queries = q.reshape(n_new, n_kv, -1, head_dim).transpose(1, 2, 0, 3)  # (K, H/K, T, head_dim)
     scores = queries @ k[:, None].transpose(0, 1, 3, 2) / np.float32(np.sqrt(head_dim))
     future = np.arange(length) > pos + np.arange(n_new)[:, None]

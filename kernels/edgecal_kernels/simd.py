@@ -124,12 +124,10 @@ def load_half(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 
 
 @_operation(F32x16, None, types.intp)
-def load_cached(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-    """16 keys or values: as `load` from an array, as `load_half` from an address."""
-    wide = isinstance(sig.args[0], types.Array) and sig.args[0].dtype == types.float32
-    lane = f32 if wide else f16
-    value = _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], lane, ir.VectorType(lane, LANES)))
-    return value if wide else builder.fpext(value, F32x16.llvm)
+def load_int8(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """16 int8 widened to float32."""
+    value = _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], i8, ir.VectorType(i8, LANES)))
+    return builder.sitofp(builder.sext(value, I32x16.llvm), F32x16.llvm)
 
 
 @_operation(types.void, None, types.intp, F32x16)
@@ -138,6 +136,27 @@ def store(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     instruction = builder.store(v[2], _pointer(context, builder, sig.args[0], v[0], v[1], f32, F32x16.llvm))
     instruction.align = 1
     return context.get_dummy_value()
+
+
+def _emit_store_one(lane: ir.Type) -> Callable:
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        pointer = _pointer(context, builder, sig.args[0], v[0], v[1], lane, lane)
+        if lane is i8:
+            value = builder.fptosi(v[2], i8)
+        elif lane is f16:
+            value = builder.fptrunc(v[2], f16)
+        else:
+            value = v[2]
+        builder.store(value, pointer)
+        return context.get_dummy_value()
+
+    return generate
+
+
+# One float32 as it is, rounded to float16 (ties to even), or, whole-numbered in [-128, 127], as int8
+store_one = _operation(types.void, None, types.intp, types.float32)(_emit_store_one(f32))
+store_one_half = _operation(types.void, None, types.intp, types.float32)(_emit_store_one(f16))
+store_one_int8 = _operation(types.void, None, types.intp, types.float32)(_emit_store_one(i8))
 
 
 @_operation(types.void, None, types.intp, F32x16)
@@ -283,3 +302,8 @@ def sum_lanes(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 @_operation(types.float32, F32x16)
 def max_lanes(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     return _call(builder, "llvm.vector.reduce.fmax.v16f32", f32, v[0])
+
+
+@_operation(types.float32, F32x16)
+def first_lane(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    return builder.extract_element(v[0], i32(0))

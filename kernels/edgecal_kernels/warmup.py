@@ -15,6 +15,7 @@ import numba
 import numpy as np
 
 from . import cpu
+from .cached import Cached
 from .clock import Clock
 from .decoder_weights import DecoderWeights, Place
 from .dispatch import backend, kernel_cache_directory
@@ -51,10 +52,12 @@ def compile_all() -> float:
             weight = quantize(np.ones((rows_of_weight, 64), np.float32), format)
             for rows in (x[:1], x):
                 ops.matmul(ops.Activations(rows), weight)
-    for dtype in (np.float16, np.float32):
-        cache = np.zeros((1, 256, 16), dtype)
-        for n_tokens in (1, 256):
-            ops.attention(np.ones((n_tokens, 1, 16), np.float32), cache, cache, 0)
+    cached = Cached("fp16", 1, 1, 256, 16)
+    for n_tokens in (1, 256):
+        q = np.ones((n_tokens, 1, 16), np.float32)
+        ops.rope(q, q[:, 0, :8], q[:, 0, :8])
+        ops.remember(cached, 0, 0, q, q)
+        ops.attention(q, cached, 0, 0)
     for rows in (x[:1], x):
         ops.add_lora(rows, x[:1], np.ones((8, 1), np.float32), np.zeros((len(rows), 8), np.float32))
     ops.matmul(ops.Activations(x), x)
@@ -81,13 +84,13 @@ def _decode(ops: Any) -> None:
     """One token through a decoder of one layer, on one thread and on all."""
     square = quantize(np.ones((32, 32), np.float32), "int8")
     weights = DecoderWeights([[(square, None)] * 7], square, square, np.ones((3, 32), np.float32), None, 1e-5, 2, 2, 16)
-    cache = np.zeros((1, 2, 16, 16), np.float16)
+    cached = Cached("fp16", 1, 2, 16, 16)
     half = np.ones((1, 8), np.float32)
     decoder = ops.build_decoder(weights)
     most = numba.get_num_threads()
     for n_threads in {1, most}:
         numba.set_num_threads(n_threads)
-        decoder.step([0], [Place(cache, cache, 0, None, list)], (half, half), Clock())
+        decoder.step([0], [Place(cached, 0, None, list)], (half, half), Clock())
     numba.set_num_threads(most)
 
 

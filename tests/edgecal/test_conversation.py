@@ -336,7 +336,7 @@ def test_a_cache_torn_while_growing_is_mended(talk, monkeypatch):
     say(talk, "hello")
 
     def torn(cache: KVCache, n_positions: int) -> None:
-        cache.keys = cache._grown(cache.keys, cache.capacity + 256)
+        cache.cached = cache.cached.copy(cache.capacity + 256, cache.length)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -291,18 +291,18 @@ CONFIG = ModelConfig("llama", 16, 16, 1, 1, 1, 16, 32, 1e-5, 4096, rotary_dim=16
 
 
 def fill(lease: Lease, answer: list[int]) -> None:
-    """As a request does: the keys of a position are its token and the one before."""
+    """As a request does: the values of a position are its token and the one before."""
     lease.tokens += answer
     start, stop = lease.cache.length, len(lease.tokens) - 1
     lease.cache.reserve(stop)
     for i in range(start, stop):
-        lease.cache.keys[:, :, i] = lease.tokens[i] + 100 * sum(lease.tokens[:i])
+        lease.cache.values[:, :, i] = lease.tokens[i] + 100 * sum(lease.tokens[:i])
     lease.cache.advance(max(stop - start, 0))
 
 
 def check(lease: Lease) -> None:
     for i in range(lease.reused):
-        assert lease.cache.keys[0, 0, i, 0] == lease.tokens[i] + 100 * sum(lease.tokens[:i])
+        assert lease.cache.values[0, 0, i, 0] == lease.tokens[i] + 100 * sum(lease.tokens[:i])
 
 
 @given(

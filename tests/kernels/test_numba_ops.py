@@ -72,19 +72,6 @@ def test_activations_round_to_the_same_codes(fast, rng):
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("head_dim", [8, 20, 64, 80, 128])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_attention(fast, rng, head_dim, dtype):
-    width = -(-head_dim // 16) * 16
-    keys, values = np.zeros((3, 64, width), dtype), np.zeros((3, 64, width), dtype)
-    keys[:, :, :head_dim] = rng.standard_normal((3, 64, head_dim))
-    values[:, :, :head_dim] = rng.standard_normal((3, 64, head_dim))
-    for pos, n_tokens in ((0, 1), (0, 40), (37, 5), (63, 1)):
-        q = rng.standard_normal((n_tokens, 9, head_dim)).astype(np.float32)
-        expected = reference.attention(q, keys, values, pos)
-        np.testing.assert_allclose(fast.attention(q, keys, values, pos), expected, atol=2e-6)
-
-
 @pytest.mark.parametrize("width", [1, 16, 70, 576])
 def test_norms_and_swiglu(fast, rng, width):
     x = (rng.standard_normal((5, width)) * 20).astype(np.float32)
