@@ -27,7 +27,7 @@ from .cached import FP16, FP32, INT8, Cached
 from .elementwise import exp_lanes
 from .jit import kernel, parallel
 from .quant import Array
-from .simd import add, fma, load, load_one, mul, splat, store
+from .simd import add, fma, load, load_cached, load_one, mul, splat, store
 
 BLOCK = 64  # positions
 ROWS = 64  # of an item, about: a block of keys and values and what belongs to the rows stay in the first-level cache
@@ -41,7 +41,8 @@ _SETS_WORTH_A_THREAD = 1 << 15  # elements to rotate or to write
 def _multiply_4x4(a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int) -> None:
     """c[r, t] += sum over i < n of a[r, i] * b[i, t] for four rows r and four vectors t.
 
-    b[i, t] lies at b_at + i * b_row + t * b_tile, c[r, t] at c_at + r * c_row + t * 16; sizes = b_row, b_tile, c_row.
+    b[i, t] lies at b_at + i * b_row + t * b_tile of b, as `load_cached` takes it, and c[r, t] at
+    c_at + r * c_row + t * 16; sizes = b_row, b_tile, c_row.
     """
     b_row, b_tile, c_row = sizes
     c1, c2, c3 = c_at + c_row, c_at + 2 * c_row, c_at + 3 * c_row
@@ -52,7 +53,8 @@ def _multiply_4x4(a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, size
     s30, s31, s32, s33 = load(c, c3), load(c, c3 + 16), load(c, c3 + 32), load(c, c3 + 48)
     for i in range(n):
         at = b_at + i * b_row
-        b0, b1, b2, b3 = load(b, at), load(b, at + b_tile), load(b, at + 2 * b_tile), load(b, at + 3 * b_tile)
+        b0, b1 = load_cached(b, at), load_cached(b, at + b_tile)
+        b2, b3 = load_cached(b, at + 2 * b_tile), load_cached(b, at + 3 * b_tile)
         w = splat(load_one(a, a_at + i))
         s00, s01, s02, s03 = fma(w, b0, s00), fma(w, b1, s01), fma(w, b2, s02), fma(w, b3, s03)
         w = splat(load_one(a, a1 + i))
@@ -83,8 +85,8 @@ def _multiply_1x4(a: Any, a_at: int, n: int, b: Any, b_at: int, sizes: Any, c: A
     for i in range(n):
         at = b_at + i * b_row
         w = splat(load_one(a, a_at + i))
-        s0, s1 = fma(w, load(b, at), s0), fma(w, load(b, at + b_tile), s1)
-        s2, s3 = fma(w, load(b, at + 2 * b_tile), s2), fma(w, load(b, at + 3 * b_tile), s3)
+        s0, s1 = fma(w, load_cached(b, at), s0), fma(w, load_cached(b, at + b_tile), s1)
+        s2, s3 = fma(w, load_cached(b, at + 2 * b_tile), s2), fma(w, load_cached(b, at + 3 * b_tile), s3)
     _store_4(c, c_at, s0, s1, s2, s3)
 
 
@@ -95,7 +97,7 @@ def _multiply_4x1(a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, size
     a1, a2, a3 = a_at + a_row, a_at + 2 * a_row, a_at + 3 * a_row
     s0, s1, s2, s3 = load(c, c_at), load(c, c_at + c_row), load(c, c_at + 2 * c_row), load(c, c_at + 3 * c_row)
     for i in range(n):
-        vector = load(b, b_at + i * b_row)
+        vector = load_cached(b, b_at + i * b_row)
         s0 = fma(splat(load_one(a, a_at + i)), vector, s0)
         s1 = fma(splat(load_one(a, a1 + i)), vector, s1)
         s2 = fma(splat(load_one(a, a2 + i)), vector, s2)
@@ -108,7 +110,17 @@ def _multiply_4x1(a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, size
 
 @kernel
 def _multiply(
-    rows: int, a: Any, a_at: int, a_row: int, n: int, b: Any, sizes: Any, vectors: int, c: Any, c_at: int
+    rows: int,
+    a: Any,
+    a_at: int,
+    a_row: int,
+    n: int,
+    b: Any,
+    b_at: int,
+    sizes: Any,
+    vectors: int,
+    c: Any,
+    c_at: int,
 ) -> None:
     """c += a b for a set of four rows, of which the first `rows` are of interest, and so many vectors."""
     b_tile = sizes[1]
@@ -116,12 +128,12 @@ def _multiply(
     if _WIDE or rows == 1:
         while t + 4 <= vectors:
             if rows == 1:
-                _multiply_1x4(a, a_at, n, b, t * b_tile, sizes, c, c_at + t * 16)
+                _multiply_1x4(a, a_at, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16)
             else:
-                _multiply_4x4(a, a_at, a_row, n, b, t * b_tile, sizes, c, c_at + t * 16)
+                _multiply_4x4(a, a_at, a_row, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16)
             t += 4
     while t < vectors:
-        _multiply_4x1(a, a_at, a_row, n, b, t * b_tile, sizes, c, c_at + t * 16)
+        _multiply_4x1(a, a_at, a_row, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16)
         t += 1
 
 
@@ -152,6 +164,19 @@ def _widen(kind: int, source: int, at: int, n: int, out: Any) -> None:
     else:
         for i in range(0, n, 16):
             store(out, i, load(source, at + i))
+
+
+@kernel
+def _fetch(place: Any, at: int, width: int) -> None:
+    """Ask for a block of the cache: it comes while the block before it is worked on."""
+    size = 1 if place[4] == INT8 else (2 if place[4] == FP16 else 4)
+    for i in range(at * width * size, (at + BLOCK) * width * size, 64):
+        simd.prefetch(place[0], i)
+        simd.prefetch(place[1], i)
+    if place[4] == INT8:
+        for i in range(at * 4, (at + BLOCK) * 4, 64):
+            simd.prefetch(place[2], i)
+            simd.prefetch(place[3], i)
 
 
 @kernel
@@ -221,19 +246,32 @@ def attend(
     for i in range(padded * 16):
         sums[i] = np.float32(0)
     length = pos + tokens
+    halves, whole = simd.halves(place[0]), simd.whole(place[0])
+    value_halves, value_whole = simd.halves(place[1]), simd.whole(place[1])
+    direct = n_rows <= 8 and place[4] != FP32  # one pass or two over a block cost less than a copy of it
     for start in range(0, length, BLOCK):
         # Tiles of keys are whole; of values only what is filled: a cache may end within the block
         present = min(BLOCK, length - start)
         tiles = (present + 15) // 16
-        _widen(place[4], place[0], (at + start) * width, tiles * 16 * width, keys)
-        _widen(place[4], place[1], (at + start) * width, present * width, values)
+        if tokens == 1 and start + BLOCK < length:
+            _fetch(place, at + start + BLOCK, width)
+        if not direct:
+            _widen(place[4], place[0], (at + start) * width, tiles * 16 * width, keys)
+            _widen(place[4], place[1], (at + start) * width, present * width, values)
         early = max(0, start - pos) * heads  # rows that end before this block
         for row in range(early // 4 * 4, n_rows, 4):
             some = min(4, n_rows - row)
             for i in range(row * BLOCK, (row + 4) * BLOCK):
                 weights[i] = np.float32(0)
             layout = (16, 16 * width, BLOCK)
-            _multiply(some, queries, row * width, width, width, keys, layout, tiles, weights, row * BLOCK)
+            source, target = row * width, row * BLOCK
+            begin = (at + start) * width
+            if direct and place[4] == FP16:
+                _multiply(some, queries, source, width, width, halves, begin, layout, tiles, weights, target)
+            elif direct:
+                _multiply(some, queries, source, width, width, whole, begin, layout, tiles, weights, target)
+            else:
+                _multiply(some, queries, source, width, width, keys, 0, layout, tiles, weights, target)
             for r in range(row, row + some):
                 seen = min(BLOCK, pos + r // heads + 1 - start)
                 if seen <= 0:
@@ -245,7 +283,13 @@ def attend(
                         for i in range(r * width, (r + 1) * width, 16):
                             store(mixed, i, mul(load(mixed, i), splat(shrink)))
             seen = min(BLOCK, pos + (row + some - 1) // heads + 1 - start)
-            _multiply(some, weights, row * BLOCK, BLOCK, seen, values, (width, 16, width), vectors, mixed, row * width)
+            layout = (width, 16, width)
+            if direct and place[4] == FP16:
+                _multiply(some, weights, target, BLOCK, seen, value_halves, begin, layout, vectors, mixed, source)
+            elif direct:
+                _multiply(some, weights, target, BLOCK, seen, value_whole, begin, layout, vectors, mixed, source)
+            else:
+                _multiply(some, weights, target, BLOCK, seen, values, 0, layout, vectors, mixed, source)
     for row in range(n_rows):
         target = first + row // heads * per_token + row % heads * head_dim
         normal = np.float32(1) / simd.sum_lanes(load(sums, row * 16))

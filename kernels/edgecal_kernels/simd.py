@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import carray, types
 from numba.extending import intrinsic, models, register_model
 
 from . import isa
+from .jit import kernel
 
 i8, i16, i32, i64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 f32, f16 = ir.FloatType(), ir.HalfType()
@@ -89,6 +91,23 @@ def _operation(result: Any, *arguments: Any) -> Callable:
 # ------------------------------------------------------------------------------------------ loads and stores
 
 
+@_operation(types.voidptr, types.int64)
+def _address(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    return builder.inttoptr(v[0], i8.as_pointer())
+
+
+@kernel
+def halves(address: int) -> Any:
+    """The array of float16 (as uint16) that begins at an address; its size is not known, and nobody asks for it."""
+    return carray(_address(address), (1,), np.uint16)
+
+
+@kernel
+def whole(address: int) -> Any:
+    """The array of int8 that begins at an address."""
+    return carray(_address(address), (1,), np.int8)
+
+
 @_operation(I8x64, None, types.intp)
 def load_bytes(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """64 bytes of a uint8 array."""
@@ -124,10 +143,28 @@ def load_half(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 
 
 @_operation(F32x16, None, types.intp)
+def load_cached(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """16 elements of an array of float32, float16 (as uint16) or int8, as float32."""
+    lane = {types.float32: f32, types.uint16: f16, types.int8: i8}[sig.args[0].dtype]
+    value = _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], lane, ir.VectorType(lane, LANES)))
+    if lane is i8:
+        return builder.sitofp(builder.sext(value, I32x16.llvm), F32x16.llvm)
+    return value if lane is f32 else builder.fpext(value, F32x16.llvm)
+
+
+@_operation(F32x16, None, types.intp)
 def load_int8(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """16 int8 widened to float32."""
     value = _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], i8, ir.VectorType(i8, LANES)))
     return builder.sitofp(builder.sext(value, I32x16.llvm), F32x16.llvm)
+
+
+@_operation(types.void, None, types.intp)
+def prefetch(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """Ask for the line that holds this byte; nothing happens where there is none."""
+    pointer = _pointer(context, builder, sig.args[0], v[0], v[1], i8, i8)
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, i32(0), i32(3), i32(1))  # to read, close, data
+    return context.get_dummy_value()
 
 
 @_operation(types.void, None, types.intp, F32x16)

@@ -42,19 +42,19 @@ def threads():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("format", ["int8", "int4", "int4_affine"])
-def test_decoding_has_the_bits_of_the_prompt(folders, family, format, threads):
+@pytest.mark.parametrize(("format", "dtype"), [("int8", "fp16"), ("int4", "int8"), ("int4_affine", "fp16")])
+def test_decoding_has_the_bits_of_the_prompt(folders, family, format, dtype, threads):
     model, lora = folders[family]
     engine = Engine.load(model, weights=format, backend="numba", adapters={"a": lora})
     assert engine.model._decoder is not None
-    ids = np.random.default_rng(0).integers(0, 256, 40)
+    ids = np.random.default_rng(0).integers(0, 256, 90)
     [single] = engine.merge(Recipe("single", ("a",)))
     assert single is not None
     for adapter in (None, single, with_biases(single)):
-        whole = engine.model.forward(ids, KVCache(engine.model.config), adapter, all_logits=True)
+        whole = engine.model.forward(ids, KVCache(engine.model.config, dtype), adapter, all_logits=True)
         for n_threads in {1, numba.config.NUMBA_NUM_THREADS}:
             threads(n_threads)
-            cache = KVCache(engine.model.config)
+            cache = KVCache(engine.model.config, dtype)
             tokens = [engine.model.forward(ids[i : i + 1], cache, adapter) for i in range(len(ids))]
             np.testing.assert_array_equal(np.stack(tokens), whole)
 
@@ -69,17 +69,18 @@ def test_a_few_rows_have_the_bits_of_one_by_one(folders, family, format, threads
     [single] = engine.merge(Recipe("single", ("a",)))
     assert single is not None
     adapters = [None, single, single, with_biases(single), None]
+    dtypes = ["fp16", "int8", "fp16", "int8", "int8"]
     rng = np.random.default_rng(1)
     prompts = [rng.integers(0, 256, n) for n in (3, 40, 7, 1, 19)]
     tokens = rng.integers(0, 256, (2, len(prompts)))
     for n_threads in {1, numba.config.NUMBA_NUM_THREADS}:
         threads(n_threads)
-        caches = [KVCache(config) for _ in prompts]
+        caches = [KVCache(config, dtype) for dtype in dtypes]
         for prompt, cache, adapter in zip(prompts, caches, adapters, strict=True):
             run.forward(prompt, cache, adapter)
         steps = [run.step(row, caches, adapters) for row in tokens]
         for i, (prompt, adapter) in enumerate(zip(prompts, adapters, strict=True)):
-            cache = KVCache(config)
+            cache = KVCache(config, dtypes[i])
             run.forward(prompt, cache, adapter)
             guess = run.forward(tokens[:, i], cache, adapter, all_logits=True)
             cache.truncate(len(prompt))
