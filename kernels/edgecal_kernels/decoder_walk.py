@@ -116,9 +116,9 @@ def _tick(clock: Any, part: int, last: int) -> int:
 
 
 @kernel
-def _share(tiles: int, thread: int, n_threads: int) -> Any:
-    """This thread's tiles of so many."""
-    return tiles * thread // n_threads, tiles * (thread + 1) // n_threads
+def _share(n: int, thread: int, n_threads: int) -> Any:
+    """This thread's part of so many."""
+    return n * thread // n_threads, n * (thread + 1) // n_threads
 
 
 @kernel
@@ -335,21 +335,15 @@ def _walk(
             remember_head(flat_v, item * width, width, width, place, at, False)
         barrier(words, n_threads)
         t = _tick(ticks, ROPE, t)
-        for item in range(thread, n * n_kv_heads, n_threads):
-            row, head = item // n_kv_heads, item % n_kv_heads
-            at = (layer * n_kv_heads + head) * rows[row].capacity
-            attend(
-                flat_q,
-                flat_mixed,
-                item * per_kv * width,
-                1,
-                per_kv,
-                n_heads * width,
-                (rows[row].pos, width, width, scaling),
-                _place(rows[row]),
-                at,
-                scratch,
-            )
+        # Even shares of the query heads; a share that ends within the heads of a key head takes some of them
+        item, last = _share(n * n_heads, thread, n_threads)
+        while item < last:
+            row, head = item // n_heads, item % n_heads
+            heads = min(last - item, per_kv - head % per_kv)
+            at = (layer * n_kv_heads + head // per_kv) * rows[row].capacity
+            sizes = (rows[row].pos, width, width, scaling)
+            attend(flat_q, flat_mixed, item * width, 1, heads, n_heads * width, sizes, _place(rows[row]), at, scratch)
+            item += heads
         barrier(words, n_threads)
         t = _tick(ticks, ATTENTION, t)
         _round(mixed, n, n_heads * width, rounded)
