@@ -2,8 +2,9 @@
 
 Numba decides what it compiles for (NUMBA_CPU_NAME and NUMBA_CPU_FEATURES change it, llvmlite's host detection
 does not see them), so Numba is asked and not the host. Trap: on an ARM core that LLVM does not know, or under
-emulation, Numba sees a "generic" CPU without features and would refuse to emit sdot; the operating system is asked
-then, by getauxval, because /proc/cpuinfo shows the emulator's host, and Numba is told before it compiles anything.
+emulation, Numba sees a "generic" CPU without features and would refuse to emit sdot and smmla; the operating system
+is asked then, by getauxval, because /proc/cpuinfo shows the emulator's host, and Numba is told before it compiles
+anything.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import Any
 from .errors import BackendError
 
 ISA_ENV = "EDGECAL_ISA"
-_AT_HWCAP, _HWCAP_ASIMDDP = 16, 1 << 20  # <sys/auxv.h>, <asm/hwcap.h>
+# LLVM's name of an extension -> where Linux on ARM reports it: entry of the auxiliary vector (AT_HWCAP, AT_HWCAP2 of
+# <sys/auxv.h>) and bit (HWCAP_ASIMDDP, HWCAP2_I8MM of <asm/hwcap.h>).
+_ARM_EXTENSIONS = {"dotprod": (16, 1 << 20), "i8mm": (26, 1 << 13)}
 
 
 @lru_cache(maxsize=1)
@@ -33,7 +36,7 @@ def compile_target() -> tuple[str, str, frozenset[str]]:
 
 
 def _name_hidden_features() -> None:
-    """Let Numba use the dot product of an ARM core whose features LLVM did not find; the user's settings come first.
+    """Let Numba use what an ARM core has and LLVM did not find; the user's settings come first.
 
     Numba fixes its target when it first compiles. In a process that has compiled before, this comes too late, and the
     kernels make do with plain NEON.
@@ -42,20 +45,22 @@ def _name_hidden_features() -> None:
     from numba.core.codegen import get_host_cpu_features
 
     settings: Any = numba.config
-    if settings.CPU_NAME is not None or settings.CPU_FEATURES is not None or not _system_has_dotprod():
+    reported = _reported_extensions()
+    if settings.CPU_NAME is not None or settings.CPU_FEATURES is not None or not reported:
         return
     found = get_host_cpu_features()
-    if "+dotprod" not in found.split(","):
-        settings.CPU_FEATURES = ",".join(filter(None, (found, "+neon", "+dotprod")))
+    hidden = [f"+{name}" for name in reported if f"+{name}" not in found.split(",")]
+    if hidden:
+        settings.CPU_FEATURES = ",".join(filter(None, (found, "+neon", *hidden)))
 
 
-def _system_has_dotprod() -> bool:
-    """Whether Linux on ARM reports the dot-product extension to this process."""
+def _reported_extensions() -> list[str]:
+    """Those of _ARM_EXTENSIONS that Linux on ARM reports to this process."""
     if sys.platform != "linux" or platform.machine() != "aarch64":
-        return False
+        return []
     getauxval = ctypes.CDLL(None).getauxval
     getauxval.restype, getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
-    return bool(getauxval(_AT_HWCAP) & _HWCAP_ASIMDDP)
+    return [name for name, (entry, bit) in _ARM_EXTENSIONS.items() if getauxval(entry) & bit]
 
 
 @lru_cache(maxsize=1)
@@ -81,8 +86,10 @@ def available_isas() -> dict[str, bool]:
     triple, name, features = compile_target()
     family = triple.split("-")[0]
     if family in ("aarch64", "arm64"):
+        apple = name.startswith("apple-m")
         return {
-            "neon_dotprod": "dotprod" in features or name.startswith("apple-m"),
+            "neon_i8mm": "i8mm" in features or (apple and name != "apple-m1"),
+            "neon_dotprod": "dotprod" in features or apple,
             "neon": True,
             "portable": True,
         }

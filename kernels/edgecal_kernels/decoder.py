@@ -21,11 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .clock import Clock
-from .decoder_walk import AFFINE, INT4, INT8, LINEAR, PAIR, PLAN, ROW, alone, together
+from .decoder_walk import LINEAR, PAIR, PLAN, ROW, alone, together
 from .decoder_weights import DecoderWeights, Pair, Place
+from .packed_matmul import FORMAT_NUMBER
 from .quant import STEP, TILE_ROWS, Array, QuantizedTensor
-
-_FORMATS = {"int8": INT8, "int4": INT4, "int4_affine": AFFINE}
 
 
 class Decoder:
@@ -185,7 +184,7 @@ def _describe(weights: DecoderWeights) -> NDArray:
                 weight.scale.ctypes.data,
                 _address(weight.minimum),
                 _address(bias),
-                _FORMATS[weight.format],
+                FORMAT_NUMBER[weight.format],
                 weight.n_tiles,
                 weight.codes.shape[1],
                 weight.n_groups,

@@ -30,12 +30,12 @@ from .clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, LORA, NORM, OUTPUT, QK
 from .elementwise import normalize, swiglu_lanes
 from .isa import declare
 from .jit import kernel, parallel
-from .packed_matmul import add_int8, multiply_int4, multiply_int8, quantize_row
+from .packed_matmul import AFFINE, INT4, INT8, add_int8, multiply
+from .rounding import quantize_row
 from .sync import barrier
 
 Q_PROJ, K_PROJ, V_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ = range(7)
 HEAD_PROJ, EMBEDDING = 0, 1  # in the row of the table behind the last layer
-INT8, INT4, AFFINE = range(3)
 
 # A packed matrix as the kernels see it: addresses of its arrays and of its bias (0: not there), and sizes.
 LINEAR = np.dtype(
@@ -147,7 +147,8 @@ def _inner(
             if pair.rank > 0:
                 sizes = (pair.steps, pair.steps, 1, k, out.shape[1])
                 tiles = _share(pair.a_tiles, (thread + module) % n_threads, n_threads)
-                multiply_int8(pair.a_codes, pair.a_scale, sizes, codes, scale, total, (first, last), out, tiles)
+                a, a_scale, own = pair.a_codes, pair.a_scale, (first, last)
+                multiply(INT8, a, a_scale, 0, sizes, codes, scale, total, own, out, tiles)
                 if thread == 0:
                     for row in range(first, last):
                         out[row, pair.a_tiles * 16 : pair.padded] = np.float32(0)
@@ -181,15 +182,10 @@ def _add_bias(out: Any, row: int, bias: Any, tiles: Any) -> None:
 @kernel
 def _product(linear: Any, n: int, rounded: Any, out: Any, tiles: Any) -> None:
     """These tiles of out = W x + bias for n rows; `rounded` is x in int8."""
-    codes, scale, total = rounded
+    codes, x_scale, total = rounded
     sizes = (linear.steps, linear.groups, linear.per_group, linear.inputs, out.shape[1])
-    if linear.format == INT8:
-        multiply_int8(linear.codes, linear.scale, sizes, codes, scale, total, (0, n), out, tiles)
-    else:
-        affine = linear.format == AFFINE
-        multiply_int4(
-            linear.codes, linear.scale, linear.minimum, affine, sizes, codes, scale, total, (0, n), out, tiles
-        )
+    weight, scale, minimum = linear.codes, linear.scale, linear.minimum
+    multiply(linear.format, weight, scale, minimum, sizes, codes, x_scale, total, (0, n), out, tiles)
     if linear.bias != 0:
         for row in range(n):
             _add_bias(out, row, linear.bias, tiles)

@@ -18,10 +18,11 @@ from .attention import attention, remember, rope
 from .decoder import Decoder, DecoderWeights
 from .dense import add_lora, dense_product
 from .elementwise import layer_norm, rms_norm, swiglu
-from .packed_matmul import packed_product, quantize_rows
+from .packed_matmul import packed_product
 from .packing import pack_int8
 from .quant import Array, QuantizedTensor
 from .reference import embed
+from .rounding import quantize_rows
 
 NAME = "numba"
 

@@ -1,23 +1,24 @@
 """Products with packed weights: activations rounded to int8, integer dot products, float32 sums.
 
-The vector kernels (`matvec_*`) keep a tile's accumulators in registers while its weights stream by; the matrix
-kernels (`multiply_*`) unpack a step's weights once for sixteen tokens. Both add a group at a time, from left to right,
-with one fused multiply-add, so they agree bit by bit.
+The vector kernels (`_vector_*`) serve one token: its sums stay in registers while the weights stream by. The matrix
+kernels (`_block_*`) do so for a block of two or four tokens and, where there are registers, two tiles, so that every
+line of weights and every activation that is loaded serves several times; `blocks` holds their operations. Both add a
+group at a time, from left to right, with one fused multiply-add, so they agree bit by bit.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 from numba import prange
-from numpy.typing import NDArray
 
-from . import isa, reference, simd
+from . import blocks, isa, reference, simd
+from .blocks import TILES, TOKEN_BYTES, TOKENS
 from .jit import kernel, parallel
 from .quant import STEP, TILE_ROWS, Array, QuantizedTensor
 from .simd import (
-    add,
     dot4_int8,
     dot4_nibbles,
     fma,
@@ -33,90 +34,170 @@ from .simd import (
 
 INT8_OFFSET: int = isa.active().INT8_OFFSET
 _NO_MINIMUM = np.zeros((0, 0, 0), np.uint16)
-TOKENS = 16  # whose sums a block keeps at hand
+INT8, INT4, AFFINE = range(3)
+FORMAT_NUMBER = {"int8": INT8, "int4": INT4, "int4_affine": AFFINE}
+_CHUNK_BYTES = 1 << 18  # of packed tokens at a time: a quarter of a usual second cache
 _WORTH_A_THREAD = 1 << 18  # bytes of weights times tokens that are worth waking other threads (20 us of work)
 
 
 @kernel
-def quantize_row(x: Any, start: int, k: int, codes: Any, scale: Any, total: Any, row: int) -> None:
-    """One row of `reference.quantize_rows`; `x` is flat, k a multiple of 32."""
-    for step in range(k // 32):
-        at = start + step * 32
-        a, b = simd.load(x, at), simd.load(x, at + 16)
-        extreme = simd.max_lanes(simd.maximum(simd.absolute(a), simd.absolute(b)))
-        inverse = np.float32(0.0)
-        if extreme > 0:
-            inverse = np.float32(127.0) / extreme
-        a, b = simd.round_even(mul(a, splat(inverse))), simd.round_even(mul(b, splat(inverse)))
-        simd.store_int8(codes, row * k + step * 32, a)
-        simd.store_int8(codes, row * k + step * 32 + 16, b)
-        scale[row, step] = extreme / np.float32(127.0)
-        total[row, step] = np.int32(simd.sum_lanes(add(a, b)))
+def _int8_line(codes: Any, at: int) -> Any:
+    return simd.as_operand(simd.load_bytes(codes, at))
 
 
 @kernel
-def _quantize_rows(x: Any, codes: Any, scale: Any, total: Any) -> None:
-    for row in range(x.shape[0]):
-        quantize_row(x, row * x.shape[1], x.shape[1], codes, scale, total, row)
-
-
-def quantize_rows(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
-    """As `reference.quantize_rows`."""
-    n, k = x.shape
-    steps = -(-k // STEP)
-    if k != steps * STEP:
-        x = np.pad(x, ((0, 0), (0, steps * STEP - k)))
-    codes = np.empty((n, steps * STEP), np.int8)
-    scale, total = np.empty((n, steps), np.float32), np.empty((n, steps), np.int32)
-    _quantize_rows(np.ascontiguousarray(x), codes, scale, total)
-    return codes, scale, total
-
-
-@kernel
-def matvec_int4(
-    codes: Any,
-    scale: Any,
-    minimum: Any,
-    affine: bool,
-    sizes: Any,
-    x: Any,
-    x_scale: Any,
-    x_total: Any,
-    token: int,
-    out: Any,
-    tiles: Any,
+def _vector_int4(
+    codes: int, scale: int, minimum: Any, sizes: Any, x: int, x_scale: int, x_total: int, out: int, tiles: Any
 ) -> None:
     """One token against a range of tiles: accumulators stay in registers, weights stream once.
 
-    `codes`, `scale`, `minimum` are arrays or addresses; sizes = (steps of a row, groups of a row, steps per group,
-    columns of x, columns of out). x has whole steps, maybe fewer than `codes`, whose columns are padded to groups.
+    Everything lies at addresses; `minimum` is None for symmetric int4. sizes = (steps of a row, groups of a row, steps
+    per group, columns of x, columns of out). x has whole steps, maybe fewer than `codes`, whose columns are padded to
+    groups.
     """
-    n_steps, n_groups, per_group, k, d = sizes
+    n_steps, n_groups, per_group, k, _ = sizes
     for tile in range(tiles[0], tiles[1]):
         acc = splat(np.float32(0))
+        group, inside = tile * n_groups * 16, 0
         for step in range(k // 32):
             at = (tile * n_steps + step) * 256
-            i = token * k + step * 32
-            total = x_total[token, step]
-            dots = splat_int(np.int32(0) if affine else np.int32(-8) * total)
+            total = blocks.read_int(x_total + step * 4)
+            dots = splat_int(np.int32(-8 * total) if minimum is None else np.int32(0))
             for quad in range(4):
                 line = simd.load_bytes(codes, at + quad * 64)
-                dots = dot4_nibbles(dots, low_nibbles(line), x, i + quad * 4)
-                dots = dot4_nibbles(dots, high_nibbles(line), x, i + 16 + quad * 4)
-            group = (tile * n_groups + step // per_group) * 16
-            xs = x_scale[token, step]
+                dots = dot4_nibbles(dots, low_nibbles(line), x, step * 32 + quad * 4)
+                dots = dot4_nibbles(dots, high_nibbles(line), x, step * 32 + 16 + quad * 4)
+            xs = blocks.read_float(x_scale + step * 4)
             acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(xs)), acc)
-            if affine:
+            if minimum is not None:
                 acc = fma(load_half(minimum, group), splat(xs * np.float32(total)), acc)
-        store(out, token * d + tile * 16, acc)
+            group, inside = _next_step(group, inside, per_group)
+        store(out, tile * 16, acc)
 
 
 @kernel
-def multiply_int4(
+def _vector_int8(codes: int, scale: int, sizes: Any, x: int, x_scale: int, x_total: int, out: int, tiles: Any) -> None:
+    """As `_vector_int4`."""
+    n_steps, n_groups, per_group, k, _ = sizes
+    for tile in range(tiles[0], tiles[1]):
+        acc = splat(np.float32(0))
+        group, inside = tile * n_groups * 16, 0
+        for step in range(k // 32):
+            at = (tile * n_steps + step) * 512
+            dots = splat_int(np.int32(-INT8_OFFSET * blocks.read_int(x_total + step * 4)))
+            for quad in range(8):
+                dots = dot4_int8(dots, _int8_line(codes, at + quad * 64), x, step * 32 + quad * 4)
+            xs = blocks.read_float(x_scale + step * 4)
+            acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(xs)), acc)
+            group, inside = _next_step(group, inside, per_group)
+        store(out, tile * 16, acc)
+
+
+@kernel
+def _next_step(group: int, inside: int, per_group: int) -> Any:
+    """Element of the group's scales and step within the group, one step on. A division would cost as much as the dot
+    products, and the branches in it keep them from overlapping."""
+    last = inside + 1 == per_group
+    return group + (16 if last else 0), 0 if last else inside + 1
+
+
+@kernel
+def _block_int4(
+    codes: int, scale: int, minimum: Any, sizes: Any, packed: int, n: int, out: int, tile: int, beside: int, sums: Any
+) -> None:
+    """A block of n tokens against TILES tiles, `tile` and the one `beside` tiles on; `sums` are its zeros."""
+    n_steps, n_groups, per_group, k, d = sizes
+    group, inside = tile * n_groups * 16, 0
+    far_codes, far_group = beside * n_steps * 256, beside * n_groups * 32
+    for step in range(k // 32):
+        at = codes + (tile * n_steps + step) * 256
+        here = packed + step * n * TOKEN_BYTES
+        dots = blocks.begin(sums, here)
+        for half in range(2):
+            first, second = (
+                blocks.load_lines(at + half * 128, far_codes),
+                blocks.load_lines(at + half * 128 + 64, far_codes),
+            )
+            octet = here + half * n * 8
+            dots = blocks.dot8_nibbles(dots, blocks.low(first), blocks.low(second), octet)
+            dots = blocks.dot8_nibbles(dots, blocks.high(first), blocks.high(second), octet + n * 16)
+        sums = blocks.scale_and_add(sums, dots, blocks.load_halves(scale + group * 2, far_group), here)
+        if minimum is not None:
+            sums = blocks.shift(sums, blocks.load_halves(minimum + group * 2, far_group), here)
+        group, inside = _next_step(group, inside, per_group)
+    blocks.store(out + tile * 64, d * 4, beside * 64, sums)
+
+
+@kernel
+def _block_int8(
+    codes: int, scale: int, sizes: Any, packed: int, n: int, out: int, tile: int, beside: int, sums: Any
+) -> None:
+    """As `_block_int4`."""
+    n_steps, n_groups, per_group, k, d = sizes
+    group, inside = tile * n_groups * 16, 0
+    far_codes, far_group = beside * n_steps * 512, beside * n_groups * 32
+    for step in range(k // 32):
+        at = codes + (tile * n_steps + step) * 512
+        here = packed + step * n * TOKEN_BYTES
+        dots = blocks.begin(sums, here)
+        for octet in range(4):
+            first = blocks.as_operands(blocks.load_lines(at + octet * 128, far_codes))
+            second = blocks.as_operands(blocks.load_lines(at + octet * 128 + 64, far_codes))
+            dots = blocks.dot8_int8(dots, first, second, here + octet * n * 8)
+        sums = blocks.scale_and_add(sums, dots, blocks.load_halves(scale + group * 2, far_group), here)
+        group, inside = _next_step(group, inside, per_group)
+    blocks.store(out + tile * 64, d * 4, beside * 64, sums)
+
+
+@kernel
+def _vector(
+    format: int,
+    codes: int,
+    scale: int,
+    minimum: int,
+    sizes: Any,
+    x: int,
+    x_scale: int,
+    x_total: int,
+    out: int,
+    tiles: Any,
+) -> None:
+    if format == INT8:
+        _vector_int8(codes, scale, sizes, x, x_scale, x_total, out, tiles)
+    elif format == INT4:
+        _vector_int4(codes, scale, None, sizes, x, x_scale, x_total, out, tiles)
+    else:
+        _vector_int4(codes, scale, minimum, sizes, x, x_scale, x_total, out, tiles)
+
+
+@kernel
+def _block(
+    format: int,
+    codes: int,
+    scale: int,
+    minimum: int,
+    sizes: Any,
+    packed: int,
+    n: int,
+    out: int,
+    tile: int,
+    beside: int,
+    sums: Any,
+) -> None:
+    if format == INT8:
+        _block_int8(codes, scale, sizes, packed, n, out, tile, beside, sums)
+    elif format == INT4:
+        _block_int4(codes, scale, None, sizes, packed, n, out, tile, beside, sums)
+    else:
+        _block_int4(codes, scale, minimum, sizes, packed, n, out, tile, beside, sums)
+
+
+@kernel
+def multiply(
+    format: int,
     codes: Any,
     scale: Any,
     minimum: Any,
-    affine: bool,
     sizes: Any,
     x: Any,
     x_scale: Any,
@@ -125,119 +206,77 @@ def multiply_int4(
     out: Any,
     tiles: Any,
 ) -> None:
-    """Tokens [first, last) against a range of tiles: a step's weights are unpacked once for a block of tokens."""
-    if tokens[1] - tokens[0] == 1:
-        matvec_int4(codes, scale, minimum, affine, sizes, x, x_scale, x_total, tokens[0], out, tiles)
+    """Tokens [first, last) of x against a range of tiles, into the same rows of `out`.
+
+    `format` is INT8, INT4 or AFFINE. `codes`, `scale`, `minimum` are arrays or addresses; x, x_scale, x_total (the
+    rounded activations) and `out` arrays whose rows lie k, x_scale.shape[1] and d elements apart. sizes as in
+    `_vector_int4`.
+    """
+    k, d = sizes[3], sizes[4]
+    steps, stride = k // 32, x_scale.shape[1] * 4
+    w, w_scale, w_minimum = blocks.address(codes), blocks.address(scale), blocks.address(minimum)
+    xs, scales, totals, target = (
+        blocks.address(x),
+        blocks.address(x_scale),
+        blocks.address(x_total),
+        blocks.address(out),
+    )
+    first, last = tokens[0], tokens[1]
+    if last - first == 1:
+        at = first * stride
+        there = target + first * d * 4
+        _vector(format, w, w_scale, w_minimum, sizes, xs + first * k, scales + at, totals + at, there, tiles)
         return
-    n_steps, n_groups, per_group, k, d = sizes
-    sums = np.empty(TOKENS * 16, np.float32)
-    for tile in range(tiles[0], tiles[1]):
-        for first in range(tokens[0], tokens[1], TOKENS):
-            block = min(TOKENS, tokens[1] - first)
-            for t in range(block):
-                store(sums, t * 16, splat(np.float32(0)))
-            for step in range(k // 32):
-                at = (tile * n_steps + step) * 256
-                line0, line1 = simd.load_bytes(codes, at), simd.load_bytes(codes, at + 64)
-                line2, line3 = simd.load_bytes(codes, at + 128), simd.load_bytes(codes, at + 192)
-                low0, low1, low2, low3 = low_nibbles(line0), low_nibbles(line1), low_nibbles(line2), low_nibbles(line3)
-                high0, high1, high2, high3 = (
-                    high_nibbles(line0),
-                    high_nibbles(line1),
-                    high_nibbles(line2),
-                    high_nibbles(line3),
-                )
-                group = (tile * n_groups + step // per_group) * 16
-                row_scale = load_half(scale, group)
-                row_minimum = load_half(minimum, group) if affine else row_scale
-                for t in range(block):
-                    token = first + t
-                    i = token * k + step * 32
-                    total = x_total[token, step]
-                    dots = splat_int(np.int32(0) if affine else np.int32(-8) * total)
-                    dots = dot4_nibbles(dots, low0, x, i)
-                    dots = dot4_nibbles(dots, high0, x, i + 16)
-                    dots = dot4_nibbles(dots, low1, x, i + 4)
-                    dots = dot4_nibbles(dots, high1, x, i + 20)
-                    dots = dot4_nibbles(dots, low2, x, i + 8)
-                    dots = dot4_nibbles(dots, high2, x, i + 24)
-                    dots = dot4_nibbles(dots, low3, x, i + 12)
-                    dots = dot4_nibbles(dots, high3, x, i + 28)
-                    xs = x_scale[token, step]
-                    acc = fma(simd.to_float(dots), mul(row_scale, splat(xs)), load(sums, t * 16))
-                    if affine:
-                        acc = fma(row_minimum, splat(xs * np.float32(total)), acc)
-                    store(sums, t * 16, acc)
-            for t in range(block):
-                store(out, (first + t) * d + tile * 16, load(sums, t * 16))
-
-
-@kernel
-def matvec_int8(
-    codes: Any, scale: Any, sizes: Any, x: Any, x_scale: Any, x_total: Any, token: int, out: Any, tiles: Any
-) -> None:
-    """As `matvec_int4`."""
-    n_steps, n_groups, per_group, k, d = sizes
-    for tile in range(tiles[0], tiles[1]):
-        acc = splat(np.float32(0))
-        for step in range(k // 32):
-            at = (tile * n_steps + step) * 512
-            i = token * k + step * 32
-            dots = splat_int(np.int32(-INT8_OFFSET) * x_total[token, step])
-            for quad in range(8):
-                line = simd.as_operand(simd.load_bytes(codes, at + quad * 64))
-                dots = dot4_int8(dots, line, x, i + quad * 4)
-            group = (tile * n_groups + step // per_group) * 16
-            acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(x_scale[token, step])), acc)
-        store(out, token * d + tile * 16, acc)
-
-
-@kernel
-def multiply_int8(
-    codes: Any, scale: Any, sizes: Any, x: Any, x_scale: Any, x_total: Any, tokens: Any, out: Any, tiles: Any
-) -> None:
-    """As `multiply_int4`."""
-    if tokens[1] - tokens[0] == 1:
-        matvec_int8(codes, scale, sizes, x, x_scale, x_total, tokens[0], out, tiles)
-        return
-    n_steps, n_groups, per_group, k, d = sizes
-    sums = np.empty(TOKENS * 16, np.float32)
-    for tile in range(tiles[0], tiles[1]):
-        for first in range(tokens[0], tokens[1], TOKENS):
-            block = min(TOKENS, tokens[1] - first)
-            for t in range(block):
-                store(sums, t * 16, splat(np.float32(0)))
-            for step in range(k // 32):
-                at = (tile * n_steps + step) * 512
-                w0, w1 = _int8_line(codes, at), _int8_line(codes, at + 64)
-                w2, w3 = _int8_line(codes, at + 128), _int8_line(codes, at + 192)
-                w4, w5 = _int8_line(codes, at + 256), _int8_line(codes, at + 320)
-                w6, w7 = _int8_line(codes, at + 384), _int8_line(codes, at + 448)
-                row_scale = load_half(scale, (tile * n_groups + step // per_group) * 16)
-                for t in range(block):
-                    token = first + t
-                    i = token * k + step * 32
-                    dots = splat_int(np.int32(-INT8_OFFSET) * x_total[token, step])
-                    dots = dot4_int8(dots, w0, x, i)
-                    dots = dot4_int8(dots, w1, x, i + 4)
-                    dots = dot4_int8(dots, w2, x, i + 8)
-                    dots = dot4_int8(dots, w3, x, i + 12)
-                    dots = dot4_int8(dots, w4, x, i + 16)
-                    dots = dot4_int8(dots, w5, x, i + 20)
-                    dots = dot4_int8(dots, w6, x, i + 24)
-                    dots = dot4_int8(dots, w7, x, i + 28)
-                    weight = mul(row_scale, splat(x_scale[token, step]))
-                    store(sums, t * 16, fma(simd.to_float(dots), weight, load(sums, t * 16)))
-            for t in range(block):
-                store(out, (first + t) * d + tile * 16, load(sums, t * 16))
+    # Packed tokens are read once per pair of tiles and stay in the second cache meanwhile.
+    fitting = max(_CHUNK_BYTES // (max(steps, 1) * TOKEN_BYTES) // TOKENS, 1) * TOKENS
+    most = min(fitting, (last - first + TOKENS - 1) // TOKENS * TOKENS)
+    buffer = np.empty(most * steps * TOKEN_BYTES, np.uint8)
+    factor = -8 if format == INT4 else -INT8_OFFSET if format == INT8 else 0
+    while first < last:
+        n = min(most, last - first)
+        packed = blocks.address(buffer)
+        whole, place = n // TOKENS * TOKENS, 0
+        while place < n - n % 2:
+            width = TOKENS if place < whole else 2
+            token = first + place
+            blocks.pack(
+                xs + token * k,
+                scales + token * stride,
+                totals + token * stride,
+                k,
+                stride,
+                steps,
+                factor,
+                width,
+                packed + place * steps * TOKEN_BYTES,
+            )
+            place += width
+        for tile in range(tiles[0], tiles[1], TILES):
+            beside = min(TILES, tiles[1] - tile) - 1  # an odd tile at the end is its own second
+            place = 0
+            while place < n - n % 2:
+                here, there = packed + place * steps * TOKEN_BYTES, target + (first + place) * d * 4
+                if TOKENS == 4 and place < whole:
+                    _block(format, w, w_scale, w_minimum, sizes, here, 4, there, tile, beside, blocks.zeros4())
+                    place += 4
+                else:
+                    _block(format, w, w_scale, w_minimum, sizes, here, 2, there, tile, beside, blocks.zeros2())
+                    place += 2
+            if n % 2:
+                token = first + n - 1
+                at = token * stride
+                own = (tile, tile + beside + 1)
+                there = target + token * d * 4
+                _vector(format, w, w_scale, w_minimum, sizes, xs + token * k, scales + at, totals + at, there, own)
+        first += n
 
 
 @kernel
 def add_int8(
     codes: Any, scale: Any, sizes: Any, x: Any, x_scale: Any, x_total: Any, token: int, out: Any, tiles: Any, quads: int
 ) -> None:
-    """As `matvec_int8`, added to what `out` holds. Only the first `quads` column quads of `codes` are not zero: the
-    inner dimension of an adapter is its rank, which seldom fills whole steps, and lines of zeros need not be read."""
+    """One token, as `multiply`, added to what `out` holds. Only the first `quads` column quads of `codes` are not zero:
+    the inner dimension of an adapter is its rank, which seldom fills whole steps, and zeros need not be read."""
     n_steps, n_groups, per_group, k, d = sizes
     for tile in range(tiles[0], tiles[1]):
         acc = splat(np.float32(0))
@@ -254,38 +293,33 @@ def add_int8(
 
 
 @kernel
-def _int8_line(codes: Any, at: int) -> Any:
-    return simd.as_operand(simd.load_bytes(codes, at))
-
-
-@kernel
-def _int4_alone(
-    codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any
+def _alone(
+    format: int, codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any
 ) -> None:
     sizes = (codes.shape[1], scale.shape[1], per_group, x.shape[1], out.shape[1])
-    tiles = (0, codes.shape[0])
-    multiply_int4(codes, scale, minimum, minimum.size > 0, sizes, x, x_scale, x_total, (0, len(x)), out, tiles)
+    multiply(format, codes, scale, minimum, sizes, x, x_scale, x_total, (0, len(x)), out, (0, codes.shape[0]))
 
 
 @parallel
-def _int4(codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any) -> None:
+def _together(
+    format: int,
+    codes: Any,
+    scale: Any,
+    minimum: Any,
+    per_group: int,
+    x: Any,
+    x_scale: Any,
+    x_total: Any,
+    out: Any,
+    n_threads: int,
+) -> None:
     sizes = (codes.shape[1], scale.shape[1], per_group, x.shape[1], out.shape[1])
-    for tile in prange(codes.shape[0]):
-        tiles = (tile, tile + 1)
-        multiply_int4(codes, scale, minimum, minimum.size > 0, sizes, x, x_scale, x_total, (0, len(x)), out, tiles)
-
-
-@kernel
-def _int8_alone(codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any) -> None:
-    sizes = (codes.shape[1], scale.shape[1], per_group, x.shape[1], out.shape[1])
-    multiply_int8(codes, scale, sizes, x, x_scale, x_total, (0, len(x)), out, (0, codes.shape[0]))
-
-
-@parallel
-def _int8(codes: Any, scale: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any) -> None:
-    sizes = (codes.shape[1], scale.shape[1], per_group, x.shape[1], out.shape[1])
-    for tile in prange(codes.shape[0]):
-        multiply_int8(codes, scale, sizes, x, x_scale, x_total, (0, len(x)), out, (tile, tile + 1))
+    pairs = (codes.shape[0] + TILES - 1) // TILES
+    shares = min(pairs, n_threads)
+    for share in prange(shares):
+        first, last = pairs * share // shares * TILES, pairs * (share + 1) // shares * TILES
+        tiles = (first, min(last, codes.shape[0]))
+        multiply(format, codes, scale, minimum, sizes, x, x_scale, x_total, (0, len(x)), out, tiles)
 
 
 def packed_product(activations: reference.Activations, weight: QuantizedTensor) -> Array:
@@ -293,11 +327,11 @@ def packed_product(activations: reference.Activations, weight: QuantizedTensor) 
     x, x_scale, x_total = activations.rounded()
     out = np.empty((len(x), weight.n_tiles * TILE_ROWS), np.float32)
     scale, per_group = weight.scale.view(np.uint16), weight.group_size // STEP
-    alone = weight.nbytes * len(x) < _WORTH_A_THREAD
-    if weight.format == "int8":
-        (_int8_alone if alone else _int8)(weight.codes, scale, per_group, x, x_scale, x_total, out)
+    minimum = _NO_MINIMUM if weight.minimum is None else weight.minimum.view(np.uint16)
+    format, n_threads = FORMAT_NUMBER[weight.format], numba.get_num_threads()
+    if weight.nbytes * len(x) < _WORTH_A_THREAD:
+        _alone(format, weight.codes, scale, minimum, per_group, x, x_scale, x_total, out)
     else:
-        minimum = _NO_MINIMUM if weight.minimum is None else weight.minimum.view(np.uint16)
-        (_int4_alone if alone else _int4)(weight.codes, scale, minimum, per_group, x, x_scale, x_total, out)
+        _together(format, weight.codes, scale, minimum, per_group, x, x_scale, x_total, out, n_threads)
     d = weight.shape[0]
     return out if out.shape[1] == d else np.ascontiguousarray(out[:, :d])

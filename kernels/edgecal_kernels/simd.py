@@ -224,9 +224,7 @@ def low_nibbles(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 
 @_operation(I8x64, I8x64)
 def high_nibbles(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-    words = ir.VectorType(i16, 32)  # x86 has no byte shift
-    shifted = builder.lshr(builder.bitcast(v[0], words), _constant(i16, 32, 4))
-    return builder.and_(builder.bitcast(shifted, I8x64.llvm), _constant(i8, 64, 15))
+    return builder.lshr(v[0], _constant(i8, 64, 4))
 
 
 @_operation(I8x64, I8x64)

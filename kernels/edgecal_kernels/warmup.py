@@ -61,6 +61,7 @@ def compile_all() -> float:
     for rows in (x[:1], x):
         ops.add_lora(rows, x[:1], np.ones((8, 1), np.float32), np.zeros((len(rows), 8), np.float32))
     ops.matmul(ops.Activations(x), x)
+    ops.quantize_rows(np.ones((32, 4096), np.float32))  # enough for several threads
     ops.pack_int8(x)
     ops.pack_int8(np.asfortranarray(x))
     ops.rms_norm(x, x[0], 1e-5)

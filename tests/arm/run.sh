@@ -8,14 +8,16 @@ tests/arm/setup.sh "$cache/machine" "${1:-python3}"
 
 export EDGECAL_CACHE="$cache" PYTHONPATH="$PWD:$PWD/kernels:$PWD/weights:$cache/machine/packages"
 export EDGECAL_BACKEND=numba PYTHONDONTWRITEBYTECODE=1
-# cortex-a72: Raspberry Pi 4, plain NEON; cortex-a76: Raspberry Pi 5, dot product; max: also what phones have (i8mm)
+# cortex-a72: Raspberry Pi 4, plain NEON; cortex-a76: Raspberry Pi 5, dot product; max: i8mm, as phones since 2021
 for ARM_CPU in ${ARM_CPUS:-cortex-a72 cortex-a76 max}; do
     export ARM_CPU
-    case $ARM_CPU in cortex-a72) expected=neon ;; *) expected=neon_dotprod ;; esac
+    case $ARM_CPU in cortex-a72) expected=neon ;; max) expected=neon_i8mm ;; *) expected=neon_dotprod ;; esac
     found=$("$cache/machine/python" -c 'from edgecal_kernels import cpu; print(cpu.detect_isa())')
     echo "== $ARM_CPU: $found"
     [ "$found" = "$expected" ] || { echo "run.sh: expected $expected on $ARM_CPU" >&2; exit 1; }
     # test_each_instruction_set compiles all kernels afresh for each: the loop over the cores does that here
-    "$cache/machine/python" -m pytest -p no:cacheprovider tests/kernels tests/edgecal/test_back_ends.py \
+    "$cache/machine/python" -m pytest -p no:cacheprovider \
+        "tests/kernels/test_instructions.py::test_the_promised_instruction_is_there[$expected]" \
+        tests/kernels/test_numba_ops.py tests/edgecal/test_back_ends.py \
         --deselect tests/kernels/test_numba_ops.py::test_each_instruction_set
 done

@@ -11,8 +11,11 @@ import pytest
 
 from edgecal_kernels import cpu
 
-# The AVX2 file as a processor without AVX-512 compiles it: Numba would take the larger registers otherwise.
-_TARGET = {"avx2": {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c"}}
+# The files for smaller registers as a processor without AVX-512 compiles them: Numba would take the larger otherwise.
+_TARGET = {
+    "avx2": {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c"},
+    "avxvnni": {"NUMBA_CPU_NAME": "alderlake", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+avxvnni"},
+}
 
 
 def run_on(isa: str, code: str, cache: Path) -> str:

@@ -34,13 +34,16 @@ def test_matmul(fast, rng, format, group_size, shape):
         assert np.abs(found - expected).max() <= MATMUL_BUDGET * np.abs(expected).max()
 
 
+# Even and odd numbers of tiles; the last is long enough for several packed chunks, and large enough for all threads.
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_row_has_the_same_bits_in_any_batch(fast, rng, format):
-    weight = quantize(rng.standard_normal((48, 256)).astype(np.float32), format)
-    x = rng.standard_normal((33, 256)).astype(np.float32)
-    together = fast.matmul(fast.Activations(x), weight)
+@pytest.mark.parametrize("shape", [(16, 64), (32, 256), (80, 96), (48, 8192)])
+def test_a_row_has_the_same_bits_in_any_batch(fast, rng, format, shape):
+    weight = quantize(rng.standard_normal(shape).astype(np.float32), format)
+    x = rng.standard_normal((33, shape[1])).astype(np.float32)
     alone = np.concatenate([fast.matmul(fast.Activations(row[None]), weight) for row in x])
-    np.testing.assert_array_equal(together, alone)
+    for n_tokens in (2, 3, 4, 5, 6, 7, 33):
+        together = fast.matmul(fast.Activations(x[-n_tokens:]), weight)
+        np.testing.assert_array_equal(together, alone[-n_tokens:])
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (3, 16), (64, 70), (33, 200)])
@@ -65,8 +68,9 @@ def test_dense_matmul_and_lora(fast, rng, shape):
         np.testing.assert_array_equal(rows, changed)
 
 
-def test_activations_round_to_the_same_codes(fast, rng):
-    x = (rng.standard_normal((7, 70)) * 10).astype(np.float32)
+@pytest.mark.parametrize("shape", [(7, 70), (80, 1000)])  # the larger one on all threads
+def test_activations_round_to_the_same_codes(fast, rng, shape):
+    x = (rng.standard_normal(shape) * 10).astype(np.float32)
     x[3, :32] = 0
     for expected, found in zip(reference.quantize_rows(x), fast.quantize_rows(x), strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -100,6 +104,9 @@ for format in FORMATS:
         expected = reference.matmul(reference.Activations(x), weight)
         error = np.abs(fast.matmul(fast.Activations(x), weight) - expected).max() / np.abs(expected).max()
         errors[f"{format} {n}"] = float(error)
+    rows = [fast.matmul(fast.Activations(row[None]), weight) for row in x]
+    same = np.array_equal(fast.matmul(fast.Activations(x), weight), np.concatenate(rows))
+    errors[f"{format}, batch against rows"] = float(not same)
 print(json.dumps([fast.isa.active().__name__, errors]))
 """
 

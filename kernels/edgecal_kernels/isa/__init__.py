@@ -1,11 +1,22 @@
-"""One short file per instruction set: the int8 dot product that LLVM does not find by itself.
+"""One short file per instruction set: the int8 dot products that LLVM does not find by itself.
 
-A file gives two names:
+A file gives four names:
 
     INT8_OFFSET   what `simd.as_operand` adds to signed weight bytes so that the instruction takes them (0 or 128)
+    TOKENS, TILES the tokens (2 or 4) and 16-row tiles (1 or 2) of a block of the matrix kernel: as many as the
+                  registers hold. Each token and tile needs a vector of sums besides the weights and activations
     dot4(builder, acc, w, four, signed)
                   acc <16 x i32> + dot products of w <64 x i8> (lane = 4 bytes) with the 4 int8 in the i32 `four`;
                   `signed` says whether w holds int8 weights (plus INT8_OFFSET) or nibbles 0..15
+
+The matrix kernel takes two lines of weights, eight columns, at a time for all tokens of a block. What it asks for is
+made of `dot4` here; an instruction that does better with several tokens replaces the three together:
+
+    begin(builder, start)          sums of a block: one vector per token, in an order of the file's own
+    dot8(builder, sums, lines, octets, signed)
+                                   sums + dot products of two lines with each token's 8 int8, which lie token after
+                                   token at the pointer `octets`
+    finish(builder, sums)          one <16 x i32> per token, lane = row
 
 `activate` chooses the file for everything that is compiled afterwards in this process.
 """
@@ -32,6 +43,31 @@ def active() -> ModuleType:
     return _active[0] if _active else activate("portable")
 
 
+def begin(builder: Any, start: Sequence[Any]) -> list[Any]:
+    """Sums of a block in the active file's order; `start` holds an i32 per token."""
+    own = getattr(active(), "begin", None)
+    return own(builder, start) if own else [splat(builder, value, 16) for value in start]
+
+
+def dot8(builder: Any, sums: Sequence[Any], lines: Sequence[Any], octets: Any, signed: bool) -> list[Any]:
+    own = getattr(active(), "dot8", None)
+    if own:
+        return own(builder, sums, lines, octets, signed)
+    fours = builder.bitcast(octets, ir.IntType(32).as_pointer())
+    found = []
+    for token, acc in enumerate(sums):
+        for half, line in enumerate(lines):
+            four = builder.load(builder.gep(fours, [ir.IntType(32)(2 * token + half)]))
+            acc = active().dot4(builder, acc, line, four, signed)
+        found.append(acc)
+    return found
+
+
+def finish(builder: Any, sums: Sequence[Any]) -> list[Any]:
+    own = getattr(active(), "finish", None)
+    return own(builder, sums) if own else list(sums)
+
+
 # -------------------------------------------------------------------------- LLVM helpers that every file needs
 
 
@@ -48,13 +84,28 @@ def splat(builder: Any, value: Any, n: int) -> Any:
     return builder.shuffle_vector(builder.insert_element(undefined, value, ir.IntType(32)(0)), undefined, zero)
 
 
+def pick(builder: Any, low: Any, high: Any, index: Sequence[int]) -> Any:
+    """The lanes `index` of two vectors laid end to end."""
+    return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(ir.IntType(32), len(index)), list(index)))
+
+
 def lanes(builder: Any, value: Any, start: int, n: int) -> Any:
     """Lanes [start, start + n) of a vector."""
-    index = ir.Constant(ir.VectorType(ir.IntType(32), n), list(range(start, start + n)))
-    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), index)
+    return pick(builder, value, ir.Constant(value.type, ir.Undefined), range(start, start + n))
 
 
 def join(builder: Any, low: Any, high: Any) -> Any:
     """Two vectors of n lanes as one of 2n."""
-    n = 2 * low.type.count
-    return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(ir.IntType(32), n), list(range(n))))
+    return pick(builder, low, high, range(2 * low.type.count))
+
+
+def split(builder: Any, value: Any, parts: int) -> list[Any]:
+    n = value.type.count // parts
+    return [lanes(builder, value, part * n, n) for part in range(parts)]
+
+
+def joined(builder: Any, values: Sequence[Any]) -> Any:
+    """Equal vectors, a power of two of them, end to end."""
+    while len(values) > 1:
+        values = [join(builder, low, high) for low, high in zip(values[::2], values[1::2], strict=True)]
+    return values[0]

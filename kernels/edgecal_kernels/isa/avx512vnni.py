@@ -6,7 +6,7 @@ from typing import Any
 
 from . import declare, splat
 
-INT8_OFFSET = 128
+INT8_OFFSET, TOKENS, TILES = 128, 4, 2
 
 
 def dot4(builder: Any, acc: Any, w: Any, four: Any, signed: bool) -> Any:

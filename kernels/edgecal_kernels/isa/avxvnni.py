@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from . import declare, join, lanes, splat
 
-INT8_OFFSET = 128
+INT8_OFFSET, TOKENS, TILES = 128, 4, 1
 
 
 def dot4(builder: Any, acc: Any, w: Any, four: Any, signed: bool) -> Any:

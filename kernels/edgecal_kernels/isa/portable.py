@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from . import splat
 
-INT8_OFFSET = 0
+INT8_OFFSET, TOKENS, TILES = 0, 2, 1
 
 
 def dot4(builder: Any, acc: Any, w: Any, four: Any, signed: bool) -> Any:

@@ -1,0 +1,276 @@
+"""A block of the matrix kernel: 2 or 4 tokens times one or two tiles of weights, as one Numba value.
+
+The sums of a block are one long LLVM vector (tokens x tiles x 16 lanes), which the compiler keeps in registers like
+any other; how many fit is what an instruction set's TOKENS and TILES say. The type of `zeros4()` or `zeros2()`, passed
+into a kernel, settles for how many tokens it is compiled.
+
+The tokens of a block are packed before, so that what a step needs of them lies together and at constant distances:
+
+    4 octets of columns, of each the 8 int8 of every token | start int32 | scale float32 | shift float32 per token
+
+Here addresses are int64, and everything is in bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic as _numba_intrinsic
+
+from . import isa
+from .jit import kernel
+from .simd import LANES, F32x16, I8x64, Vector, f32, i8, i32, i64
+
+intrinsic: Any = _numba_intrinsic
+TILES: int = isa.active().TILES
+TOKENS: int = isa.active().TOKENS
+TOKEN_BYTES = 44  # of a packed step
+
+_LINES = {n: Vector(f"I8x64x{n}", i8, 64 * n) if n > 1 else I8x64 for n in (1, 2)}
+_ROWS = {n: Vector(f"F32x16x{n}", f32, LANES * n) if n > 1 else F32x16 for n in (1, 2)}
+_SUMS = {n: Vector(f"Sums{n}", f32, LANES * TILES * n) for n in (2, 4)}
+_DOTS = {n: Vector(f"Dots{n}", i32, LANES * TILES * n) for n in (2, 4)}
+
+
+def _tokens(block: Any) -> int:
+    return next(n for n in _SUMS if block in (_SUMS[n], _DOTS[n]))
+
+
+def _at(builder: Any, address: Any, offset: int, to: ir.Type) -> Any:
+    return builder.inttoptr(builder.add(address, i64(offset)) if offset else address, to.as_pointer())
+
+
+def _read(builder: Any, address: Any, offset: int, of: ir.Type, align: int = 4) -> Any:
+    value = builder.load(_at(builder, address, offset, of))
+    value.align = align
+    return value
+
+
+# --------------------------------------------------------------------------------------------------- memory
+
+
+@intrinsic
+def address(context: Any, place: Any) -> Any:
+    """Of an array's first element; an address stays what it is."""
+
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        if isinstance(sig.args[0], types.Integer):
+            return v[0]
+        return builder.ptrtoint(context.make_array(sig.args[0])(context, builder, v[0]).data, i64)
+
+    return types.int64(place), generate
+
+
+def _emit_read(of: ir.Type, result: Any) -> Callable:
+    def typing(context: Any, place: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+            return _read(builder, v[0], 0, of, 1)
+
+        return result(types.int64), generate
+
+    return intrinsic(typing)
+
+
+def _emit_write(of: ir.Type, value_type: Any) -> Callable:
+    def typing(context: Any, place: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+            builder.store(v[1], _at(builder, v[0], 0, of)).align = 1
+            return context.get_dummy_value()
+
+        return types.void(types.int64, value_type), generate
+
+    return intrinsic(typing)
+
+
+read_int, read_long, read_float = (
+    _emit_read(*t) for t in ((i32, types.int32), (i64, types.int64), (f32, types.float32))
+)
+write_int, write_long, write_float = (
+    _emit_write(*t) for t in ((i32, types.int32), (i64, types.int64), (f32, types.float32))
+)
+
+
+@kernel
+def pack(
+    x: int, x_scale: int, x_total: int, x_stride: int, stride: int, steps: int, factor: int, n: int, to: int
+) -> None:
+    """n tokens for `begin`, `dot8_*`, `scale_and_add`, `shift`; dot products start at `factor` times their sum.
+
+    The tokens' codes lie `x_stride` bytes apart, their scales and sums `stride` bytes.
+    """
+    for step in range(steps):
+        for octet in range(4):
+            for token in range(n):
+                write_long(to + (octet * n + token) * 8, read_long(x + token * x_stride + step * 32 + octet * 8))
+        for token in range(n):
+            total = read_int(x_total + token * stride + step * 4)
+            scale = read_float(x_scale + token * stride + step * 4)
+            write_int(to + 32 * n + token * 4, types.int32(factor * total))
+            write_float(to + 36 * n + token * 4, scale)
+            write_float(to + 40 * n + token * 4, scale * types.float32(total))
+        to += TOKEN_BYTES * n
+
+
+# ------------------------------------------------------------------------------------------ lines of weights
+
+
+@intrinsic
+def load_lines(context: Any, codes: Any, distance: Any) -> Any:
+    """A line of 64 bytes of each tile; the second tile lies `distance` bytes behind the first."""
+
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        places = [v[0], builder.add(*v)][:TILES]
+        return isa.joined(builder, [_read(builder, place, 0, I8x64.llvm, 1) for place in places])
+
+    return _LINES[TILES](types.int64, types.int64), generate
+
+
+@intrinsic
+def load_halves(context: Any, halves: Any, distance: Any) -> Any:
+    """16 float16 of each tile, widened."""
+
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        places = [v[0], builder.add(*v)][:TILES]
+        half = ir.VectorType(ir.HalfType(), LANES)
+        rows = [builder.fpext(_read(builder, place, 0, half, 1), F32x16.llvm) for place in places]
+        return isa.joined(builder, rows)
+
+    return _ROWS[TILES](types.int64, types.int64), generate
+
+
+def _emit_bytes(change: Callable[[Any, Any, int], Any]) -> Callable:
+    def typing(context: Any, lines: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+            return change(builder, v[0], v[0].type.count)
+
+        return lines(lines), generate
+
+    return intrinsic(typing)
+
+
+def _low(builder: Any, lines: Any, n: int) -> Any:
+    return builder.and_(lines, ir.Constant(lines.type, [15] * n))
+
+
+def _high(builder: Any, lines: Any, n: int) -> Any:
+    return builder.lshr(lines, ir.Constant(lines.type, [4] * n))
+
+
+def _signed(builder: Any, lines: Any, n: int) -> Any:
+    return builder.xor(lines, ir.Constant(lines.type, [-128] * n)) if isa.active().INT8_OFFSET else lines
+
+
+low, high, as_operands = _emit_bytes(_low), _emit_bytes(_high), _emit_bytes(_signed)
+
+
+# ------------------------------------------------------------------------------------------------------ sums
+
+
+def _emit_zeros(n: int) -> Callable:
+    def typing(context: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+            return ir.Constant(_SUMS[n].llvm, [0.0] * _SUMS[n].llvm.count)
+
+        return _SUMS[n](), generate
+
+    return intrinsic(typing)
+
+
+zeros2, zeros4 = _emit_zeros(2), _emit_zeros(4)
+
+
+def _by_tile(builder: Any, block: Any, n: int) -> list[list[Any]]:
+    """[tile][token] -> 16 lanes."""
+    parts = isa.split(builder, block, TILES * n)
+    return [parts[tile * n : tile * n + n] for tile in range(TILES)]
+
+
+@intrinsic
+def begin(context: Any, sums: Any, packed: Any) -> Any:
+    """Dot products of a step, not yet begun. `sums` only says for how many tokens."""
+    n = _tokens(sums)
+
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        start = [_read(builder, v[1], 32 * n + 4 * token, i32) for token in range(n)]
+        return isa.joined(builder, isa.begin(builder, start) * TILES)
+
+    return _DOTS[n](sums, types.int64), generate
+
+
+def _emit_dot8(signed: bool) -> Callable:
+    def typing(context: Any, dots: Any, first: Any, second: Any, packed: Any) -> Any:
+        """dots += two lines of each tile times the octet of every token at `packed`."""
+        n = _tokens(dots)
+
+        def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+            octets = _at(builder, v[3], 0, i8)
+            lines = zip(isa.split(builder, v[1], TILES), isa.split(builder, v[2], TILES), strict=True)
+            found: list[Any] = []
+            for tile, pair in zip(_by_tile(builder, v[0], n), lines, strict=True):
+                found += isa.dot8(builder, tile, pair, octets, signed)
+            return isa.joined(builder, found)
+
+        return dots(dots, first, second, types.int64), generate
+
+    return intrinsic(typing)
+
+
+dot8_nibbles, dot8_int8 = _emit_dot8(signed=False), _emit_dot8(signed=True)
+
+
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return builder.call(isa.declare(builder, "llvm.fma.v16f32", a.type, [a.type] * 3), [a, b, c])
+
+
+@intrinsic
+def scale_and_add(context: Any, sums: Any, dots: Any, scale: Any, packed: Any) -> Any:
+    """sums += dots * (scale of the row * scale of the token), rounded as the vector kernel does."""
+    n = _tokens(sums)
+
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        found = []
+        for tile, row_scale in enumerate(isa.split(builder, v[2], TILES)):
+            own_sums = _by_tile(builder, v[0], n)[tile]
+            own_dots = isa.finish(builder, _by_tile(builder, v[1], n)[tile])
+            for token in range(n):
+                factor = isa.splat(builder, _read(builder, v[3], 36 * n + 4 * token, f32), LANES)
+                dots_now = builder.sitofp(own_dots[token], F32x16.llvm)
+                found.append(_fma(builder, dots_now, builder.fmul(row_scale, factor), own_sums[token]))
+        return isa.joined(builder, found)
+
+    return sums(sums, dots, scale, types.int64), generate
+
+
+@intrinsic
+def shift(context: Any, sums: Any, minimum: Any, packed: Any) -> Any:
+    """sums += minimum of the row * (scale of the token * sum of its codes)."""
+    n = _tokens(sums)
+
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        found = []
+        for tile, row in enumerate(isa.split(builder, v[1], TILES)):
+            for token, acc in enumerate(_by_tile(builder, v[0], n)[tile]):
+                factor = isa.splat(builder, _read(builder, v[2], 40 * n + 4 * token, f32), LANES)
+                found.append(_fma(builder, row, factor, acc))
+        return isa.joined(builder, found)
+
+    return sums(sums, minimum, types.int64), generate
+
+
+@intrinsic
+def store(context: Any, out: Any, stride: Any, distance: Any, sums: Any) -> Any:
+    """Write a block; its tokens lie `stride` bytes apart, its tiles `distance`."""
+    n = _tokens(sums)
+
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        for tile, parts in enumerate(_by_tile(builder, v[3], n)):
+            for token, part in enumerate(parts):
+                place = builder.add(v[0], builder.mul(v[1], i64(token)))
+                place = builder.add(place, builder.mul(v[2], i64(tile)))
+                builder.store(part, _at(builder, place, 0, F32x16.llvm)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, sums), generate

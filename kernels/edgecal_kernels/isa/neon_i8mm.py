@@ -1,0 +1,51 @@
+"""NEON with the int8 matrix extension: smmla multiplies two rows of eight columns with two tokens at once.
+
+Phones since about 2021, Graviton 3, Apple M2 have it (Armv8.6 i8mm). Two lines of four columns each, interleaved, give
+the rows of eight. Sums of a pair of tokens grow row by row, token beside token, and are sorted by token once per step.
+A single token would leave half of every smmla to zeros; sdot serves it. Both sum integers: the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+
+from . import declare, joined, neon_dotprod, pick, splat, split
+
+INT8_OFFSET, TOKENS, TILES = 0, 4, 1
+dot4 = neon_dotprod.dot4
+_INTS, _OCTETS = ir.VectorType(ir.IntType(32), 4), ir.VectorType(ir.IntType(8), 16)
+
+
+def begin(builder: Any, start: Sequence[Any]) -> list[Any]:
+    sums = []
+    for even, odd in zip(start[::2], start[1::2], strict=True):
+        pair = pick(builder, splat(builder, even, 16), splat(builder, odd, 16), [0, 16] * 8)
+        sums += [pair, pair]
+    return sums
+
+
+def dot8(builder: Any, sums: Sequence[Any], lines: Sequence[Any], octets: Any, signed: bool) -> list[Any]:
+    smmla = declare(builder, "llvm.aarch64.neon.smmla.v4i32.v16i8", _INTS, [_INTS, _OCTETS, _OCTETS])
+    first, second = (builder.bitcast(line, ir.VectorType(ir.IntType(32), 16)) for line in lines)
+    rows = [  # of eight columns, two to a register
+        builder.bitcast(pick(builder, first, second, [i, 16 + i, i + 1, 17 + i]), _OCTETS) for i in range(0, 16, 2)
+    ]
+    pairs = builder.bitcast(octets, _OCTETS.as_pointer())
+    found = []
+    for token in range(0, len(sums), 2):
+        x = builder.load(builder.gep(pairs, [ir.IntType(32)(token // 2)]))
+        x.align = 1
+        for half in (0, 1):
+            quarters = split(builder, sums[token + half], 4)
+            found.append(joined(builder, [builder.call(smmla, [quarters[q], rows[4 * half + q], x]) for q in range(4)]))
+    return found
+
+
+def finish(builder: Any, sums: Sequence[Any]) -> list[Any]:
+    found = []
+    for first, second in zip(sums[::2], sums[1::2], strict=True):
+        found += [pick(builder, first, second, range(odd, 32, 2)) for odd in (0, 1)]
+    return found

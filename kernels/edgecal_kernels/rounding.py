@@ -1,0 +1,58 @@
+"""Activations rounded to int8, a scale per 32 columns: what the integer products multiply."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from . import simd
+from .jit import kernel, parallel
+from .quant import STEP, Array
+from .simd import add, mul, splat
+
+_WORTH_ROUNDING_TOGETHER = 1 << 16  # numbers; 20 us of work
+
+
+@kernel
+def quantize_row(x: Any, start: int, k: int, codes: Any, scale: Any, total: Any, row: int) -> None:
+    """One row of `reference.quantize_rows`; `x` is flat, k a multiple of 32."""
+    for step in range(k // 32):
+        at = start + step * 32
+        a, b = simd.load(x, at), simd.load(x, at + 16)
+        extreme = simd.max_lanes(simd.maximum(simd.absolute(a), simd.absolute(b)))
+        inverse = np.float32(0.0)
+        if extreme > 0:
+            inverse = np.float32(127.0) / extreme
+        a, b = simd.round_even(mul(a, splat(inverse))), simd.round_even(mul(b, splat(inverse)))
+        simd.store_int8(codes, row * k + step * 32, a)
+        simd.store_int8(codes, row * k + step * 32 + 16, b)
+        scale[row, step] = extreme / np.float32(127.0)
+        total[row, step] = np.int32(simd.sum_lanes(add(a, b)))
+
+
+@kernel
+def _quantize_rows(x: Any, codes: Any, scale: Any, total: Any) -> None:
+    for row in range(x.shape[0]):
+        quantize_row(x, row * x.shape[1], x.shape[1], codes, scale, total, row)
+
+
+@parallel
+def _quantize_rows_together(x: Any, codes: Any, scale: Any, total: Any) -> None:
+    for row in prange(x.shape[0]):
+        quantize_row(x, row * x.shape[1], x.shape[1], codes, scale, total, row)
+
+
+def quantize_rows(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
+    """As `reference.quantize_rows`."""
+    n, k = x.shape
+    steps = -(-k // STEP)
+    if k != steps * STEP:
+        x = np.pad(x, ((0, 0), (0, steps * STEP - k)))
+    codes = np.empty((n, steps * STEP), np.int8)
+    scale, total = np.empty((n, steps), np.float32), np.empty((n, steps), np.int32)
+    run = _quantize_rows if x.size < _WORTH_ROUNDING_TOGETHER else _quantize_rows_together
+    run(np.ascontiguousarray(x), codes, scale, total)
+    return codes, scale, total
