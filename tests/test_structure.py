@@ -43,7 +43,7 @@ LAYERS = [
     {"conversation", "inspection", "losses"},
     {"foundation", "comparison"},
     {"verification", "verification_live", "diagnosis", "figure"},
-    {"figure_png"},
+    {"figure_png", "profile"},
     {"cli"},
 ]
 

@@ -1,0 +1,144 @@
+"""Bytes: what a model's weights take, what a step reads of them, and how much of that is resident.
+
+Sizes are those of the arrays, so they can be checked against the files. What is resident is asked of the kernel: a
+mapped file counts as far as its pages were touched, so before the first token a packed model takes next to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from edgecal_kernels.quant import QuantizedTensor
+
+from ..adapters.running import RunningAdapter, RunningPair
+from ..cache import KVCache
+from ..engine import Engine
+from ..memory import resident
+from ..model import Model
+from .results import ModelFacts
+
+
+def arrays_of(model: Model) -> dict[str, Any]:
+    """Every weight by a name, each once: QuantizedTensor or float32."""
+    found: dict[str, Any] = {"embed_tokens": model.embed_tokens}
+    if not model.config.tie_word_embeddings:
+        found["lm_head"] = model.lm_head.weight
+    for name, linear in model.linears.items():
+        found[name] = linear.weight
+        if linear.bias is not None:
+            found[f"{name}.bias"] = linear.bias
+    norms = {"norm": model.norm}
+    for i, layer in enumerate(model.layers):
+        norms[f"{i}.input_layernorm"] = layer.input_layernorm
+        norms[f"{i}.post_attention_layernorm"] = layer.post_attention_layernorm
+    for name, norm in norms.items():
+        found[f"{name}.weight"] = norm.weight
+        if norm.bias is not None:
+            found[f"{name}.bias"] = norm.bias
+    return found
+
+
+def model_facts(engine: Engine, source: str) -> ModelFacts:
+    """Everything about the base that a profile needs, without running it."""
+    model, c = engine.model, engine.model.config
+    formats: Counter[str] = Counter()
+    for weight in arrays_of(model).values():
+        formats[weight.format if isinstance(weight, QuantizedTensor) else "fp32"] += weight.nbytes
+    table = 0 if c.tie_word_embeddings else model.embed_tokens.nbytes  # a step reads one row of it
+    products = sum(d * k for d, k in (*model.linear_shapes.values(), model.lm_head.shape))
+    probe = KVCache(c, engine.cache_dtype)
+    probe.reserve(1)
+    return ModelFacts(
+        source=source,
+        family=c.family,
+        n_layers=c.n_layers,
+        hidden_size=c.hidden_size,
+        vocab_size=c.vocab_size,
+        context=c.max_position_embeddings,
+        formats=dict(formats.most_common()),
+        weight_bytes=model.weight_bytes,
+        read_bytes=model.weight_bytes - table,
+        operations=2 * products,
+        position_bytes=probe.nbytes // probe.capacity,
+        # scores and mixture: q k^T and p v, each a multiplication and an addition per element of a head
+        position_operations=4 * c.n_layers * c.n_heads * c.head_dim,
+        cache_dtype=engine.cache_dtype,
+        backend=model.ops.NAME,
+    )
+
+
+def adapter_operations(adapter: RunningAdapter | None) -> int:
+    """Of the pairs, per token."""
+    if adapter is None:
+        return 0
+    return sum(_pair_operations(pair) for pair in adapter.pairs.values())
+
+
+def _pair_operations(pair: RunningPair) -> int:
+    return 0 if pair.a is None or pair.b is None else 2 * pair.rank * (int(pair.a.shape[1]) + int(pair.b.shape[0]))
+
+
+def weights_resident(model: Model) -> int:
+    """Bytes of the weights in memory now: mapped ones as far as the kernel has their pages, others whole."""
+    ranges, owned = [], 0
+    for weight in arrays_of(model).values():
+        parts = [weight]
+        if isinstance(weight, QuantizedTensor):
+            parts = [x for x in (weight.codes, weight.scale, weight.minimum) if x is not None]
+        for array in parts:
+            if _is_mapped(array):
+                start = array.ctypes.data
+                ranges.append((start, start + array.nbytes))
+            else:
+                owned += array.nbytes
+    return min(owned + _resident_within(ranges), model.weight_bytes)
+
+
+def memory_now(model: Model) -> tuple[int, int]:
+    """(resident bytes of this process, those of them that are weights)."""
+    return resident(), weights_resident(model)
+
+
+def _is_mapped(array: np.ndarray[Any, Any]) -> bool:
+    """Whether the array's memory comes from a buffer that is not NumPy's."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if base.base is None:
+            return False
+        base = base.base
+    return True
+
+
+def _resident_within(ranges: list[tuple[int, int]]) -> int:
+    """Bytes of these address ranges that are in memory, by /proc/self/pagemap; all of them where it cannot be read.
+
+    A mapping may be resident beyond the arrays (its header, the padding between tensors), so smaps is too coarse.
+    """
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = 0
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as file:
+            for start, end in _merged(ranges):
+                first, last = start // page, -(-end // page)
+                file.seek(8 * first)
+                entries = np.frombuffer(file.read(8 * (last - first)), np.uint64)
+                total += int((entries >> np.uint64(63)).sum()) * page
+    except OSError:
+        return sum(end - start for start, end in ranges)
+    return total
+
+
+def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Without overlaps, and without gaps below a page, so that no page counts twice."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if merged and start // page <= -(-merged[-1][1] // page):
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged

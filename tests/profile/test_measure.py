@@ -1,0 +1,192 @@
+"""A whole run: everything asked for is there, once per repeat, and it adds up."""
+
+from __future__ import annotations
+
+import gc
+from time import perf_counter
+
+import numpy as np
+import pytest
+
+from edgecal import Engine, KVCache, Recipe
+from edgecal.errors import AdapterError, BackendError, ContextLengthError, OptionError, RecipeError
+from edgecal.generate import decode
+from edgecal.profile import Measurement, Plan, measure
+from edgecal.profile.split import CALL, PYTHON, SAMPLING
+from edgecal_kernels.clock import PARTS
+from tests.profile.engines import PLAN, recipes, tiny_engine
+from tests.tiny import write_tiny_adapter, write_tiny_hf
+
+CLOSURE = 0.03  # of the whole, that parts may miss or count twice
+
+
+def test_every_measurement_is_there_once_per_repeat(report):
+    assert [m.name for m in report.methods] == ["base", "linear", "lcpp", "two"]
+    for method in report.methods:
+        assert len(method.compile_s) == PLAN.repeats
+        assert [(c.new, c.depth) for c in method.decodes] == [(12, 0), (12, 16)]
+        assert [(c.prompt, c.depth) for c in method.prompts] == [(24, 0), (24, 16)]
+        for case in method.decodes:
+            assert len(case.runs) == len(case.seconds) == PLAN.repeats
+            assert all(len(run) == 12 and min(run) > 0 for run in case.runs)
+            assert case.split.steps == 12 * PLAN.repeats
+            assert case.clock_cost is not None and case.clock_cost > 0
+        for case in method.prompts:
+            assert len(case.seconds) == len(case.first_token_s) == PLAN.repeats
+            assert all(a < b for a, b in zip(case.seconds, case.first_token_s, strict=True))
+            assert case.split.steps == PLAN.repeats
+    assert report.bandwidth(report.settings["threads"][0]) > 0
+    assert {m.name: (m.passes, m.rank) for m in report.methods} == {
+        "base": (1, 0),
+        "linear": (1, 4),
+        "lcpp": (1, 6),
+        "two": (2, 4),
+    }
+
+
+def test_the_parts_add_up_to_the_whole(report):
+    """Within 3 % by a clock around the whole loop; every step by its own marks."""
+    for method in report.methods:
+        for case in (*method.decodes, *method.prompts):
+            assert case.split.closure == pytest.approx(1, abs=CLOSURE), (method.name, case.label)
+            assert set(case.split.parts) <= {*PARTS, SAMPLING, CALL, PYTHON}
+            assert all(seconds >= 0 for seconds in case.split.parts.values())
+        parts = method.decodes[0].split.parts
+        assert {"qkv", "attention", "output", "gate_up", "down", "head", SAMPLING} <= set(parts)
+        assert ("lora" in parts) == (method.name != "base")
+
+
+def test_the_rate_is_that_of_a_clock_around_it(report):
+    for method in report.methods:
+        for case in method.decodes:
+            assert case.rate == pytest.approx(case.new / np.median(case.seconds))
+            inside = [sum(run) for run in case.runs]
+            for outer, inner in zip(case.seconds, inside, strict=True):
+                assert inner <= outer and inner == pytest.approx(outer, rel=0.05)
+
+
+def test_a_pipeline_reads_and_writes_in_all_its_passes(report):
+    one, two = report.methods[1], report.methods[3]
+    assert two.prompts[0].tokens_read == 24 + 12 and one.prompts[0].tokens_read == 24
+    # both passes read, the first one writes 12 tokens in between
+    assert np.median(two.prompts[0].first_token_s) > 3 * np.median(two.prompts[0].seconds) / 2
+    assert any("several passes" in note for note in report.notes)
+
+
+def test_what_depends_on_the_depth_shares_a_cache_of_the_same_bits(engine, folder):
+    """A cache that was filled once and measured in gives the logits of a fresh one."""
+    measurement = Measurement(engine, {"linear": recipes(folder)["linear"]}, Plan((8,), (8,), (0, 24), 2))
+    measurement.run()
+    subject, ids = measurement.subjects[0], measurement.ids
+    used, adapter = subject.cache(0, 24, ids[:24]), subject.compiled[0]
+    fresh = KVCache(engine.model.config)
+    for token in ids[:24]:
+        decode(engine.model, token, fresh, adapter)
+    a, b = (decode(engine.model, ids[24], cache, adapter) for cache in (used, fresh))
+    assert np.array_equal(a, b)
+
+
+def test_the_model_is_as_it_was_afterwards(engine, report):
+    assert not engine.model.clock.running and "forward" not in vars(engine.model)
+    before = engine.model.clock.ns.copy()
+    engine.generate("Some text")
+    assert np.array_equal(engine.model.clock.ns, before)
+
+
+def test_an_interrupted_run_keeps_what_it_has(folder):
+    engine = tiny_engine(folder)
+
+    def progress(done, total, what):
+        if "write" in what:
+            raise KeyboardInterrupt
+
+    measurement = Measurement(engine, recipes(folder), PLAN, progress=progress)
+    with pytest.raises(KeyboardInterrupt):
+        measurement.run()
+    assert measurement.report.interrupted and measurement.report.disturbance["seconds"] > 0
+    assert measurement.report.methods[0].decodes[0].runs and not measurement.report.methods[1].decodes
+    assert "forward" not in vars(engine.model)
+
+
+def test_progress_counts_to_the_end(engine, folder):
+    seen = []
+    Measurement(
+        engine, {"base": None}, Plan((8,), (4,), (0,), 2), progress=lambda done, total, what: seen.append((done, total))
+    ).run()
+    assert seen[-1] == (5, 5) and [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_lists_of_threads(folder):
+    from numba import get_num_threads
+
+    engine = tiny_engine(folder)
+    now = get_num_threads()
+    report = measure(engine, {"base": None}, Plan((8,), (4,), (0,), 2, threads=(1,)))
+    assert get_num_threads() == now and report.methods[0].decodes[0].threads == 1
+    assert {read.threads for read in report.reads} == {1}
+    with pytest.raises(BackendError, match="threads were asked for"):
+        measure(engine, {"base": None}, Plan(threads=(4096,)))
+    with pytest.raises(OptionError, match="NumPy back end"):
+        measure(tiny_engine(folder, backend="numpy"), {"base": None}, Plan(threads=(1,)))
+
+
+def test_the_numpy_back_end_is_measured_as_well(folder):
+    report = measure(tiny_engine(folder, backend="numpy"), {"base": None}, Plan((8,), (4,), (0,), 2))
+    split = report.methods[0].decodes[0].split
+    assert split.closure == pytest.approx(1, abs=CLOSURE) and split.parts["qkv"] > 0
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (Plan((2000,), (4,)), "a prompt of 2000 at depth 0 needs a context of 2000 tokens, the model has 1024"),
+        (Plan((8,), (64,), (1000,)), "64 new tokens at depth 1000 needs a context of 1064"),
+    ],
+)
+def test_a_context_too_short_is_refused(engine, plan, message):
+    with pytest.raises(ContextLengthError, match=message):
+        Measurement(engine, {"base": None}, plan)
+
+
+def test_a_pipeline_needs_room_and_something_to_write(engine, folder):
+    two = {"two": recipes(folder)["two"]}
+    with pytest.raises(OptionError, match="give -n"):
+        Measurement(engine, two, Plan((8,), (0,)))
+    with pytest.raises(ContextLengthError, match="take a smaller"):
+        Measurement(engine, two, Plan((1000,), (100,)))
+    with pytest.raises(OptionError, match="no recipe"):
+        Measurement(engine, {}, PLAN)
+
+
+def test_recipes_that_do_not_fit_are_refused_before_anything_is_timed(engine, tmp_path):
+    with pytest.raises(RecipeError, match="no adapter 'other' is loaded"):
+        measure(engine, {"base": None, "other": Recipe("single", ("other",))}, PLAN)
+    write_tiny_hf(tmp_path / "wide", hidden_size=128)
+    write_tiny_adapter(tmp_path / "adapter", tmp_path / "wide")
+    with pytest.raises(AdapterError, match="for another base"):
+        engine.add_adapter(tmp_path / "adapter")
+
+
+def test_the_decode_figure_is_that_of_the_peers_harness(smollm2_gguf):
+    """`bench/peers` times n decodes with an argmax each; interleaved with ours, the median ratio is within 5 %."""
+    engine = Engine.load(smollm2_gguf)
+    measurement = Measurement(engine, {"base": None}, Plan((0,), (8,), (0,), 1))
+    measurement.run()
+    subject, ids = measurement.subjects[0], measurement.ids[:8]
+    case, ratios = subject.result.decodes[0], []
+
+    def as_the_harness_does() -> float:
+        cache = KVCache(engine.model.config, engine.cache_dtype)
+        gc.collect()
+        started = perf_counter()
+        for token in ids:
+            decode(engine.model, token, cache, None).argmax()
+        return perf_counter() - started
+
+    for i in range(40):
+        theirs = as_the_harness_does() if i % 2 else 0.0
+        measurement._decode(subject, measurement.threads[0], 8, 0, False)
+        ratios.append(case.seconds[-1] / (theirs or as_the_harness_does()))
+    assert np.median(ratios) == pytest.approx(1, abs=0.05)
+    # and what a step reads is what the harness divides by
+    assert measurement.report.model.read_bytes == engine.model.weight_bytes
