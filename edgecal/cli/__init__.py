@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": "Compare with PyTorch, tensor by tensor, against stated tolerances.",
     "doctor": "Say what adapters do to a model, and what in them has no effect.",
     "figure": "Draw the weight changes of a recipe beside plain linear merging.",
+    "profile": "Say where every millisecond and every byte of a token goes, per method.",
     "pull": "Fetch the demo model, or a model of the hub, into the cache.",
     "warmup": "Compile the kernels for this machine, once.",
 }

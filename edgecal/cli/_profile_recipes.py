@@ -1,0 +1,87 @@
+"""Which recipes `edgecal profile` measures: words behind the model, or the options that the other commands have.
+
+A word is a recipe file, a calibration file (or demo:NAME), the name of a method, the name of an adapter that --adapter
+gives, or `demo`: everything that the demo data allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import EdgecalError, RecipeError
+from .options import adapter_paths, make_recipe
+
+if TYPE_CHECKING:
+    from ..adapters.recipe import Recipe
+
+_ALONE = ("method", "calibration", "adapter_weights", "steps", "recipe_file", "method_options")
+_OPTION = {"method_options": "--option", "recipe_file": "--recipe", "steps": "--step"}
+
+
+def gather(words: tuple[str, ...], options: dict[str, Any]) -> tuple[dict[str, Recipe], dict[str, str]]:
+    """({name: recipe}, {adapter: path}); RecipeError says what a word could have been."""
+    from .. import demo
+
+    paths = adapter_paths(options["adapters"], options["recipe_file"])
+    if not words:
+        recipe = make_recipe(options["adapters"], *(options[key] for key in _ALONE))
+        return {_name(recipe): recipe}, paths
+    for key in _ALONE:
+        if options[key]:
+            option = _OPTION.get(key, "--" + key.replace("_", "-"))
+            raise RecipeError(f"{option} makes a recipe, and so does {words[0]!r}: give recipes as words or as options")
+    found: dict[str, Recipe] = {}
+    for word in words:
+        if word == "demo" and not Path(word).exists():
+            paths = {**{name: str(demo.DATA / name) for name in demo.PAIR}, **paths}
+            recipes = demo.recipes()
+        else:
+            recipe = _recipe(word, paths)
+            recipes = {_name(recipe): recipe}
+        for name, recipe in recipes.items():
+            if recipe in found.values():
+                raise RecipeError(f"{word!r} is given twice: each recipe is measured once")
+            found[_free(name, found)] = recipe
+    return found, paths
+
+
+def _recipe(word: str, paths: dict[str, str]) -> Recipe:
+    from ..adapters.calibration import Calibration
+    from ..adapters.merge import find_method
+    from ..adapters.recipe import Recipe
+    from ..demo import find
+
+    names = tuple(paths)
+    file = Path(find(word)).expanduser()
+    if file.suffix == ".safetensors" and file.exists():
+        return Recipe(Calibration.load(file).method, names, calibration=str(file))
+    if file.is_file():
+        recipe = Recipe.from_file(file)
+        for name, path in recipe.paths:
+            if paths.setdefault(name, find(path)) != find(path):
+                raise RecipeError(f"{file} has {name!r} at {path}, and --adapter or another recipe at {paths[name]}")
+        return replace(recipe, calibration=find(recipe.calibration)) if recipe.calibration else recipe
+    if word in paths:
+        return Recipe("single", (word,))
+    try:
+        entry = find_method(word)
+    except EdgecalError as error:
+        raise RecipeError(
+            f"{word!r} is no recipe: there is no such file, --adapter gives no adapter of this name, and {error}"
+        ) from error
+    return Recipe(word, () if entry.max_adapters == 0 else names)
+
+
+def _name(recipe: Recipe) -> str:
+    return f"{recipe.method} ({recipe.adapters[0]})" if recipe.method == "single" else recipe.method
+
+
+def _free(name: str, taken: dict[str, Recipe]) -> str:
+    """The name, with a number where another recipe has it."""
+    number = 2
+    wanted = name
+    while name in taken:
+        name, number = f"{wanted} #{number}", number + 1
+    return name

@@ -1,0 +1,168 @@
+"""Profiles on a terminal, within 80 columns: wide tables are cut by columns, never by letters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from ._inspect_tables import plain
+
+if TYPE_CHECKING:
+    from ..profile.compare import Comparison
+    from ..profile.costs import Cost
+    from ..profile.results import Report
+    from ..profile.system import SystemAnalysis
+
+KIB, MIB = 2**10, 2**20
+_BAR = 24
+_SHORT = {
+    "learnable_calibration": "learnable_calib.",
+    "learnable_calibration_pp": "learnable_calib.++",
+    "single (summarize)": "single (summar.)",
+}
+
+
+def show(report: Report, console: Console) -> None:
+    """The console must not interpret markup: names come from files."""
+    from ..profile import tables
+
+    for line in tables.facts(report):
+        console.print(plain(line), soft_wrap=False)
+    for case, header, body in _by_case(*tables.speed_table(report)):
+        _table(console, f"{case}: ms per token", *_without(header, body, {"p90", "GB/s"}))
+    for case, header, body in _by_case(*tables.prompt_table(report)):
+        _table(console, f"{case}, up to the first token", header, body)
+    _table(console, "Median latency by depth", *tables.depth_table(report))
+    _split(console, report)
+    _table(console, "Memory, MiB resident", *tables.memory_table(report))
+    for note in report.notes:
+        console.print(plain(f"note: {note}"))
+    if report.interrupted:
+        console.print("interrupted: this is what was measured until then")
+
+
+def _by_case(header: list[str], body: list[list[str]]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """The rows of each case, without its column: on a narrow screen the case is the title."""
+    at = header.index("case")
+    for case in dict.fromkeys(row[at] for row in body):
+        rows = [row[:at] + row[at + 1 :] for row in body if row[at] == case]
+        yield case, header[:at] + header[at + 1 :], rows
+
+
+def _without(header: Sequence[str], body: Sequence[Sequence[str]], drop: set[str]) -> tuple[list[str], list[list[str]]]:
+    kept = [i for i, name in enumerate(header) if name not in drop]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in body]
+
+
+def _table(console: Console, title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+    if not body:
+        return
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), show_edge=False)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
+    for row in body:
+        table.add_row(plain(_SHORT.get(row[0], row[0])), *(plain(cell) for cell in row[1:]))
+    console.print()
+    console.print(table)
+
+
+def _split(console: Console, report: Report) -> None:
+    """One bar per part for a single method; a column per method for several, a few at a time."""
+    from ..profile import tables
+
+    header, body = tables.split_table(report)
+    if not body:
+        return
+    title = "Where a token's time goes, ms"
+    if len(header) == 2:
+        whole = float(body[-1][1]) or 1.0
+        rows = [[name, value, f"{100 * float(value) / whole:.1f}", _bar(float(value) / whole)] for name, value in body]
+        rows[-1][3] = rows[-2][3] = ""
+        table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), show_edge=False)
+        for name in ("part", "ms", "%", ""):
+            table.add_column(name, justify="right" if name in ("ms", "%") else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print()
+        console.print(table)
+        return
+    most = max(2, (console.width - 15) // 13)
+    for first in range(1, len(header), most):
+        chosen = range(first, min(first + most, len(header)))
+        names = ["", *(_SHORT.get(header[i], header[i]).replace("_", "\n").replace(" ", "\n") for i in chosen)]
+        table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), show_edge=False)
+        for i, name in enumerate(names):
+            table.add_column(
+                "\n".join(plain(word) for word in name.split("\n")),
+                justify="right" if i else "left",
+                overflow="fold",
+                max_width=12 if i else 20,
+            )
+        for row in body:
+            table.add_row(row[0], *(row[i] for i in chosen))
+        console.print()
+        console.print(table)
+
+
+def _bar(share: float) -> str:
+    """Eighths of a character."""
+    eighths = round(8 * _BAR * max(0.0, min(share, 1.0)))
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def show_comparison(result: Comparison, console: Console) -> None:
+    """What changed, the regressions last."""
+    order = {"same": 0, "unsure": 1, "better": 2, "worse": 3}
+    body = []
+    for change in sorted(result.changes, key=lambda c: order[c.verdict]):
+        scale, unit = (1e3, "ms") if change.unit == "s" else (1 / MIB, "MiB")
+        low, high = change.ratio.low, change.ratio.high
+        interval = "" if low is None or high is None or change.unit == "B" else f"{low:.2f}-{high:.2f}"
+        values = [f"{scale * x:.2f}" for x in (change.before, change.after)]
+        body.append([f"{_SHORT.get(change.method, change.method)}: {change.figure}", unit, *values])
+        body[-1] += [f"{change.ratio.value:.3f}", interval, change.verdict]
+    console.print(plain(f"A {result.before}"))
+    console.print(plain(f"B {result.after}"))
+    _table(console, "B by A (above 1: more time, more memory)", ["", "", "A", "B", "B/A", "99 %", "verdict"], body)
+    for note in result.notes:
+        console.print(plain(f"note: {note}"))
+    worse = len(result.regressions)
+    limit = f"{100 * result.threshold:g} %"
+    console.print(f"{worse} regressions beyond {limit}" if worse else f"no significant regression beyond {limit}")
+
+
+def show_system(analysis: SystemAnalysis, console: Console) -> None:
+    """Paper 2's table."""
+    from ..profile import machine
+
+    body = []
+    for row in analysis.rows:
+        if row.seconds:
+            times = (row.mean_s, row.std_s, row.mean_first_s)
+            cells = [row.name, str(row.passes), *(f"{t:.3f}" for t in times), f"{row.mean_new:.0f}"]
+            body.append([*cells, *(f"{x / MIB:.0f}" for x in (row.peak_bytes, row.idle_bytes))])
+            body[-1].append(f"{row.extra_parameters:,}")
+    n = len(analysis.dialogues)
+    title = f"{n} {'dialogue' if n == 1 else 'dialogues'}, {analysis.repeats} times each: inference time and memory"
+    header = ["method", "passes", "mean s", "std s", "first\ntoken s", "new\ntokens", "peak\nMiB", "idle\nMiB"]
+    _table(console, title, [*header, "extra\nparams"], body)
+    if any(not row.peak_is_exact for row in analysis.rows):
+        console.print("note: this system cannot start a new peak of memory: peaks include what came before")
+    for note in machine.warnings(analysis.disturbance, machine.facts()):
+        console.print(plain(f"note: {note}"))
+
+
+def show_costs(rows: list[Cost], console: Console) -> None:
+    """Paper 1's Table 3."""
+    body = []
+    for row in rows:
+        counts = (row.adapter_parameters, row.additional_parameters)
+        cells = [row.name, str(row.passes), *(f"{n:,}" for n in counts), f"{100 * row.additional_share:.2f} %"]
+        sizes = (f"{row.additional_bytes / KIB:.1f}", str(row.rank), f"{row.run_time_bytes / MIB:.1f}")
+        body.append([*cells, *sizes])
+    header = ["method", "passes", "adapters'\nparams", "additional\nparams", "share", "additional\nKiB"]
+    _table(console, "What a method costs beside the adapters", [*header, "rank", "merged\nMiB"], body)
