@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.table import Table
 from ._inspect_tables import plain
 
 if TYPE_CHECKING:
-    from ..profile.compare import Comparison
+    from ..profile.compare import Change, Comparison
     from ..profile.costs import Cost
     from ..profile.results import Report
     from ..profile.system import SystemAnalysis
@@ -63,7 +63,10 @@ def _table(console: Console, title: str, header: Sequence[str], body: Sequence[S
         return
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), show_edge=False)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
+        text = i == 0 or name == "figure"
+        least = min(18, max(len(row[0]) for row in body)) if i == 0 else None
+        justify: Literal["left", "right"] = "left" if text else "right"
+        table.add_column(name, justify=justify, no_wrap=not text, min_width=least, overflow="fold")
     for row in body:
         table.add_row(plain(_SHORT.get(row[0], row[0])), *(plain(cell) for cell in row[1:]))
     console.print()
@@ -115,24 +118,33 @@ def _bar(share: float) -> str:
 
 
 def show_comparison(result: Comparison, console: Console) -> None:
-    """What changed, the regressions last."""
-    order = {"same": 0, "unsure": 1, "better": 2, "worse": 3}
-    body = []
-    for change in sorted(result.changes, key=lambda c: order[c.verdict]):
-        scale, unit = (1e3, "ms") if change.unit == "s" else (1 / MIB, "MiB")
-        low, high = change.ratio.low, change.ratio.high
-        interval = "" if low is None or high is None or change.unit == "B" else f"{low:.2f}-{high:.2f}"
-        values = [f"{scale * x:.2f}" for x in (change.before, change.after)]
-        body.append([f"{_SHORT.get(change.method, change.method)}: {change.figure}", unit, *values])
-        body[-1] += [f"{change.ratio.value:.3f}", interval, change.verdict]
+    """What changed, the regressions last; what did not is counted."""
     console.print(plain(f"A {result.before}"))
     console.print(plain(f"B {result.after}"))
-    _table(console, "B by A (above 1: more time, more memory)", ["", "", "A", "B", "B/A", "99 %", "verdict"], body)
+    for verdict, title in (
+        ("unsure", "Other medians, within the noise"),
+        ("better", "Better"),
+        ("worse", "Worse"),
+    ):
+        body = [_change(change) for change in result.changes if change.verdict == verdict]
+        _table(console, f"{title} (B by A)", ["method", "figure", "", "A", "B", "B/A", "99 %"], body)
+    if not any(change.verdict != "same" for change in result.changes):
+        console.print()
+    same = sum(change.verdict == "same" for change in result.changes)
+    limit = f"{100 * result.threshold:g} %"
+    console.print(f"{same} of {len(result.changes)} figures are within {limit}")
     for note in result.notes:
         console.print(plain(f"note: {note}"))
     worse = len(result.regressions)
-    limit = f"{100 * result.threshold:g} %"
     console.print(f"{worse} regressions beyond {limit}" if worse else f"no significant regression beyond {limit}")
+
+
+def _change(change: Change) -> list[str]:
+    scale, unit = (1e3, "ms") if change.unit == "s" else (1 / MIB, "MiB")
+    low, high = change.ratio.low, change.ratio.high
+    interval = "" if low is None or high is None or change.unit == "B" else f"{low:.2f}-{high:.2f}"
+    values = [f"{scale * x:.2f}" for x in (change.before, change.after)]
+    return [change.method, change.figure, unit, *values, f"{change.ratio.value:.2f}", interval]
 
 
 def show_system(analysis: SystemAnalysis, console: Console) -> None:
@@ -164,5 +176,5 @@ def show_costs(rows: list[Cost], console: Console) -> None:
         cells = [row.name, str(row.passes), *(f"{n:,}" for n in counts), f"{100 * row.additional_share:.2f} %"]
         sizes = (f"{row.additional_bytes / KIB:.1f}", str(row.rank), f"{row.run_time_bytes / MIB:.1f}")
         body.append([*cells, *sizes])
-    header = ["method", "passes", "adapters'\nparams", "additional\nparams", "share", "additional\nKiB"]
+    header = ["method", "passes", "adapters'\nparams", "extra\nparams", "extra\nshare", "extra\nKiB"]
     _table(console, "What a method costs beside the adapters", [*header, "rank", "merged\nMiB"], body)

@@ -23,7 +23,10 @@ _MACHINE_CHANGED = 0.1  # difference of the plain reads beyond which the machine
 
 @dataclass(frozen=True)
 class Change:
-    """One figure of both. `unit` "s" or "B"; verdict "worse", "better", "same", or "unsure" (too few repeats)."""
+    """One figure of both. `unit` "s" or "B".
+
+    `verdict`: "worse", "better", "same", or "unsure" (a change within the noise, or too few repeats to tell).
+    """
 
     method: str
     figure: str
@@ -67,11 +70,12 @@ def compare(
     _refuse_other_model(before, after, names)
     result = Comparison(*names, threshold)
     theirs = {method.name: method for method in after.methods}
+    several = len({c.threads for report in (before, after) for m in report.methods for c in m.decodes}) > 1
     for method in before.methods:
         if method.name in theirs:
             if method.recipe != theirs[method.name].recipe:
                 result.notes.append(f"{method.name} is another recipe in {names[1]}")
-            for figure, unit, a, b in _pairs(method, theirs[method.name]):
+            for figure, unit, a, b in _pairs(method, theirs[method.name], several):
                 result.changes.append(_change(method.name, figure, unit, a, b, threshold))
     if not result.changes:
         raise OptionError(
@@ -79,7 +83,7 @@ def compare(
             f"{_names(before)} and {_names(after)}, their lengths {_lengths(before)} and {_lengths(after)}"
         )
     result.notes += _notes(before, after, names)
-    if any(change.verdict == "unsure" for change in result.changes):
+    if any(change.unit == "s" and change.ratio.low is None for change in result.changes):
         result.notes.append(f"fewer than {FEWEST} repeats say nothing about noise: such figures are not judged (-r)")
     return result
 
@@ -103,22 +107,22 @@ def _lengths(report: Report) -> str:
     return ", ".join(sorted(cases)) or "none"
 
 
-def _pairs(a: MethodResult, b: MethodResult) -> Iterator[tuple[str, str, list[float], list[float]]]:
-    """(figure, unit, before, after) of what both measured."""
+def _pairs(a: MethodResult, b: MethodResult, several: bool) -> Iterator[tuple[str, str, list[float], list[float]]]:
+    """(figure, unit, before, after) of what both measured; `several`: the number of threads tells cases apart."""
     decodes = {(c.threads, c.new, c.depth): c for c in b.decodes}
     for decode in a.decodes:
         other = decodes.get((decode.threads, decode.new, decode.depth))
         if other is None or not decode.runs or not other.runs:
             continue
-        label = f"{decode.label}, {decode.threads} threads"
+        label = decode.label + (f", {decode.threads} threads" if several else "")
         yield label, "s", [s / decode.new for s in decode.seconds], [s / other.new for s in other.seconds]
         yield f"{label}: p95", "s", [_tail(run) for run in decode.runs], [_tail(run) for run in other.runs]
     prompts = {(c.threads, c.prompt, c.depth, c.tokens_read): c for c in b.prompts}
     for prompt in a.prompts:
         theirs = prompts.get((prompt.threads, prompt.prompt, prompt.depth, prompt.tokens_read))
         if theirs is not None and prompt.first_token_s and theirs.first_token_s:
-            label = f"{prompt.label}, {prompt.threads} threads: first token"
-            yield label, "s", prompt.first_token_s, theirs.first_token_s
+            label = prompt.label + (f", {prompt.threads} threads" if several else "")
+            yield f"{label}: first token", "s", prompt.first_token_s, theirs.first_token_s
     if a.compile_s and b.compile_s and a.adapter_bytes and b.adapter_bytes:
         yield "compile", "s", a.compile_s, b.compile_s
     if a.memory and b.memory and a.memory.context == b.memory.context:
@@ -140,10 +144,10 @@ def _change(method: str, figure: str, unit: str, a: list[float], b: list[float],
     else:
         low, high = ratio.low, ratio.high
     verdict = "same"
-    if ratio.value > 1 + threshold and low > 1:
-        verdict = "worse"
-    elif ratio.value < 1 / (1 + threshold) and high < 1:
-        verdict = "better"
+    if ratio.value > 1 + threshold:
+        verdict = "worse" if low > 1 else "unsure"
+    elif ratio.value < 1 / (1 + threshold):
+        verdict = "better" if high < 1 else "unsure"
     return Change(method, figure, unit, median(a), median(b), ratio, verdict)
 
 

@@ -95,7 +95,7 @@ def test_costs_without_weights(folder, adapters):
     rows = json.loads(done.stdout)
     assert [row["additional_parameters"] > 0 for row in rows] == [False, True]
     table = edgecal("profile", folder / "model", *words, *adapters, "--costs", home=folder).stdout
-    assert "additional" in table and max(map(len, table.splitlines())) <= 80
+    assert "extra" in table and max(map(len, table.splitlines())) <= 80
 
 
 def test_dialogues(folder, adapters):
