@@ -154,9 +154,8 @@ def _roof(report: Report) -> str:
         for case in method.decodes:
             point = method.point(report.model, case, report.reads)
             if point is not None:
-                points.append(
-                    (f"{method.name}, {case.label}", point.intensity, point.operations / point.step_s, colour)
-                )
+                rate = point.operations / point.step_s / 1e9
+                points.append((f"{method.name}, {case.label}", point.intensity, rate, colour))
     rates = [read.rate for read in report.reads]
     if not rates:
         return ""

@@ -205,7 +205,7 @@ def stacks(
                 f"<title>{escape(part)}: {number(value)}</title></rect>"
             )
             at += value
-    used = list(dict.fromkeys((part, colour) for _, parts in rows for part, value, colour in parts if value))
+    used = sorted({(part, colour) for _, parts in rows for part, value, colour in parts if value}, key=lambda e: e[1])
     return figure(title, height, out, description).replace("</svg>", f"</svg>{legend(used)}", 1)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from edgecal import Engine, KVCache, Recipe
 from edgecal.errors import AdapterError, BackendError, ContextLengthError, OptionError, RecipeError
 from edgecal.generate import decode
+from edgecal.memory import peak_resident
 from edgecal.profile import Measurement, Plan, measure
 from edgecal.profile.split import CALL, PYTHON, SAMPLING
 from edgecal_kernels.clock import PARTS
@@ -91,6 +94,34 @@ def test_the_model_is_as_it_was_afterwards(engine, report):
     before = engine.model.clock.ns.copy()
     engine.generate("Some text")
     assert np.array_equal(engine.model.clock.ns, before)
+
+
+def test_memory_is_what_proc_says_and_its_parts_are_exact(folder, monkeypatch):
+    """The peak is VmHWM at that moment, to the byte; the parts are the arrays' own sizes and sum to it."""
+    engine = tiny_engine(folder)
+    read = []
+
+    def peak():
+        read.append(peak_resident())
+        status = Path("/proc/self/status").read_text()
+        assert read[-1] == int(status.split("VmHWM:")[1].split()[0]) * 1024
+        return read[-1]
+
+    if sys.platform != "linux":
+        pytest.skip("asks /proc")
+    monkeypatch.setattr("edgecal.profile.measure.peak_resident", peak)
+    measurement = Measurement(engine, recipes(folder), Plan((300,), (4,), (0,), 1))
+    report = measurement.run()
+    cache = KVCache(engine.model.config, engine.cache_dtype)
+    cache.reserve(300)
+    assert [m.memory.peak for m in report.methods] == read
+    for subject, method in zip(measurement.subjects, report.methods, strict=True):
+        memory = method.memory
+        assert memory.context == 300 and memory.kv_cache == cache.nbytes
+        assert memory.weights == engine.model.weight_bytes == report.model.weight_bytes
+        assert memory.adapters == sum({id(a): a.nbytes for a in subject.compiled if a is not None}.values())
+        assert memory.peak == memory.weights + memory.adapters + memory.kv_cache + memory.rest and memory.rest > 0
+    assert report.idle_weights == engine.model.weight_bytes < report.idle_bytes
 
 
 def test_an_interrupted_run_keeps_what_it_has(folder):

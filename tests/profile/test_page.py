@@ -6,6 +6,7 @@ import copy
 import csv
 import io
 import math
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from edgecal.profile import tables
 from edgecal.profile.page import to_html
 from edgecal.profile.plots import Axis, linear_ticks, log_ticks, number
+from edgecal.profile.roofline import Read
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'&<b>"
 VOID = {"meta", "br", "img"}
@@ -117,6 +119,21 @@ def test_the_split_table_ends_with_the_whole(report):
     for column in parts:
         assert sum(column[:-2]) == pytest.approx(column[-2], abs=0.01)
         assert column[-2] == pytest.approx(column[-1], rel=0.03)
+
+
+def test_a_step_lies_in_the_roofline_where_it_was_measured(report):
+    """The dots' titles have the figures of the table, and their places are inside of the frame."""
+    made = copy.deepcopy(report)
+    made.methods, made.reads = made.methods[:1], [Read(2, 10_000_000_000, 1.0)]
+    case = made.methods[0].decodes[0]
+    made.methods[0].decodes = [case]
+    text = to_html(made)
+    roof = text[text.index("Roofline") :]
+    point = made.methods[0].point(made.model, case, made.reads)
+    dot = re.search(r'<circle class="s0" cx="([0-9.]+)" cy="([0-9.]+)" r="5"><title>(.*?)</title>', roof)
+    assert dot is not None and 46 <= float(dot[1]) <= 410 and 0 <= float(dot[2]) <= 220
+    rates = f"{number(point.operations / point.step_s / 1e9)} Gop/s, {number(point.rate / 1e9)} GB/s"
+    assert dot[3] == f"base, write 12: {rates}" and "10 GB/s plain read" in roof
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0.003), (3, 3.0001), (0, 12345)])
