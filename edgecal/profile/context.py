@@ -6,21 +6,24 @@
     p.generations[0].decode_rate, p.latency, p.split(), p.write_trace("trace.json")
 
 Inside the block every forward of the model is timed and the kernels' clock runs; the token records that the engine
-gives anyway tell what sampling took. Outside of it the engine is untouched. What a program does between two tokens
-(printing them, say) counts as "python" in the split, for the token after it.
+gives anyway tell what sampling took. Batches (`generate_batch`) are not watched. Outside of it the engine is
+untouched. What a program does between two tokens (printing them, say) counts as "python" in the split, for the token
+after it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..engine import Engine, Piece
+from ..adapters.recipe import Recipe
+from ..completion import Piece
+from ..engine import Engine
 from ..errors import OptionError
 from ..generate import TokenRecord
 from .files import write_text
@@ -41,6 +44,7 @@ class Generation:
     start_s: float
     steps: list[Step] = field(default_factory=list)
     tokens: list[TokenRecord] = field(default_factory=list)
+    prompt_steps: int = 0  # of the steps, those before the first token
     total_s: float = 0.0
 
     @property
@@ -66,11 +70,11 @@ class Generation:
     def decode_split(self) -> Split:
         """Of the tokens after the first; they were timed by the generation's own clock, the parts by theirs."""
         n = len(self.tokens) - 1
-        return split_of(self.steps[-n:], self.decode_s, n) if n > 0 else Split()
+        return split_of(self.steps[self.prompt_steps :], self.decode_s, n) if n > 0 else Split()
 
     def prompt_split(self) -> Split:
         """Everything up to the first token: all passes."""
-        steps = self.steps[: len(self.steps) - len(self.tokens) + 1]
+        steps = self.steps[: self.prompt_steps]
         return split_of(steps, sum(s.before_s + s.forward_s + s.sample_s for s in steps), 1) if self.tokens else Split()
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,30 +114,30 @@ class Profile:
         del self.engine.stream, self.engine.stream_ids
         self._marks.__exit__()
 
-    def _watch_text(self, prompt: Any, **options: Any) -> Iterator[Piece]:
-        recipe = options.get("recipe")
-        if recipe is None or not recipe.steps:
-            return self._stream(prompt, **options)  # which goes on through stream_ids
-        return self._watch(recipe.method, self._stream(prompt, **options))
+    def _watch_text(self, prompt: Any, **options: Any) -> Generator[Piece, None, None]:
+        return self._watch(options.get("recipe"), self._stream(prompt, **options))
 
-    def _watch_ids(self, ids: Any, **options: Any) -> Iterator[Piece]:
-        recipe = options.get("recipe")
-        return self._watch("zero_shot" if recipe is None else recipe.method, self._stream_ids(ids, **options))
+    def _watch_ids(self, ids: Any, **options: Any) -> Generator[Piece, None, None]:
+        return self._watch(options.get("recipe"), self._stream_ids(ids, **options))
 
-    def _watch(self, method: str, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    def _watch(self, recipe: Recipe | None, pieces: Generator[Piece, None, None]) -> Generator[Piece, None, None]:
         marks = self._marks
-        generation = Generation(method, perf_counter())
+        generation = Generation("zero_shot" if recipe is None else recipe.method, perf_counter())
         self.generations.append(generation)
         first = len(marks.steps)
         marks.ended = generation.start_s
         try:
             for piece in pieces:
+                if not generation.tokens:
+                    generation.prompt_steps = len(marks.steps) - first
                 generation.tokens.append(piece.token)
-                if len(marks.steps) > first:  # the forward that this token was chosen from has just been
-                    last = replace(marks.steps[-1], sample_s=piece.token.sample_s)
-                    marks.steps[-1], marks.ended = last, last.end_s
+                # The forward that this token was chosen from is the last one; a verified draft gives several tokens
+                last = marks.steps[-1]
+                last = replace(last, sample_s=last.sample_s + piece.token.sample_s)
+                marks.steps[-1], marks.ended = last, last.end_s
                 yield piece
         finally:
+            pieces.close()
             generation.total_s = perf_counter() - generation.start_s
             generation.steps = marks.steps[first:]
 

@@ -78,9 +78,9 @@ class Split:
 class Step:
     """One forward and what followed it; seconds. `start_s` counts from the same moment for all steps of a trace.
 
-    `kind`: "prefill" (a chunk of a prompt) or "decode". `before_s` is what passed since the step before ended, and what
-    keeping this one took.
-    `parts` is empty where the kernels' clock was off.
+    `kind`: "prefill" (a chunk of a prompt) or "decode" (a token, with what was drafted behind it). `before_s` is
+    what passed since the step before ended, and what keeping this one took. `parts` is empty where the kernels'
+    clock was off.
     """
 
     kind: str
@@ -142,7 +142,7 @@ class Marks:
         logits = self._forward(ids, cache, adapter, **options)
         end = perf_counter()
         parts = clock.seconds() if self.operations else {}
-        kind = "decode" if len(ids) == 1 else "prefill"
+        kind = "decode" if len(ids) == 1 or options.get("all_logits") else "prefill"
         self.steps.append(Step(kind, start, end - start, start - self.ended, len(ids), depth, parts=parts))
         self.ended, self._returned = end, perf_counter()
         return logits

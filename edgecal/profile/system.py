@@ -2,9 +2,10 @@
 
 Inference time goes from the text to the end of the answer: template, tokens, prefill and decoding of all passes. The
 methods answer each dialogue in turn, beginning with another one each time, so that none has always the warm caches.
-Answers end where the model ends them (or at `max_tokens`), as in use; their lengths differ between methods, so the time
-per token stands beside. Memory is measured before, each method alone, on the longest dialogue: its peak while it
-answers, and what is resident afterwards, idle, with its adapters compiled.
+Answers end where the model ends them (or at `max_tokens`), as in use; their lengths differ between methods, so they
+stand beside. Drafts are off and no prefix is reused: both help by what a text happens to repeat. Memory is measured
+before, each method alone, on the longest dialogue: its peak while it answers, and what is resident afterwards, idle,
+with its adapters compiled.
 """
 
 from __future__ import annotations
@@ -89,12 +90,13 @@ class SystemAnalysis:
             raise OptionError(f"repeats must be at least 1, found {repeats}")
         self.engine, self.recipes, self.dialogues = engine, dict(recipes), list(dialogues)
         self.instruction, self.repeats, self.progress = instruction, repeats, progress
-        self.settings = Settings(max_tokens=max_tokens)
+        self.settings = Settings(max_tokens=max_tokens, speculate="off")
         self.rows: list[SystemRow] = []
         self.interrupted = False
         self.disturbance: dict[str, Any] = {}
 
     def _answer(self, recipe: Recipe | None, text: str) -> Any:
+        self.engine.prefixes.clear()  # an answer must not find what an earlier one has read
         prompt = text if recipe is not None and recipe.steps else user_message(self.instruction, text)
         return self.engine.generate(prompt, recipe=recipe, settings=self.settings)
 

@@ -58,7 +58,8 @@ def _slices(span: Span, track: int, origin: float) -> Iterator[dict[str, Any]]:
     yield _slice(span.name, "phase", span.start_s - origin, span.seconds, track, span.args)
     for index, step in enumerate(span.steps):
         start = step.start_s - origin
-        name = f"token {index}" if step.kind == "decode" else f"prefill {step.tokens}"
+        drafted = f" + {step.tokens - 1} drafted" if step.tokens > 1 else ""
+        name = f"token {index}{drafted}" if step.kind == "decode" else f"prefill {step.tokens}"
         facts = {"depth": step.depth, "tokens": step.tokens}
         yield _slice(name, "token", start, step.forward_s + step.sample_s, track, facts)
         yield _slice("forward", "forward", start, step.forward_s, track)

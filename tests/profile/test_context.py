@@ -16,10 +16,12 @@ from tests.profile.engines import recipes, tiny_engine
 
 def test_every_generation_with_its_tokens(engine, folder):
     plain = engine.generate("Some text", settings=Settings(max_tokens=6))
+    engine.prefixes.clear()
     with Profile(engine) as p:
-        watched = engine.generate("Some text", settings=Settings(max_tokens=6))
-        engine.generate("Some text", recipe=recipes(folder)["linear"], settings=Settings(max_tokens=4))
-        for _ in engine.stream_ids([5, 6, 7], settings=Settings(max_tokens=3)):
+        watched = engine.generate("Some text", settings=Settings(max_tokens=6, speculate="off"))
+        linear = recipes(folder)["linear"]
+        engine.generate("Some text", recipe=linear, settings=Settings(max_tokens=4, speculate="off"))
+        for _ in engine.stream_ids([5, 6, 7], settings=Settings(max_tokens=3, speculate="off")):
             pass
     assert watched.text == plain.text, "watching changes no answer"
     assert [g.method for g in p.generations] == ["zero_shot", "linear", "zero_shot"]
@@ -39,6 +41,16 @@ def test_a_pipeline_has_the_steps_of_all_passes(engine, folder):
     assert sum(step.kind == "prefill" for step in generation.steps) == 2
     assert len(generation.steps) > len(generation.tokens)
     assert generation.prompt_split().closure == pytest.approx(1, abs=0.03)
+
+
+def test_drafts_give_several_tokens_in_a_step(engine):
+    with Profile(engine) as p:
+        answer = engine.generate("a b a b a b", settings=Settings(max_tokens=24, speculate=3))
+    (generation,) = p.generations
+    assert len(generation.tokens) == len(answer.tokens) and answer.drafted_tokens > 0
+    assert any(step.kind == "decode" and step.tokens > 1 for step in generation.steps)
+    split = generation.decode_split()
+    assert split.steps == len(answer.tokens) - 1 and split.closure == pytest.approx(1, abs=0.03)
 
 
 def test_nothing_is_left_behind(engine):
