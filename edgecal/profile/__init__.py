@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from .compare import Comparison, compare
 from .context import Profile
-from .measure import Measurement, measure
+from .measurement import Measurement, measure
 from .plan import Plan
 from .results import DecodeCase, Memory, MethodResult, PromptCase, Report
 from .schema import load

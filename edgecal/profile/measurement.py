@@ -243,7 +243,7 @@ class Measurement:
             case.runs.append(steps)
             return steps
         with Marks(model) as marks:
-            started = perf_counter()
+            started = marks.ended = perf_counter()
             steps = write_tokens(model, ids, cache, adapter, sampler, marks)
             whole = perf_counter() - started
         case.split = case.split.plus(split_of(marks.steps, whole, length))
