@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgecal_kernels.cached import Cached
 from edgecal_kernels.dispatch import backend
 from edgecal_kernels.quant import FORMATS, quantize
 
@@ -38,11 +39,14 @@ def test_product_fp32(paired: Paired, ops: Any, n_tokens: int, times: int) -> No
     paired(lambda: ops.matmul(ops.Activations(x), weight), times)
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
 @pytest.mark.parametrize(("n_tokens", "depth", "times"), [(1, 1024, 10), (1, 4096, 5), (128, 0, 2)])
-def test_attention(paired: Paired, ops: Any, n_tokens: int, depth: int, times: int) -> None:
-    cache = floats(KV_HEADS, depth + n_tokens, HEAD_DIM).astype(np.float16)
+def test_attention(paired: Paired, ops: Any, n_tokens: int, depth: int, times: int, dtype: str) -> None:
+    cached = Cached(dtype, 1, KV_HEADS, -(-(depth + n_tokens) // 16) * 16, HEAD_DIM)
+    for array in (cached.keys, cached.values):  # what the numbers are costs nothing more, as long as they are ordinary
+        array[:] = RNG.integers(-8, 8, array.shape)
     q = floats(n_tokens, HEADS, HEAD_DIM)
-    paired(lambda: ops.attention(q, cache, cache, depth), times)
+    paired(lambda: ops.attention(q, cached, 0, depth), times)
 
 
 @pytest.mark.parametrize("rank", [16, 32])

@@ -164,9 +164,10 @@ def test_lists_of_threads(folder):
 
 
 def test_the_numpy_back_end_is_measured_as_well(folder):
-    report = measure(tiny_engine(folder, backend="numpy"), {"base": None}, Plan((8,), (4,), (0,), 2))
-    split = report.methods[0].decodes[0].split
-    assert split.closure == pytest.approx(1, abs=CLOSURE) and split.parts["qkv"] > 0
+    report = measure(tiny_engine(folder, backend="numpy"), {"base": None}, Plan((8,), (4,), (0, 8, 16), 3))
+    splits = [case.split for case in report.methods[0].decodes]
+    assert np.median([split.closure for split in splits]) == pytest.approx(1, abs=CLOSURE)
+    assert all(split.parts["qkv"] > 0 for split in splits)
 
 
 @pytest.mark.parametrize(
