@@ -28,6 +28,7 @@ import numpy as np
 from numba import prange
 
 from bench.machine import facts
+from edgecal_kernels.cached import TYPES, Cached
 from edgecal_kernels.dispatch import backend, set_threads
 from edgecal_kernels.quant import FORMATS, QuantizedTensor, quantize
 
@@ -145,35 +146,29 @@ def _others() -> list[Measure]:
     ops, rng = backend("numba"), np.random.default_rng(0)
     x = rng.standard_normal((512, 2048), np.float32)
     wide = rng.standard_normal((512, 8192), np.float32)
-    keys, values = (rng.standard_normal((8, 1536, 64)).astype(np.float16) for _ in range(2))
     q = rng.standard_normal((512, 32, 64), np.float32)
     seen = 1024 + 256  # keys of a token in the middle of the 512 that follow 1,024
     work = 4.0 * 32 * 64
     tiny = quantize(np.ones((16, 32), np.float32), "int8")
     one = ops.Activations(np.ones((1, 32), np.float32))
     one.rounded()
-    return [
+    measures = [
         Measure("empty call", "16x32", 1, tiny.nbytes, 2.0 * 16 * 32, lambda: ops.matmul(one, tiny)),
         Measure("round to int8", "512x2048", 512, x.nbytes * 1.25, 0, lambda: ops.quantize_rows(x)),
         Measure("rms_norm", "512x2048", 512, x.nbytes * 2, 0, lambda: ops.rms_norm(x, x[0], 1e-5)),
         Measure("swiglu", "512x8192", 512, wide.nbytes * 3, 0, lambda: ops.swiglu(wide.copy(), wide)),
-        Measure(
-            "attention",
-            "after 1024",
-            1,
-            2 * 8 * 1025 * 128,
-            work * 1025,
-            lambda: ops.attention(q[:1], keys, values, 1024),
-        ),
-        Measure(
-            "attention",
-            "after 1024",
-            512,
-            keys.nbytes * 2,
-            work * seen * 512,
-            lambda: ops.attention(q, keys, values, 1024),
-        ),
     ]
+    for dtype in TYPES:
+        cached = Cached(dtype, 1, 8, 1536, 64)
+        ops.remember(cached, 0, 0, *(rng.standard_normal((1536, 8, 64), np.float32) for _ in range(2)))
+        for n, keys in ((1, 1025), (512, seen)):
+
+            def attend(n: int = n, cached: Cached = cached) -> object:
+                return ops.attention(q[:n], cached, 0, 1024)
+
+            read = cached.nbytes * (1024 + n) / 1536
+            measures.append(Measure(f"attention {dtype}", "after 1024", n, read, work * keys * n, attend))
+    return measures
 
 
 def measure(measures: list[Measure], rounds: int) -> None:

@@ -41,7 +41,7 @@ def test_the_command(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     rows = json.loads(file.read_text())["rows"]
-    assert {row["operation"] for row in rows} >= {"int4", "int4_affine", "int8", "float32 BLAS", "attention"}
+    assert {row["operation"] for row in rows} >= {"int4", "int4_affine", "int8", "float32 BLAS", "attention fp16"}
     assert all(row["seconds"] > 0 for row in rows)
     assert all(row["operation"] in done.stdout for row in rows)
     wrong = subprocess.run([*command, "--shapes", "32"], capture_output=True, text=True, cwd=ROOT)
