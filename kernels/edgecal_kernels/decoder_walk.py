@@ -12,7 +12,8 @@ An adapter puts its A* x in front of each group of products and a bar behind it,
 A row of a step is a token with a cache, a position and an adapter of its own: tokens of several sequences, or several
 tokens of one. The arithmetic of a row is that of the single operations, in the same order, whatever rows are beside it.
 
-Trap: addresses are int64. Numba adds an unsigned and a signed integer as float64.
+Traps: addresses are int64, because Numba adds an unsigned and a signed integer as float64. Constants that are handed
+to kernels are NumPy's integers: Numba compiles a function anew for every Python integer that it finds in a call.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from .packed_matmul import AFFINE, INT4, INT8, add_int8, multiply
 from .rounding import quantize_row
 from .sync import barrier
 
-Q_PROJ, K_PROJ, V_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ = range(7)
+Q_PROJ, K_PROJ, V_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ, _END = np.arange(8)
+_ZERO, _ONE = np.arange(2)
+_INT8 = np.int64(INT8)
 HEAD_PROJ, EMBEDDING = 0, 1  # in the row of the table behind the last layer
 
 # A packed matrix as the kernels see it: addresses of its arrays and of its bias (0: not there), and sizes.
@@ -130,29 +133,35 @@ def _round(x: Any, n: int, k: int, rounded: Any) -> None:
 
 
 @kernel
-def _inner(
-    pairs: Any, layer: int, modules: Any, rows: Any, k: int, rounded: Any, inner: Any, thread: int, n_threads: int
-) -> None:
-    """This thread's share of A* x for each row and each module in [first, last): inner[module - first, row]."""
-    codes, scale, total = rounded
+def _inner(step: Any, space: Any, words: Any, layer: int, first: int, last: int, k: int, clock: Any, t: int) -> int:
+    """A* x of modules [first, last) for each row that has an adapter: inner[module - first, row]; then a barrier.
+
+    The threads share the tiles of A*. Returns the time.
+    """
+    _, pairs, rows, adapted, thread, n_threads = step
+    if not adapted:
+        return t
+    (codes, scale, total), inner, _ = space
     n = rows.shape[0]
-    for module in range(modules[0], modules[1]):
-        out = inner[module - modules[0]]
-        first = 0
-        while first < n:
-            slot, last = rows[first].slot, first + 1
-            while last < n and rows[last].slot == slot:
-                last += 1
+    for module in range(first, last):
+        out = inner[module - first]
+        row = 0
+        while row < n:
+            slot, end = rows[row].slot, row + 1
+            while end < n and rows[end].slot == slot:
+                end += 1
             pair = pairs[slot, layer, module]
             if pair.rank > 0:
-                sizes = (pair.steps, pair.steps, 1, k, out.shape[1])
+                sizes = (pair.steps, pair.steps, _ONE, k, out.shape[1])
                 tiles = _share(pair.a_tiles, (thread + module) % n_threads, n_threads)
-                a, a_scale, own = pair.a_codes, pair.a_scale, (first, last)
-                multiply(INT8, a, a_scale, 0, sizes, codes, scale, total, own, out, tiles)
+                a, a_scale, own = pair.a_codes, pair.a_scale, (row, end)
+                multiply(_INT8, a, a_scale, _ZERO, sizes, codes, scale, total, own, out, tiles)
                 if thread == 0:
-                    for row in range(first, last):
-                        out[row, pair.a_tiles * 16 : pair.padded] = np.float32(0)
-            first = last
+                    for i in range(row, end):
+                        out[i, pair.a_tiles * 16 : pair.padded] = np.float32(0)
+            row = end
+    barrier(words, n_threads)
+    return _tick(clock, LORA, t)
 
 
 @kernel
@@ -160,14 +169,14 @@ def _adapt(pair: Any, row: int, inner: Any, rounded: Any, out: Any, tiles: Any) 
     """out += B* inner + bias* for one row; `rounded` are buffers for the inner vector in int8."""
     codes, scale, total = rounded
     if pair.rank > 0:
-        quantize_row(inner, row * inner.shape[1], pair.padded, codes, scale, total, 0)
+        quantize_row(inner, row * inner.shape[1], pair.padded, codes, scale, total, _ZERO)
         steps = pair.padded // 32
         for step in range(steps):
             scale[0, step] *= np.float32(pair.scaling)  # a power of two: as good as scaling `inner`
         quads = (pair.rank + 3) // 4
         target = out[row]
-        sizes = (steps, steps, 1, pair.padded, 0)
-        add_int8(pair.b_codes, pair.b_scale, sizes, codes, scale, total, 0, target, tiles, quads)
+        sizes = (steps, steps, _ONE, pair.padded, _ZERO)
+        add_int8(pair.b_codes, pair.b_scale, sizes, codes, scale, total, _ZERO, target, tiles, quads)
     if pair.bias != 0:
         _add_bias(out, row, pair.bias, tiles)
 
@@ -185,7 +194,7 @@ def _product(linear: Any, n: int, rounded: Any, out: Any, tiles: Any) -> None:
     codes, x_scale, total = rounded
     sizes = (linear.steps, linear.groups, linear.per_group, linear.inputs, out.shape[1])
     weight, scale, minimum = linear.codes, linear.scale, linear.minimum
-    multiply(linear.format, weight, scale, minimum, sizes, codes, x_scale, total, (0, n), out, tiles)
+    multiply(linear.format, weight, scale, minimum, sizes, codes, x_scale, total, (_ZERO, n), out, tiles)
     if linear.bias != 0:
         for row in range(n):
             _add_bias(out, row, linear.bias, tiles)
@@ -193,28 +202,17 @@ def _product(linear: Any, n: int, rounded: Any, out: Any, tiles: Any) -> None:
 
 @kernel
 def _linear(
-    table: Any,
-    pairs: Any,
-    layer: int,
-    module: int,
-    first_module: int,
-    rows: Any,
-    adapted: bool,
-    rounded: Any,
-    inner: Any,
-    inner_rounded: Any,
-    out: Any,
-    tiles: Any,
-    clock: Any,
-    part: int,
+    step: Any, space: Any, layer: int, module: int, first: int, out: Any, tiles: Any, clock: Any, part: int
 ) -> None:
-    """These tiles of a module with its adapters; the adapters' time goes from `part` to LORA."""
+    """These tiles of a module of the group that begins with `first`, with its adapters, whose time goes to LORA."""
+    table, pairs, rows, adapted, _, _ = step
+    rounded, inner, inner_rounded = space
     n = rows.shape[0]
     _product(table[layer, module], n, rounded, out, tiles)
     if adapted:
-        before = _now() if clock.size else 0
+        before = _now() if clock.size else _ZERO
         for row in range(n):
-            _adapt(pairs[rows[row].slot, layer, module], row, inner[module - first_module], inner_rounded, out, tiles)
+            _adapt(pairs[rows[row].slot, layer, module], row, inner[module - first], inner_rounded, out, tiles)
         if clock.size:
             spent = _now() - before
             clock[LORA] += spent
@@ -276,7 +274,7 @@ def _walk(
     normed = carray(_pointer(plan.normed), (n_threads, plan.most, hidden_size), np.float32)[thread]
     rounded = _rounded(plan.codes, plan.scale, plan.total, n_threads, plan.most, plan.widest, thread)
     inner_rounded = _rounded(
-        plan.inner_codes, plan.inner_scale, plan.inner_total, n_threads, 1, plan.inner_width, thread
+        plan.inner_codes, plan.inner_scale, plan.inner_total, n_threads, _ONE, plan.inner_width, thread
     )
     norms = _floats(plan.norms, 2 * n_layers + 1, hidden_size)
     centered = plan.norm_biases != 0
@@ -285,6 +283,7 @@ def _walk(
     flat_q, flat_k, flat_v = q.reshape(-1), k.reshape(-1), v.reshape(-1)
     flat_gate, flat_up = gate.reshape(-1), up.reshape(-1)
     ticks = clock if thread == 0 else clock[:0]
+    step, space = (table, pairs, rows, adapted, thread, n_threads), (rounded, inner, inner_rounded)
     flat_mixed, per_kv = mixed.reshape(-1), n_heads // n_kv_heads
     scratch = attention_scratch(per_kv, width)
     t = _now() if ticks.size else 0
@@ -296,29 +295,10 @@ def _walk(
         normalize(x, norms[2 * layer], norm_biases[2 * layer], eps, centered, normed)
         _round(normed, n, hidden_size, rounded)
         t = _tick(ticks, NORM, t)
-        if adapted:
-            modules = (Q_PROJ, V_PROJ + 1)
-            _inner(pairs, layer, modules, rows, hidden_size, rounded, inner, thread, n_threads)
-            barrier(words, n_threads)
-            t = _tick(ticks, LORA, t)
+        t = _inner(step, space, words, layer, Q_PROJ, O_PROJ, hidden_size, ticks, t)
         for module, out in ((Q_PROJ, q), (K_PROJ, k), (V_PROJ, v)):
             tiles = _share(table[layer, module].tiles, thread, n_threads)
-            _linear(
-                table,
-                pairs,
-                layer,
-                module,
-                Q_PROJ,
-                rows,
-                adapted,
-                rounded,
-                inner,
-                inner_rounded,
-                out,
-                tiles,
-                ticks,
-                QKV,
-            )
+            _linear(step, space, layer, module, Q_PROJ, out, tiles, ticks, QKV)
         barrier(words, n_threads)
         t = _tick(ticks, QKV, t)
         for item in range(thread, n * n_heads, n_threads):
@@ -343,87 +323,31 @@ def _walk(
         barrier(words, n_threads)
         t = _tick(ticks, ATTENTION, t)
         _round(mixed, n, n_heads * width, rounded)
-        if adapted:
-            t = _tick(ticks, OUTPUT, t)
-            modules = (O_PROJ, O_PROJ + 1)
-            _inner(pairs, layer, modules, rows, n_heads * width, rounded, inner, thread, n_threads)
-            barrier(words, n_threads)
-            t = _tick(ticks, LORA, t)
+        t = _tick(ticks, OUTPUT, t)
+        t = _inner(step, space, words, layer, O_PROJ, GATE_PROJ, n_heads * width, ticks, t)
         tiles = _share(table[layer, O_PROJ].tiles, thread, n_threads)
-        _linear(
-            table,
-            pairs,
-            layer,
-            O_PROJ,
-            O_PROJ,
-            rows,
-            adapted,
-            rounded,
-            inner,
-            inner_rounded,
-            down,
-            tiles,
-            ticks,
-            OUTPUT,
-        )
+        _linear(step, space, layer, O_PROJ, O_PROJ, down, tiles, ticks, OUTPUT)
         _add(x, down, tiles)
         barrier(words, n_threads)
         t = _tick(ticks, OUTPUT, t)
         normalize(x, norms[2 * layer + 1], norm_biases[2 * layer + 1], eps, centered, normed)
         _round(normed, n, hidden_size, rounded)
         t = _tick(ticks, NORM, t)
-        if adapted:
-            modules = (GATE_PROJ, UP_PROJ + 1)
-            _inner(pairs, layer, modules, rows, hidden_size, rounded, inner, thread, n_threads)
-            barrier(words, n_threads)
-            t = _tick(ticks, LORA, t)
+        t = _inner(step, space, words, layer, GATE_PROJ, DOWN_PROJ, hidden_size, ticks, t)
         tiles = _share(table[layer, GATE_PROJ].tiles, thread, n_threads)
         for module, out in ((GATE_PROJ, gate), (UP_PROJ, up)):
-            _linear(
-                table,
-                pairs,
-                layer,
-                module,
-                GATE_PROJ,
-                rows,
-                adapted,
-                rounded,
-                inner,
-                inner_rounded,
-                out,
-                tiles,
-                ticks,
-                GATE_UP,
-            )
+            _linear(step, space, layer, module, GATE_PROJ, out, tiles, ticks, GATE_UP)
         for row in range(n):
             for tile in range(tiles[0], tiles[1]):
                 swiglu_lanes(flat_gate, flat_up, row * gate.shape[1] + tile * 16)
         barrier(words, n_threads)
         t = _tick(ticks, GATE_UP, t)
-        _round(gate, n, table[layer, DOWN_PROJ].inputs, rounded)
-        if adapted:
-            t = _tick(ticks, DOWN, t)
-            modules = (DOWN_PROJ, DOWN_PROJ + 1)
-            _inner(pairs, layer, modules, rows, table[layer, DOWN_PROJ].inputs, rounded, inner, thread, n_threads)
-            barrier(words, n_threads)
-            t = _tick(ticks, LORA, t)
+        wide = table[layer, DOWN_PROJ].inputs
+        _round(gate, n, wide, rounded)
+        t = _tick(ticks, DOWN, t)
+        t = _inner(step, space, words, layer, DOWN_PROJ, _END, wide, ticks, t)
         tiles = _share(table[layer, DOWN_PROJ].tiles, thread, n_threads)
-        _linear(
-            table,
-            pairs,
-            layer,
-            DOWN_PROJ,
-            DOWN_PROJ,
-            rows,
-            adapted,
-            rounded,
-            inner,
-            inner_rounded,
-            down,
-            tiles,
-            ticks,
-            DOWN,
-        )
+        _linear(step, space, layer, DOWN_PROJ, DOWN_PROJ, down, tiles, ticks, DOWN)
         _add(x, down, tiles)
         barrier(words, n_threads)
         t = _tick(ticks, DOWN, t)
@@ -461,7 +385,7 @@ def _rounded(codes: int, scale: int, total: int, n_threads: int, n: int, width: 
 def alone(
     n_threads: int, words: Any, plan: Any, table: Any, pairs: Any, rows: Any, clock: Any, options: Any, logits: Any
 ) -> None:
-    _walk(0, 1, words, plan[0], table, pairs, rows, clock, options, logits)
+    _walk(_ZERO, _ONE, words, plan[0], table, pairs, rows, clock, options, logits)
 
 
 @parallel
@@ -469,4 +393,4 @@ def together(
     n_threads: int, words: Any, plan: Any, table: Any, pairs: Any, rows: Any, clock: Any, options: Any, logits: Any
 ) -> None:
     for thread in prange(n_threads):
-        _walk(thread, n_threads, words, plan[0], table, pairs, rows, clock, options, logits)
+        _walk(np.int64(thread), n_threads, words, plan[0], table, pairs, rows, clock, options, logits)
