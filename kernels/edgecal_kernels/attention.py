@@ -317,13 +317,13 @@ def _attend_share(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: i
 
 @kernel
 def _attention_alone(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: int) -> None:
-    _attend_share(q, out, shape, sizes, place, layer, 0, 1)
+    _attend_share(q, out, shape, sizes, place, layer, np.int64(0), np.int64(1))
 
 
 @parallel
 def _attention(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: int) -> None:
     for chunk in prange(32):
-        _attend_share(q, out, shape, sizes, place, layer, chunk, 32)
+        _attend_share(q, out, shape, sizes, place, layer, np.int64(chunk), np.int64(32))
 
 
 def attention(q: Array, cached: Cached, layer: int, pos: int) -> Array:
@@ -382,13 +382,13 @@ def _remember_share(
 
 @kernel
 def _remember_alone(keys: Any, values: Any, shape: Any, place: Any, layer: int, pos: int, width: int) -> None:
-    _remember_share(keys, values, shape, place, layer, pos, width, 0, 1)
+    _remember_share(keys, values, shape, place, layer, pos, width, np.int64(0), np.int64(1))
 
 
 @parallel
 def _remember(keys: Any, values: Any, shape: Any, place: Any, layer: int, pos: int, width: int) -> None:
     for chunk in prange(32):
-        _remember_share(keys, values, shape, place, layer, pos, width, chunk, 32)
+        _remember_share(keys, values, shape, place, layer, pos, width, np.int64(chunk), np.int64(32))
 
 
 def remember(cached: Cached, layer: int, pos: int, keys: Array, values: Array) -> None:
@@ -418,13 +418,13 @@ def _rotate_share(x: Any, shape: Any, cos: Any, sin: Any, first: int, stride: in
 
 @kernel
 def _rotate_alone(x: Any, shape: Any, cos: Any, sin: Any) -> None:
-    _rotate_share(x, shape, cos, sin, 0, 1)
+    _rotate_share(x, shape, cos, sin, np.int64(0), np.int64(1))
 
 
 @parallel
 def _rotate(x: Any, shape: Any, cos: Any, sin: Any) -> None:
     for chunk in prange(32):
-        _rotate_share(x, shape, cos, sin, chunk, 32)
+        _rotate_share(x, shape, cos, sin, np.int64(chunk), np.int64(32))
 
 
 def rope(x: Array, cos: Array, sin: Array) -> None:

@@ -4,9 +4,42 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from edgecal_kernels import dispatch
+
+ANSWERING = """
+import sys
+import numba
+from edgecal import Engine, Recipe, Settings
+from edgecal_kernels import warmup
+
+def known():
+    modules = [m for name, m in sys.modules.items() if name.startswith("edgecal_kernels.")]
+    kernels = {k for m in modules for k in vars(m).values() if isinstance(k, numba.core.dispatcher.Dispatcher)}
+    return {(k.py_func.__qualname__, str(s)) for k in kernels for s in k.signatures}
+
+warmup.compile_all()
+before = known()
+pair = {"a": sys.argv[2], "b": sys.argv[3]}
+engine = Engine.load(sys.argv[1], adapters=pair)
+for recipe in (None, Recipe("linear", ("a", "b"))):
+    for n in (3, 600):
+        list(engine.stream_ids(list(range(7, 7 + n)), recipe=recipe, settings=Settings(max_tokens=6)))
+engine.generate_batch(["Good morning", "Good night"], recipes=recipe, settings=Settings(max_tokens=4))
+print(sorted(known() - before))
+"""
+
+
+def test_nothing_is_left_to_compile(smollm2_gguf, export):
+    """What a request compiles or loads beyond the warm-up costs the first one seconds and 30 MiB."""
+    adapters = [str(export / name) for name in ("summarize", "professional")]
+    command = [sys.executable, "-c", ANSWERING, str(smollm2_gguf), *adapters]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
 
 
 def copy_of_the_kernels(folder: Path) -> Path:
