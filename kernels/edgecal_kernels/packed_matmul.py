@@ -37,12 +37,24 @@ _NO_MINIMUM = np.zeros((0, 0, 0), np.uint16)
 INT8, INT4, AFFINE = range(3)
 FORMAT_NUMBER = {"int8": INT8, "int4": INT4, "int4_affine": AFFINE}
 _CHUNK_BYTES = 1 << 18  # of packed tokens at a time: a quarter of a usual second cache
+_AHEAD = 8192  # bytes of codes: what a processor fetches by itself ends with the page and starts late in the next
 _WORTH_A_THREAD = 1 << 18  # bytes of weights times tokens that are worth waking other threads (20 us of work)
 
 
 @kernel
 def _int8_line(codes: Any, at: int) -> Any:
     return simd.as_operand(simd.load_bytes(codes, at))
+
+
+@kernel
+def _ask(codes: int, lines: int, scale: int, per_scale: int) -> None:
+    """Ask memory for what a step some way ahead will read: its lines of codes, and scales, a byte per so many of those.
+
+    Two cores that do nothing but read get a tenth to a fifth more from memory than two that multiply and do not ask.
+    """
+    for line in range(lines):
+        simd.prefetch(codes, line * 64 + _AHEAD)
+    simd.prefetch(scale, _AHEAD // per_scale)
 
 
 @kernel
@@ -61,6 +73,7 @@ def _vector_int4(
         group, inside = tile * n_groups * 16, 0
         for step in range(k // 32):
             at = (tile * n_steps + step) * 256
+            _ask(codes + at, 4, scale + group * 2, 8)
             total = blocks.read_int(x_total + step * 4)
             dots = splat_int(np.int32(-8 * total) if minimum is None else np.int32(0))
             for quad in range(4):
@@ -70,6 +83,7 @@ def _vector_int4(
             xs = blocks.read_float(x_scale + step * 4)
             acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(xs)), acc)
             if minimum is not None:
+                simd.prefetch(minimum, group * 2 + _AHEAD // 8)
                 acc = fma(load_half(minimum, group), splat(xs * np.float32(total)), acc)
             group, inside = _next_step(group, inside, per_group)
         store(out, tile * 16, acc)
@@ -84,6 +98,7 @@ def _vector_int8(codes: int, scale: int, sizes: Any, x: int, x_scale: int, x_tot
         group, inside = tile * n_groups * 16, 0
         for step in range(k // 32):
             at = (tile * n_steps + step) * 512
+            _ask(codes + at, 8, scale + group * 2, 16)
             dots = splat_int(np.int32(-INT8_OFFSET * blocks.read_int(x_total + step * 4)))
             for quad in range(8):
                 dots = dot4_int8(dots, _int8_line(codes, at + quad * 64), x, step * 32 + quad * 4)
@@ -112,6 +127,8 @@ def _block_int4(
     for step in range(k // 32):
         at = codes + (tile * n_steps + step) * 256
         here = packed + step * n * TOKEN_BYTES
+        for one in range(TILES):
+            _ask(at + one * far_codes, 4, scale + group * 2 + one * far_group, 8)
         dots = blocks.begin(sums, here)
         for half in range(2):
             first, second = (
@@ -139,6 +156,8 @@ def _block_int8(
     for step in range(k // 32):
         at = codes + (tile * n_steps + step) * 512
         here = packed + step * n * TOKEN_BYTES
+        for one in range(TILES):
+            _ask(at + one * far_codes, 8, scale + group * 2 + one * far_group, 16)
         dots = blocks.begin(sums, here)
         for octet in range(4):
             first = blocks.as_operands(blocks.load_lines(at + octet * 128, far_codes))
