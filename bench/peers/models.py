@@ -6,7 +6,7 @@ int8 beside Q8_0. "native" is the GGUF as it is: llama.cpp reads the file, edgec
 
 `--shape`: random weights. A GGUF is written from random bytes (no float weights are ever rounded) with the tensor types
 that llama.cpp's quantizer gives a model with a tied head: Q4_0 with a Q6_K embedding, or Q8_0. edgecal takes the codes
-over as they are; only the Q6_K embedding becomes int8 (edgecal's rule for what has no counterpart).
+over as they are; only the Q6_K embedding is rounded again, to int6, as edgecal's int4 has it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def from_shape(name: str, tokenizer_gguf: Path, formats: list[str], work: Path, 
             partial.replace(theirs)
         with open_checkpoint(theirs) as checkpoint:
             if not packed.exists():
-                quantize_checkpoint(checkpoint, packed, format="keep")
+                embedding = "int6" if format == "int4" else "auto"
+                quantize_checkpoint(checkpoint, packed, format="keep", embedding_format=embedding)
             if material is None:
                 material = _material(checkpoint, name, folder, n_ids)
         _add_pair(material, format, packed, theirs, kind)

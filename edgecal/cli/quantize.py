@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     type=click.Choice(EMBEDDING_FORMATS),
     default="auto",
     show_default=True,
-    help="Form of the embedding and the head. auto: as stored where that is kept, else int8.",
+    help="Form of the embedding and the head. auto: as stored where that is kept, int8 beside int8, else int6.",
 )
 @click.option("--revision", help="Branch, tag or commit, if SOURCE is on the hub.")
 @click.option("--offline", is_flag=True, default=None, help="Use the hub's cache only.")

@@ -22,7 +22,7 @@ from numba.extending import intrinsic as _numba_intrinsic
 
 from . import isa
 from .jit import kernel
-from .simd import LANES, F32x16, I8x64, Vector, f32, i8, i32, i64
+from .simd import LANES, F32x16, I8x64, Vector, emit_upper, f32, i8, i32, i64
 
 intrinsic: Any = _numba_intrinsic
 TILES: int = isa.active().TILES
@@ -164,6 +164,16 @@ def _signed(builder: Any, lines: Any, n: int) -> Any:
 
 
 low, high, as_operands = _emit_bytes(_low), _emit_bytes(_high), _emit_bytes(_signed)
+
+
+@intrinsic
+def with_upper(context: Any, nibbles: Any, upper: Any, quad: Any) -> Any:
+    """As `simd.with_upper`, of each tile."""
+
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        return emit_upper(builder, *v)
+
+    return nibbles(nibbles, upper, types.int64), generate
 
 
 # ------------------------------------------------------------------------------------------------------ sums

@@ -31,7 +31,8 @@ from .clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, LORA, NORM, OUTPUT, QK
 from .elementwise import normalize, swiglu_lanes
 from .isa import declare
 from .jit import kernel, parallel
-from .packed_matmul import AFFINE, INT4, INT8, add_int8, multiply
+from .packed_kernels import AFFINE, INT4, INT6, INT8
+from .packed_matmul import add_int8, multiply
 from .rounding import quantize_row
 from .sync import barrier
 
@@ -229,9 +230,8 @@ def _place(row: Any) -> Any:
 def _embed(linear: Any, token: int, x: Any, row: int) -> None:
     """The bits of `quant.dequantize_rows` for one row of the embedding table."""
     tile, lane = token // 16, token % 16
-    codes = carray(
-        _pointer(linear.codes), (linear.tiles, linear.steps, 512 if linear.format == INT8 else 256), np.uint8
-    )
+    step_bytes = 512 if linear.format == INT8 else 384 if linear.format == INT6 else 256
+    codes = carray(_pointer(linear.codes), (linear.tiles, linear.steps, step_bytes), np.uint8)
     for step in range(linear.inputs // 32):
         group = (tile * linear.groups + step // linear.per_group) * 16 + lane
         scale = simd.load_one_half(linear.scale, group)
@@ -244,6 +244,9 @@ def _embed(linear: Any, token: int, x: Any, row: int) -> None:
                 value = np.float32(both & 15 if column < 16 else both >> 4)
             if linear.format == INT4:
                 value -= np.float32(8)
+            elif linear.format == INT6:
+                upper = codes[tile, step, 256 + column // 16 * 64 + lane * 4 + column % 4] >> (column % 16 // 4 * 2)
+                value += np.float32((upper & 3) * 16) - np.float32(32)
             value *= scale
             x[row, step * 32 + column] = value + minimum if linear.format == AFFINE else value
 

@@ -1,10 +1,11 @@
 """The packed number formats: the one definition of pack and unpack.
 
-Three formats, all with one scale per group of consecutive columns of a row (32 unless asked otherwise):
+Four formats, all with one scale per group of consecutive columns of a row (32 unless asked otherwise):
 
 | format        | stored code        | value                    | bits per weight at group 32 |
 |---------------|--------------------|--------------------------|-----------------------------|
 | `int8`        | c in [-127, 127]   | c * scale                | 8.5                         |
+| `int6`        | c in [0, 63]       | (c - 32) * scale         | 6.5                         |
 | `int4`        | c in [0, 15]       | (c - 8) * scale          | 4.5                         |
 | `int4_affine` | c in [0, 15]       | c * scale + minimum      | 5.0                         |
 
@@ -15,6 +16,8 @@ steps of 32.
     int8   a step is 512 bytes: [8 column quads][16 rows][4 columns]
     int4   a step is 256 bytes: [4 column quads][16 rows][4 columns],
            low nibble = column 4q + j, high nibble = column 16 + 4q + j
+    int6   a step is 384 bytes: the low four bits of the codes as in int4, then their upper two bits in two lines
+           [2 halves][16 rows][4 columns]: bits 2q and 2q + 1 belong to column 16h + 4q + j
 
 One 64-byte line thus carries four columns of sixteen rows, four bytes in every 32-bit lane: exactly what
 the dot-product instructions want (one AVX-512 register, two of AVX2, four of NEON), with no horizontal sums.
@@ -34,13 +37,15 @@ from numpy.typing import NDArray
 
 from .errors import QuantizationError
 
-Format = Literal["int8", "int4", "int4_affine"]
-FORMATS: tuple[Format, ...] = ("int8", "int4", "int4_affine")
+Format = Literal["int8", "int6", "int4", "int4_affine"]
+FORMATS: tuple[Format, ...] = ("int8", "int6", "int4", "int4_affine")
+CODE_OFFSET: dict[str, int] = {"int8": 0, "int6": 32, "int4": 8, "int4_affine": 0}  # the code of zero
 GROUP_SIZES = (32, 64, 128)
 STEP = 32  # columns that a kernel consumes at once; also the group of the int8 activations
 TILE_ROWS = 16
-_STEP_BYTES = {"int8": 512, "int4": 256, "int4_affine": 256}
+STEP_BYTES = {"int8": 512, "int6": 384, "int4": 256, "int4_affine": 256}
 _FP16_MAX = 65504.0
+_UPPER_SHIFT = np.arange(0, 8, 2, dtype=np.uint8)[:, None, None]  # of the upper bits of a quad, by quad
 
 Array = NDArray[np.float32]
 
@@ -53,7 +58,7 @@ def _ceil_div(a: int, b: int) -> int:
 class QuantizedTensor:
     """A (d, k) weight in one of the packed formats.
 
-    `codes` is uint8 (n_tiles, k_padded / 32, 512 or 256), `scale` and `minimum` float16
+    `codes` is uint8 (n_tiles, k_padded / 32, STEP_BYTES), `scale` and `minimum` float16
     (n_tiles, n_groups, 16); `minimum` only for `int4_affine`.
     """
 
@@ -95,7 +100,7 @@ def packed_shapes(
     n_steps = n_groups * group_size // STEP
     grid = (n_tiles, n_groups, TILE_ROWS)
     arrays: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
-        "codes": (np.dtype(np.uint8), (n_tiles, n_steps, _STEP_BYTES[format])),
+        "codes": (np.dtype(np.uint8), (n_tiles, n_steps, STEP_BYTES[format])),
         "scale": (np.dtype(np.float16), grid),
     }
     if format == "int4_affine":
@@ -135,23 +140,27 @@ def _int8_codes(g: Array) -> tuple[NDArray[np.int8], Array]:
     return codes, scale
 
 
-def _int4_codes(g: Array) -> tuple[NDArray[np.uint8], Array]:
-    """Symmetric int4: of several scales around extreme / -8, the one with the least squared error.
+_INT4_DIVISORS = (-8.0, -7.6, -7.2, -6.8, -8.5, 7.0, 7.5)
+_INT6_DIVISORS = (-32.0, -31.2, -30.4, 31.0)
 
-    The signed extreme goes to code 0 (value -8), as in llama.cpp's Q4_0, whose scale is the first candidate.
+
+def _symmetric_codes(g: Array, offset: int, divisors: tuple[float, ...]) -> tuple[NDArray[np.uint8], Array]:
+    """Codes around `offset`: of the scales extreme / divisor, the one with the least squared error.
+
+    With the first divisor the signed extreme goes to code 0 (value -offset), as in llama.cpp's Q4_0.
     """
     extreme = np.take_along_axis(g, np.abs(g).argmax(axis=2)[..., None], axis=2)[..., 0]
     best_scale = np.zeros(extreme.shape, np.float32)
-    best_codes = np.full(g.shape, 8, np.uint8)
+    best_codes = np.full(g.shape, offset, np.uint8)
     best_error = np.full(extreme.shape, np.inf, np.float32)
-    for divisor in (-8.0, -7.6, -7.2, -6.8, -8.5, 7.0, 7.5):
+    for divisor in divisors:
         scale = _half(extreme / np.float32(divisor), "scale")
-        codes = np.clip(np.rint(g * _inverse(scale)[..., None]), -8, 7)
+        codes = np.clip(np.rint(g * _inverse(scale)[..., None]), -offset, offset - 1)
         error = np.square(codes * scale[..., None] - g).sum(axis=2)
         better = error < best_error
         best_error = np.where(better, error, best_error)
         best_scale = np.where(better, scale, best_scale)
-        best_codes = np.where(better[..., None], (codes + 8).astype(np.uint8), best_codes)
+        best_codes = np.where(better[..., None], (codes + offset).astype(np.uint8), best_codes)
     return best_codes, best_scale
 
 
@@ -199,7 +208,9 @@ def quantize(w: Array, format: str, group_size: int = STEP) -> QuantizedTensor:
         if format == "int8":
             codes, scale = _int8_codes(g)
         elif format == "int4":
-            codes, scale = _int4_codes(g)
+            codes, scale = _symmetric_codes(g, 8, _INT4_DIVISORS)
+        elif format == "int6":
+            codes, scale = _symmetric_codes(g, 32, _INT6_DIVISORS)
         else:
             codes, scale, minimum = _int4_affine_codes(g)
         _store(out, start, codes.reshape(len(g), -1), scale, minimum)
@@ -215,8 +226,8 @@ def from_codes(
 ) -> QuantizedTensor:
     """Pack given codes (d, k), scales and minima (d, n_groups) without rounding the codes again.
 
-    Codes are int8 for `int8`, 0..15 otherwise. Scales and minima become float16. Raises QuantizationError when
-    the arrays do not belong together.
+    Codes are int8 for `int8`, 0..63 for `int6`, 0..15 otherwise. Scales and minima become float16. Raises
+    QuantizationError when the arrays do not belong together.
     """
     format = check_format(format, group_size)
     d, k = codes.shape
@@ -228,8 +239,7 @@ def from_codes(
     out = _empty(format, (d, k), group_size)
     k_padded = grid[1] * group_size
     if k_padded != k:
-        fill = 8 if format == "int4" else 0
-        codes = np.pad(codes, ((0, 0), (0, k_padded - k)), constant_values=fill)
+        codes = np.pad(codes, ((0, 0), (0, k_padded - k)), constant_values=CODE_OFFSET[format])
     scale = _half(np.asarray(scale, np.float32), "scale")
     if minimum is not None:
         minimum = _half(np.asarray(minimum, np.float32), "minimum")
@@ -251,8 +261,7 @@ def _store(out: QuantizedTensor, start: int, codes: NDArray, scale: Array, minim
     tiles = slice(start // TILE_ROWS, start // TILE_ROWS + _ceil_div(n, TILE_ROWS))
     padding = (-n) % TILE_ROWS
     if padding:
-        fill = 8 if out.format == "int4" else 0
-        codes = np.pad(codes, ((0, padding), (0, 0)), constant_values=fill)
+        codes = np.pad(codes, ((0, padding), (0, 0)), constant_values=CODE_OFFSET[out.format])
         scale = np.pad(scale, ((0, padding), (0, 0)))
         minimum = None if minimum is None else np.pad(minimum, ((0, padding), (0, 0)))
     steps = k_padded // STEP
@@ -261,7 +270,11 @@ def _store(out: QuantizedTensor, start: int, codes: NDArray, scale: Array, minim
     if out.format == "int8":
         out.codes[tiles] = quads.reshape(-1, steps, 512)
     else:
-        out.codes[tiles] = (quads[:, :, :4] | (quads[:, :, 4:] << 4)).reshape(-1, steps, 256)
+        low = quads & 15
+        out.codes[tiles, :, :256] = (low[:, :, :4] | (low[:, :, 4:] << 4)).reshape(-1, steps, 256)
+        if out.format == "int6":
+            upper = (quads >> 4).reshape(-1, steps, 2, 4, TILE_ROWS, 4) << _UPPER_SHIFT
+            out.codes[tiles, :, 256:] = np.bitwise_or.reduce(upper, axis=3).reshape(-1, steps, 128)
 
     def tiled(grid: Array) -> NDArray[np.float16]:
         return grid.reshape(-1, TILE_ROWS, grid.shape[1]).transpose(0, 2, 1).astype(np.float16)
@@ -278,8 +291,11 @@ def unpack(t: QuantizedTensor, tiles: NDArray[np.intp] | slice = slice(None)) ->
     if t.format == "int8":
         quads = codes.view(np.int8).reshape(n, steps, 8, TILE_ROWS, 4)
     else:
-        packed = codes.reshape(n, steps, 4, TILE_ROWS, 4)
+        packed = codes[..., :256].reshape(n, steps, 4, TILE_ROWS, 4)
         quads = np.concatenate([packed & 15, packed >> 4], axis=2)
+        if t.format == "int6":
+            upper = codes[..., 256:].reshape(n, steps, 2, 1, TILE_ROWS, 4) >> _UPPER_SHIFT & 3
+            quads |= upper.reshape(quads.shape) << 4
     plain = quads.transpose(0, 3, 1, 2, 4).reshape(n * TILE_ROWS, steps * STEP)
 
     def rows(grid: NDArray[np.float16]) -> Array:
@@ -292,8 +308,7 @@ def _dequantize_tiles(t: QuantizedTensor, tiles: NDArray[np.intp] | slice) -> Ar
     """float32 (rows, k) of the chosen tiles, padding rows included."""
     codes, scale, minimum = unpack(t, tiles)
     groups = codes.reshape(len(codes), t.n_groups, t.group_size).astype(np.float32)
-    if t.format == "int4":
-        groups -= 8
+    groups -= CODE_OFFSET[t.format]
     groups *= scale[..., None]
     if minimum is not None:
         groups += minimum[..., None]

@@ -217,6 +217,24 @@ def store_int8(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 # --------------------------------------------------------------------------------------------------- bytes
 
 
+def emit_upper(builder: Any, nibbles: Any, upper: Any, quad: Any) -> Any:
+    """nibbles + 16 times bits 2 quad and 2 quad + 1 of `upper`, byte by byte; `quad` an i64.
+
+    The shifts are of 16 bits, which every instruction set has; what they carry into a neighbour is masked.
+    """
+    words = ir.VectorType(i16, nibbles.type.count // 2)
+    shift = isa.splat(builder, builder.trunc(builder.shl(quad, i64(1)), i16), words.count)
+    two = builder.and_(builder.lshr(builder.bitcast(upper, words), shift), ir.Constant(words, [0x0303] * words.count))
+    raised = builder.shl(two, ir.Constant(words, [4] * words.count))
+    return builder.or_(nibbles, builder.bitcast(raised, nibbles.type))
+
+
+@_operation(I8x64, I8x64, I8x64, types.int64)
+def with_upper(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """Nibbles and the upper two bits of this quad: the operand of an int6 line."""
+    return emit_upper(builder, *v)
+
+
 @_operation(I8x64, I8x64)
 def low_nibbles(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     return builder.and_(v[0], _constant(i8, 64, 15))

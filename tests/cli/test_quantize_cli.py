@@ -38,7 +38,7 @@ def source(tmp_path_factory):
 def test_report(run, source, tmp_path):
     code, out, err = run("quantize", source, tmp_path / "out", "--errors")
     assert code == 0 and err == ""
-    assert "int4" in out and "int8" in out and "fp32" in out
+    assert "int4" in out and "int6" in out and "fp32" in out
     assert "tensors: 5 exact, 15 rounded" in out and "relative RMS error" in out
     assert str(tmp_path / "out") in out.replace("\n", "")
 

@@ -15,21 +15,23 @@ from tests.tiny import write_tiny_adapter, write_tiny_hf
 MEDIAN_BUDGET, TIPPED_BUDGET = 1e-6, 0.05  # both of the largest logit
 
 
-@pytest.mark.parametrize("format", ["int8", "int4", "int4_affine"])
+@pytest.mark.parametrize("format", ["int8", "int6", "int4", "int4_affine"])
 def test_back_ends_agree(tmp_path, format):
     model = write_tiny_hf(tmp_path / "model")
     lora = write_tiny_adapter(tmp_path / "lora", model)
     fast, plain = (
         Engine.load(model, weights=format, backend=name, adapters={"a": lora}) for name in ("numba", "numpy")
     )
-    config, ids = fast.model.config, np.random.default_rng(0).integers(0, 256, 24)
+    config = fast.model.config
     for recipe in (None, Recipe("single", ("a",))):
         [adapter] = fast.compile(recipe) if recipe else [None]
-        expected = plain.model.forward(ids, KVCache(config), adapter, all_logits=True)
-        found = fast.model.forward(ids, KVCache(config), adapter, all_logits=True)
-        error = np.abs(found - expected) / np.abs(expected).max()
-        assert np.median(error) <= MEDIAN_BUDGET
-        assert error.max() <= TIPPED_BUDGET
+        errors = []
+        for ids in np.random.default_rng(0).integers(0, 256, (5, 24)):
+            expected = plain.model.forward(ids, KVCache(config), adapter, all_logits=True)
+            found = fast.model.forward(ids, KVCache(config), adapter, all_logits=True)
+            errors.append(np.abs(found - expected) / np.abs(expected).max())
+        assert np.median(errors) <= MEDIAN_BUDGET
+        assert np.max(errors) <= TIPPED_BUDGET
         cache = KVCache(config)
         alone = np.stack([fast.model.forward(ids[i : i + 1], cache, adapter) for i in range(len(ids))])
         np.testing.assert_array_equal(alone, found)

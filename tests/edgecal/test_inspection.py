@@ -85,7 +85,7 @@ def test_a_model(tmp_path, family):
     assert report.load.kv_bytes_per_token == cache.nbytes // 1024
     assert report.load.memory_bytes > report.load.weight_bytes + report.load.kv_bytes
     found = {(c.stored, c.becomes, c.fidelity) for c in report.load.conversions}
-    assert found == {("F32", "fp32", "exact"), ("F32", "int4", "rounded"), ("F32", "int8", "rounded")}
+    assert found == {("F32", "fp32", "exact"), ("F32", "int4", "rounded"), ("F32", "int6", "rounded")}
     assert sum(c.tensors for c in report.load.conversions) == len(tensors)
     assert as_json(report)["runnable"] is True
 
@@ -110,7 +110,7 @@ def test_a_packed_directory(tmp_path, model):
         assert report.nbytes == written.packed_bytes == report.load.weight_bytes
         assert sum(t.nbytes for t in report.tensors) == report.nbytes
         assert {c.fidelity for c in report.load.conversions} == {"exact"}
-        assert set(report.formats) == {"int4_affine", "int8", "F32"}
+        assert set(report.formats) == {"int4_affine", "int6", "F32"}
 
 
 def test_a_gguf(tmp_path, rng):

@@ -21,7 +21,7 @@ from edgecal_kernels.quant import (
 
 SHAPES = [(1, 1), (16, 32), (17, 33), (100, 70), (48, 256)]
 # Root mean square error on unit normal weights in groups of 32; the formats' error budgets.
-BUDGET = {"int8": 0.0055, "int4": 0.085, "int4_affine": 0.078}
+BUDGET = {"int8": 0.0055, "int6": 0.021, "int4": 0.085, "int4_affine": 0.078}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -72,16 +72,26 @@ def test_from_codes_is_exact(d, k, format, seed):
     groups = -(-k // 32)
     codes = rng.integers(-127, 128, (d, k)).astype(np.int8)
     if format != "int8":
-        codes = rng.integers(0, 16, (d, k)).astype(np.uint8)
+        codes = rng.integers(0, 64 if format == "int6" else 16, (d, k)).astype(np.uint8)
     scale = rng.uniform(1e-3, 1, (d, groups)).astype(np.float16)
     minimum = rng.uniform(-1, 1, (d, groups)).astype(np.float16) if format == "int4_affine" else None
     t = from_codes(codes, scale, minimum, format)
     np.testing.assert_array_equal(unpack(t)[0][:d, :k], codes)
-    value = codes.astype(np.float32) - (8 if format == "int4" else 0)
+    value = codes.astype(np.float32) - {"int4": 8, "int6": 32}.get(format, 0)
     expected = value * np.repeat(scale.astype(np.float32), 32, axis=1)[:, :k]
     if minimum is not None:
         expected += np.repeat(minimum.astype(np.float32), 32, axis=1)[:, :k]
     np.testing.assert_array_equal(dequantize(t), expected)
+
+
+def test_where_the_six_bits_lie():
+    """Column 21 = 16 + 4 * 1 + 1 of row 3: high nibble in line 1, upper bits 2 and 3 of the second upper line."""
+    codes = np.full((16, 32), 0, np.uint8)
+    codes[3, 21] = 0b101101
+    step = from_codes(codes, np.ones((16, 1), np.float32), None, "int6").codes[0, 0]
+    expected = np.zeros(384, np.uint8)
+    expected[64 + 3 * 4 + 1], expected[320 + 3 * 4 + 1] = 0b1101 << 4, 0b10 << 2
+    np.testing.assert_array_equal(step, expected)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -102,7 +112,7 @@ def test_non_finite_weights_are_refused(bad):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(QuantizationError, match="float16"):
         quantize(np.full((1, 32), 1e9, np.float32), "int8")
-    with pytest.raises(QuantizationError, match=r"int8, int4, int4_affine"):
+    with pytest.raises(QuantizationError, match=r"int8, int6, int4, int4_affine"):
         quantize(np.ones((1, 32), np.float32), "int3")
     with pytest.raises(QuantizationError, match="group_size 7"):
         quantize(np.ones((1, 32), np.float32), "int4", 7)

@@ -54,7 +54,7 @@ def test_arrays_are_aligned_views_of_the_file(packed_dir, tensors):
             assert not array.flags.owndata
         assert checkpoint.counterpart(Q_PROJ) == ("int4_affine", "exact")
         assert checkpoint.stored_type(Q_PROJ) == "int4_affine" and checkpoint.group_size(Q_PROJ) == 64
-        assert checkpoint.packed("lm_head.weight").format == "int8"
+        assert checkpoint.packed("lm_head.weight").format == "int6"
         assert checkpoint.counterpart(NORM) is None and checkpoint.stored_type(NORM) == "F32"
         norm = checkpoint.read(NORM)
         np.testing.assert_array_equal(norm, tensors[NORM])

@@ -63,7 +63,8 @@ def test_blocks_of_rows_give_what_the_whole_gives(source, tensors, tmp_path, for
     with open_checkpoint(tmp_path / "out") as packed:
         assert set(packed.names()) == set(tensors)
         for name, w in tensors.items():
-            kind = format if name != EMBEDDING else {"auto": "int8"}.get(embedding, embedding)
+            automatic = "int8" if format == "int8" else "int6"
+            kind = format if name != EMBEDDING else {"auto": automatic}.get(embedding, embedding)
             if w.ndim == 1 or kind == "fp32":
                 np.testing.assert_array_equal(packed.read(name), w)
             else:
@@ -135,7 +136,7 @@ def test_keep_takes_gguf_codes_over(tensors, tmp_path, rng):
 
 def test_int4_of_a_gguf_is_rounded_from_its_values(tensors, tmp_path, rng):
     with GGUFCheckpoint(gguf_of(tmp_path / "m.gguf", tensors, {"": "Q8_0"}, rng)) as source:
-        quantize_checkpoint(source, tmp_path / "out", format="int4")
+        quantize_checkpoint(source, tmp_path / "out", format="int4", embedding_format="int8")
         with open_checkpoint(tmp_path / "out") as packed:
             expected = quantize(source.read(Q_PROJ), "int4")
             np.testing.assert_array_equal(packed.packed(Q_PROJ).codes, expected.codes)

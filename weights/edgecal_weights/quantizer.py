@@ -8,8 +8,9 @@ Tensors that are quantized already take a shorter way under the format "keep": a
 a counterpart among the packed formats is converted code by code, without a detour over float32 weights that
 would round it a second time. "auto" means keep for sources that have such tensors, int4 for float ones.
 
-The embedding and the head are worth more bits than the rest (each row is one token's only description), so
-they default to int8. Vectors (norms, biases) stay float32. A tied head is not stored.
+The embedding and the head are worth more bits than the rest (each row is one token's only description): beside
+4-bit weights they default to int6, whose rounding is not seen there, beside int8 to int8. Vectors (norms, biases)
+stay float32. A tied head is not stored.
 
 The directory appears when it is complete (see packed_writer); after a failure or Ctrl-C nothing stays.
 """
@@ -77,10 +78,10 @@ def plan(
     """The form that each tensor of `checkpoint` gets, without reading any.
 
     `format` is one of QUANTIZE_FORMATS, `embedding_format` (embedding and head) one of EMBEDDING_FORMATS; its
-    "auto" is the stored form where that is kept, else int8. `group_size` does not touch tensors that are
-    kept. Under "keep", matrices that have no counterpart become int8; under the others, a tensor that already
-    has the wanted form exactly is kept too. Raises QuantizationError for an unknown option, FileFormatError
-    for an empty tensor.
+    "auto" is the stored form where that is kept, int8 where the rest is int8 too, else int6. `group_size` does not
+    touch tensors that are kept. Under "keep", matrices that have no counterpart become int8; under the others, a
+    tensor that already has the wanted form exactly is kept too. Raises QuantizationError for an unknown option,
+    FileFormatError for an empty tensor.
     """
     if format not in QUANTIZE_FORMATS:
         raise QuantizationError(f"unknown weight format {format!r}; known: {', '.join(QUANTIZE_FORMATS)}")
@@ -103,7 +104,7 @@ def _decide(checkpoint: Checkpoint, name: str, format: str, group_size: int, emb
         return Decision(name, stored, TensorSpec(FLOAT, shape), _float_fidelity(stored))
     wanted = embedding_format if name in _HEADS else format
     if wanted == "auto":
-        wanted = "keep" if format == "keep" else "int8"
+        wanted = "keep" if format == "keep" else "int8" if format == "int8" else "int6"
     counterpart = checkpoint.counterpart(name)
     if counterpart:
         stored_group = checkpoint.group_size(name) if isinstance(checkpoint, PackedCheckpoint) else STEP
