@@ -26,7 +26,7 @@ from edgecal import Engine, KVCache
 from .machine import facts
 
 WINDOW = 512
-OURS = ("int8", "int4_affine", "int4")
+OURS = ("int8", "int6", "int4_affine", "int4")
 Scorer = Callable[[np.ndarray], np.ndarray]  # ids (T,) -> logits (T, V)
 
 
