@@ -1,4 +1,4 @@
-"""Causal attention over a KV cache, and what goes into the cache.
+"""Causal attention over a KV cache.
 
 The work of one item is some tokens times the query heads of one key head: `rows`. It goes through the cache in blocks
 of 64 positions counted from position 0. A block is widened to float32 once for all rows, and then the scores (q K^T)
@@ -22,119 +22,17 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from . import isa, simd
+from . import simd
 from .cached import FP16, FP32, INT8, Cached
 from .elementwise import exp_lanes
 from .jit import kernel, parallel
 from .quant import Array
-from .simd import add, fma, load, load_cached, load_one, mul, splat, store
+from .simd import add, load, mul, splat, store
+from .small_products import multiply_rows
 
 BLOCK = 64  # positions
 ROWS = 64  # of an item, about: a block of keys and values and what belongs to the rows stay in the first-level cache
-# Sixteen sums of 16 lanes at once, where they fit into the registers: four rows by four vectors, elsewhere by one
-_WIDE = isa.active().__name__.endswith("avx512vnni")
 _WORTH_A_THREAD = 1 << 18  # multiply-adds from which it is worth waking other threads
-_SETS_WORTH_A_THREAD = 1 << 15  # elements to rotate or to write
-
-
-@kernel
-def _multiply_4x4(a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int) -> None:
-    """c[r, t] += sum over i < n of a[r, i] * b[i, t] for four rows r and four vectors t.
-
-    b[i, t] lies at b_at + i * b_row + t * b_tile of b, as `load_cached` takes it, and c[r, t] at
-    c_at + r * c_row + t * 16; sizes = b_row, b_tile, c_row.
-    """
-    b_row, b_tile, c_row = sizes
-    c1, c2, c3 = c_at + c_row, c_at + 2 * c_row, c_at + 3 * c_row
-    a1, a2, a3 = a_at + a_row, a_at + 2 * a_row, a_at + 3 * a_row
-    s00, s01, s02, s03 = load(c, c_at), load(c, c_at + 16), load(c, c_at + 32), load(c, c_at + 48)
-    s10, s11, s12, s13 = load(c, c1), load(c, c1 + 16), load(c, c1 + 32), load(c, c1 + 48)
-    s20, s21, s22, s23 = load(c, c2), load(c, c2 + 16), load(c, c2 + 32), load(c, c2 + 48)
-    s30, s31, s32, s33 = load(c, c3), load(c, c3 + 16), load(c, c3 + 32), load(c, c3 + 48)
-    for i in range(n):
-        at = b_at + i * b_row
-        b0, b1 = load_cached(b, at), load_cached(b, at + b_tile)
-        b2, b3 = load_cached(b, at + 2 * b_tile), load_cached(b, at + 3 * b_tile)
-        w = splat(load_one(a, a_at + i))
-        s00, s01, s02, s03 = fma(w, b0, s00), fma(w, b1, s01), fma(w, b2, s02), fma(w, b3, s03)
-        w = splat(load_one(a, a1 + i))
-        s10, s11, s12, s13 = fma(w, b0, s10), fma(w, b1, s11), fma(w, b2, s12), fma(w, b3, s13)
-        w = splat(load_one(a, a2 + i))
-        s20, s21, s22, s23 = fma(w, b0, s20), fma(w, b1, s21), fma(w, b2, s22), fma(w, b3, s23)
-        w = splat(load_one(a, a3 + i))
-        s30, s31, s32, s33 = fma(w, b0, s30), fma(w, b1, s31), fma(w, b2, s32), fma(w, b3, s33)
-    _store_4(c, c_at, s00, s01, s02, s03)
-    _store_4(c, c1, s10, s11, s12, s13)
-    _store_4(c, c2, s20, s21, s22, s23)
-    _store_4(c, c3, s30, s31, s32, s33)
-
-
-@kernel
-def _store_4(c: Any, at: int, s0: Any, s1: Any, s2: Any, s3: Any) -> None:
-    store(c, at, s0)
-    store(c, at + 16, s1)
-    store(c, at + 32, s2)
-    store(c, at + 48, s3)
-
-
-@kernel
-def _multiply_1x4(a: Any, a_at: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int) -> None:
-    """`_multiply_4x4` for one row."""
-    b_row, b_tile, _ = sizes
-    s0, s1, s2, s3 = load(c, c_at), load(c, c_at + 16), load(c, c_at + 32), load(c, c_at + 48)
-    for i in range(n):
-        at = b_at + i * b_row
-        w = splat(load_one(a, a_at + i))
-        s0, s1 = fma(w, load_cached(b, at), s0), fma(w, load_cached(b, at + b_tile), s1)
-        s2, s3 = fma(w, load_cached(b, at + 2 * b_tile), s2), fma(w, load_cached(b, at + 3 * b_tile), s3)
-    _store_4(c, c_at, s0, s1, s2, s3)
-
-
-@kernel
-def _multiply_4x1(a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int) -> None:
-    """`_multiply_4x4` for one vector."""
-    b_row, _, c_row = sizes
-    a1, a2, a3 = a_at + a_row, a_at + 2 * a_row, a_at + 3 * a_row
-    s0, s1, s2, s3 = load(c, c_at), load(c, c_at + c_row), load(c, c_at + 2 * c_row), load(c, c_at + 3 * c_row)
-    for i in range(n):
-        vector = load_cached(b, b_at + i * b_row)
-        s0 = fma(splat(load_one(a, a_at + i)), vector, s0)
-        s1 = fma(splat(load_one(a, a1 + i)), vector, s1)
-        s2 = fma(splat(load_one(a, a2 + i)), vector, s2)
-        s3 = fma(splat(load_one(a, a3 + i)), vector, s3)
-    store(c, c_at, s0)
-    store(c, c_at + c_row, s1)
-    store(c, c_at + 2 * c_row, s2)
-    store(c, c_at + 3 * c_row, s3)
-
-
-@kernel
-def _multiply(
-    rows: int,
-    a: Any,
-    a_at: int,
-    a_row: int,
-    n: int,
-    b: Any,
-    b_at: int,
-    sizes: Any,
-    vectors: int,
-    c: Any,
-    c_at: int,
-) -> None:
-    """c += a b for a set of four rows, of which the first `rows` are of interest, and so many vectors."""
-    b_tile = sizes[1]
-    t = 0
-    if _WIDE or rows == 1:
-        while t + 4 <= vectors:
-            if rows == 1:
-                _multiply_1x4(a, a_at, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16)
-            else:
-                _multiply_4x4(a, a_at, a_row, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16)
-            t += 4
-    while t < vectors:
-        _multiply_4x1(a, a_at, a_row, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16)
-        t += 1
 
 
 @kernel
@@ -267,11 +165,11 @@ def attend(
             source, target = row * width, row * BLOCK
             begin = (at + start) * width
             if direct and place[4] == FP16:
-                _multiply(some, queries, source, width, width, halves, begin, layout, tiles, weights, target)
+                multiply_rows(some, queries, source, width, width, halves, begin, layout, tiles, weights, target)
             elif direct:
-                _multiply(some, queries, source, width, width, whole, begin, layout, tiles, weights, target)
+                multiply_rows(some, queries, source, width, width, whole, begin, layout, tiles, weights, target)
             else:
-                _multiply(some, queries, source, width, width, keys, 0, layout, tiles, weights, target)
+                multiply_rows(some, queries, source, width, width, keys, 0, layout, tiles, weights, target)
             for r in range(row, row + some):
                 seen = min(BLOCK, pos + r // heads + 1 - start)
                 if seen <= 0:
@@ -285,11 +183,11 @@ def attend(
             seen = min(BLOCK, pos + (row + some - 1) // heads + 1 - start)
             layout = (width, 16, width)
             if direct and place[4] == FP16:
-                _multiply(some, weights, target, BLOCK, seen, value_halves, begin, layout, vectors, mixed, source)
+                multiply_rows(some, weights, target, BLOCK, seen, value_halves, begin, layout, vectors, mixed, source)
             elif direct:
-                _multiply(some, weights, target, BLOCK, seen, value_whole, begin, layout, vectors, mixed, source)
+                multiply_rows(some, weights, target, BLOCK, seen, value_whole, begin, layout, vectors, mixed, source)
             else:
-                _multiply(some, weights, target, BLOCK, seen, values, 0, layout, vectors, mixed, source)
+                multiply_rows(some, weights, target, BLOCK, seen, values, 0, layout, vectors, mixed, source)
     for row in range(n_rows):
         target = first + row // heads * per_token + row % heads * head_dim
         normal = np.float32(1) / simd.sum_lanes(load(sums, row * 16))
@@ -336,98 +234,3 @@ def attention(q: Array, cached: Cached, layer: int, pos: int) -> Array:
     sizes = (pos, head_dim, width, 1.0 / math.sqrt(head_dim))
     compute(flat, out.reshape(-1), (n_tokens, n_heads, n_kv), sizes, cached.addresses, layer)
     return out
-
-
-# ------------------------------------------------------------------------------------------------ into the cache
-
-
-@kernel
-def remember_head(x: Any, first: int, head_dim: int, width: int, place: Any, at: int, key: bool) -> None:
-    """Write one head's key or value, from element `first` of flat x, to position `at` of the cache as a whole.
-
-    The bits of `Cached.write`. Position `at` counts from the first position of the first head of the first layer.
-    """
-    keys, values, key_scales, value_scales, kind, _ = place
-    inverse = np.float32(0)
-    if kind == INT8:
-        extreme = np.float32(0)
-        for i in range(head_dim):
-            extreme = max(extreme, abs(x[first + i]))
-        if extreme > 0:
-            inverse = np.float32(127) / extreme
-        simd.store_one(key_scales if key else value_scales, at, extreme / np.float32(127))
-    target, step = (at // 16 * 16 * width + at % 16, 16) if key else (at * width, 1)
-    array = keys if key else values
-    for i in range(head_dim):
-        value = x[first + i]
-        if kind == FP16:
-            simd.store_one_half(array, target + i * step, value)
-        elif kind == FP32:
-            simd.store_one(array, target + i * step, value)
-        else:
-            simd.store_one_int8(array, target + i * step, np.float32(np.rint(value * inverse)))
-
-
-@kernel
-def _remember_share(
-    keys: Any, values: Any, shape: Any, place: Any, layer: int, pos: int, width: int, first: int, stride: int
-) -> None:
-    n_tokens, n_kv, head_dim = shape
-    for token in range(first, n_tokens, stride):
-        for head in range(n_kv):
-            at, element = (layer * n_kv + head) * place[5] + pos + token, (token * n_kv + head) * head_dim
-            remember_head(keys, element, head_dim, width, place, at, True)
-            remember_head(values, element, head_dim, width, place, at, False)
-
-
-@kernel
-def _remember_alone(keys: Any, values: Any, shape: Any, place: Any, layer: int, pos: int, width: int) -> None:
-    _remember_share(keys, values, shape, place, layer, pos, width, np.int64(0), np.int64(1))
-
-
-@parallel
-def _remember(keys: Any, values: Any, shape: Any, place: Any, layer: int, pos: int, width: int) -> None:
-    for chunk in prange(32):
-        _remember_share(keys, values, shape, place, layer, pos, width, np.int64(chunk), np.int64(32))
-
-
-def remember(cached: Cached, layer: int, pos: int, keys: Array, values: Array) -> None:
-    """As `reference.remember`, with the same bits."""
-    write = _remember_alone if keys.size < _SETS_WORTH_A_THREAD else _remember
-    flat = np.ascontiguousarray(keys).reshape(-1), np.ascontiguousarray(values).reshape(-1)
-    write(*flat, keys.shape, cached.addresses, layer, pos, cached.values.shape[3])
-
-
-@kernel
-def rotate(x: Any, at: int, cos: Any, sin: Any, pos: int) -> None:
-    """The bits of `reference.rope`, for the head at element `at` of flat x and row `pos` of the tables."""
-    half = cos.shape[1]
-    for i in range(half):
-        first, second = x[at + i], x[at + half + i]
-        x[at + i] = first * cos[pos, i] - second * sin[pos, i]
-        x[at + half + i] = second * cos[pos, i] + first * sin[pos, i]
-
-
-@kernel
-def _rotate_share(x: Any, shape: Any, cos: Any, sin: Any, first: int, stride: int) -> None:
-    n_tokens, n_heads, head_dim = shape
-    for token in range(first, n_tokens, stride):
-        for head in range(n_heads):
-            rotate(x, (token * n_heads + head) * head_dim, cos, sin, token)
-
-
-@kernel
-def _rotate_alone(x: Any, shape: Any, cos: Any, sin: Any) -> None:
-    _rotate_share(x, shape, cos, sin, np.int64(0), np.int64(1))
-
-
-@parallel
-def _rotate(x: Any, shape: Any, cos: Any, sin: Any) -> None:
-    for chunk in prange(32):
-        _rotate_share(x, shape, cos, sin, np.int64(chunk), np.int64(32))
-
-
-def rope(x: Array, cos: Array, sin: Array) -> None:
-    """As `reference.rope`, with the same bits."""
-    turn = _rotate_alone if x.size < _SETS_WORTH_A_THREAD else _rotate
-    turn(x.reshape(-1), x.shape, np.ascontiguousarray(cos), np.ascontiguousarray(sin))

@@ -26,13 +26,14 @@ from numba import carray, prange, types
 from numba.extending import intrinsic as _numba_intrinsic
 
 from . import simd
-from .attention import attend, attention_scratch, remember_head, rotate
+from .attention import attend, attention_scratch
 from .clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, LORA, NORM, OUTPUT, QKV, ROPE
 from .elementwise import normalize, swiglu_lanes
 from .isa import declare
 from .jit import kernel, parallel
 from .packed_kernels import AFFINE, INT4, INT6, INT8
 from .packed_matmul import add_int8, multiply
+from .remembering import remember_head, rotate
 from .rounding import quantize_row
 from .sync import barrier
 

@@ -1,0 +1,116 @@
+"""The two small matrix products of attention: some rows times a block of the cache, for scores and for mixtures.
+
+Each output is one chain of fused multiply-adds in the order of the summands, whatever the shape of the block that it is
+computed in; attention.py relies on it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import isa
+from .jit import kernel
+from .simd import fma, load, load_cached, load_one, splat, store
+
+# Sixteen sums of 16 lanes at once, where they fit into the registers: four rows by four vectors, elsewhere by one
+_WIDE = isa.active().__name__.endswith("avx512vnni")
+
+
+@kernel
+def _multiply_4x4(a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int) -> None:
+    """c[r, t] += sum over i < n of a[r, i] * b[i, t] for four rows r and four vectors t.
+
+    b[i, t] lies at b_at + i * b_row + t * b_tile of b, as `load_cached` takes it, and c[r, t] at
+    c_at + r * c_row + t * 16; sizes = b_row, b_tile, c_row.
+    """
+    b_row, b_tile, c_row = sizes
+    c1, c2, c3 = c_at + c_row, c_at + 2 * c_row, c_at + 3 * c_row
+    a1, a2, a3 = a_at + a_row, a_at + 2 * a_row, a_at + 3 * a_row
+    s00, s01, s02, s03 = load(c, c_at), load(c, c_at + 16), load(c, c_at + 32), load(c, c_at + 48)
+    s10, s11, s12, s13 = load(c, c1), load(c, c1 + 16), load(c, c1 + 32), load(c, c1 + 48)
+    s20, s21, s22, s23 = load(c, c2), load(c, c2 + 16), load(c, c2 + 32), load(c, c2 + 48)
+    s30, s31, s32, s33 = load(c, c3), load(c, c3 + 16), load(c, c3 + 32), load(c, c3 + 48)
+    for i in range(n):
+        at = b_at + i * b_row
+        b0, b1 = load_cached(b, at), load_cached(b, at + b_tile)
+        b2, b3 = load_cached(b, at + 2 * b_tile), load_cached(b, at + 3 * b_tile)
+        w = splat(load_one(a, a_at + i))
+        s00, s01, s02, s03 = fma(w, b0, s00), fma(w, b1, s01), fma(w, b2, s02), fma(w, b3, s03)
+        w = splat(load_one(a, a1 + i))
+        s10, s11, s12, s13 = fma(w, b0, s10), fma(w, b1, s11), fma(w, b2, s12), fma(w, b3, s13)
+        w = splat(load_one(a, a2 + i))
+        s20, s21, s22, s23 = fma(w, b0, s20), fma(w, b1, s21), fma(w, b2, s22), fma(w, b3, s23)
+        w = splat(load_one(a, a3 + i))
+        s30, s31, s32, s33 = fma(w, b0, s30), fma(w, b1, s31), fma(w, b2, s32), fma(w, b3, s33)
+    _store_4(c, c_at, s00, s01, s02, s03)
+    _store_4(c, c1, s10, s11, s12, s13)
+    _store_4(c, c2, s20, s21, s22, s23)
+    _store_4(c, c3, s30, s31, s32, s33)
+
+
+@kernel
+def _store_4(c: Any, at: int, s0: Any, s1: Any, s2: Any, s3: Any) -> None:
+    store(c, at, s0)
+    store(c, at + 16, s1)
+    store(c, at + 32, s2)
+    store(c, at + 48, s3)
+
+
+@kernel
+def _multiply_1x4(a: Any, a_at: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int) -> None:
+    """`_multiply_4x4` for one row."""
+    b_row, b_tile, _ = sizes
+    s0, s1, s2, s3 = load(c, c_at), load(c, c_at + 16), load(c, c_at + 32), load(c, c_at + 48)
+    for i in range(n):
+        at = b_at + i * b_row
+        w = splat(load_one(a, a_at + i))
+        s0, s1 = fma(w, load_cached(b, at), s0), fma(w, load_cached(b, at + b_tile), s1)
+        s2, s3 = fma(w, load_cached(b, at + 2 * b_tile), s2), fma(w, load_cached(b, at + 3 * b_tile), s3)
+    _store_4(c, c_at, s0, s1, s2, s3)
+
+
+@kernel
+def _multiply_4x1(a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int) -> None:
+    """`_multiply_4x4` for one vector."""
+    b_row, _, c_row = sizes
+    a1, a2, a3 = a_at + a_row, a_at + 2 * a_row, a_at + 3 * a_row
+    s0, s1, s2, s3 = load(c, c_at), load(c, c_at + c_row), load(c, c_at + 2 * c_row), load(c, c_at + 3 * c_row)
+    for i in range(n):
+        vector = load_cached(b, b_at + i * b_row)
+        s0 = fma(splat(load_one(a, a_at + i)), vector, s0)
+        s1 = fma(splat(load_one(a, a1 + i)), vector, s1)
+        s2 = fma(splat(load_one(a, a2 + i)), vector, s2)
+        s3 = fma(splat(load_one(a, a3 + i)), vector, s3)
+    store(c, c_at, s0)
+    store(c, c_at + c_row, s1)
+    store(c, c_at + 2 * c_row, s2)
+    store(c, c_at + 3 * c_row, s3)
+
+
+@kernel
+def multiply_rows(
+    rows: int,
+    a: Any,
+    a_at: int,
+    a_row: int,
+    n: int,
+    b: Any,
+    b_at: int,
+    sizes: Any,
+    vectors: int,
+    c: Any,
+    c_at: int,
+) -> None:
+    """c += a b for a set of four rows, of which the first `rows` are of interest, and so many vectors."""
+    b_tile = sizes[1]
+    t = 0
+    if _WIDE or rows == 1:
+        while t + 4 <= vectors:
+            if rows == 1:
+                _multiply_1x4(a, a_at, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16)
+            else:
+                _multiply_4x4(a, a_at, a_row, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16)
+            t += 4
+    while t < vectors:
+        _multiply_4x1(a, a_at, a_row, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16)
+        t += 1
