@@ -36,6 +36,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "temperature 0.8": {"temperature": 0.8},
     "top-k 40": {"temperature": 0.8, "top_k": 40},
     "top-p 0.95": {"temperature": 0.8, "top_p": 0.95},
+    "top-p 0.95, nearly flat": {"temperature": 20.0, "top_p": 0.95},
     "min-p 0.05": {"temperature": 0.8, "min_p": 0.05},
     "greedy, repetition penalty": {"repetition_penalty": 1.1},
 }

@@ -11,11 +11,11 @@ probabilities p sorted from the largest:
 * min-p (Nguyen et al. 2024, arXiv:2407.01082) keeps p >= min_p * p[0].
 
 A vocabulary has up to 152,000 entries and a phone has milliseconds, so nothing here sorts all of it, and nothing
-adds all of it up one by one. The top k come from a partition; top-p closes in on its threshold by bisection and sorts
-the last few hundred candidates; a draw first finds the block of 256 tokens that it falls into. Equals at the edge of a
-top-p set are taken in the order of their ids, and a token costs exactly one uniform number from PCG64, looked up in
-the cumulative sum over ascending ids. Weights are float32 as the logits are, sums float64: the same seed gives the
-same text on every platform, as far as its exp() agrees.
+adds all of it up one by one. The top k come from a partition; top-p estimates from a sorted sample between which two
+weights its threshold lies, checks that by two sums, and sorts only the weights between; a draw first finds the block
+of 256 tokens that it falls into. Equals at the edge of a top-p set are taken in the order of their ids, and a token
+costs exactly one uniform number from PCG64, looked up in the cumulative sum over ascending ids. Weights are float32
+as the logits are, sums float64: the same seed gives the same text on every platform, as far as its exp() agrees.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ import numpy as np
 
 from .errors import EdgecalError, OptionError
 
-_FEW = 512
+_FEW = 16384  # so many numbers sort in the time of a pass over the vocabulary
+_SAMPLE = 4096
 _BLOCK = 256
 
 
@@ -186,31 +187,37 @@ def _draw(weights: np.ndarray, uniform: float) -> int:
 def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
     """Positions, ascending, of the smallest set of largest weights (the largest is 1) that reaches top_p of the sum.
 
-    All weights of at least `high` are in the set and sum to `taken`; those below `low` are not. The two close in on
-    each other, halving the exponent, until few weights lie between them.
+    Looks for the smallest weight of the set, the edge. `between` are the weights that it may still be, `taken` is the
+    sum of all above them.
     """
-    target = top_p * float(weights.sum(dtype=np.float64))
-    between, taken, low, high = weights, 0.0, 0.0, np.inf
-    exponent, step = 4.0, 4.0  # weights have a density over their logarithm, so that is what is bisected
-    while len(between) > _FEW and step > 1e-6:
-        pivot = math.exp(-exponent)
-        above = between >= pivot
-        upper = between[above]
-        mass = taken + float(upper.sum(dtype=np.float64))
-        if mass >= target:
-            low, between = pivot, upper
-            step = step / 2
-            exponent -= step
+    total = float(weights.sum(dtype=np.float64))
+    target, taken = top_p * total, 0.0
+    # All weights below this together are less than what the set leaves out
+    spare = np.float32((1 - top_p) * total / len(weights) * 0.999)
+    between = weights[weights >= spare] if len(weights) > _FEW else weights
+    while len(between) > _FEW:
+        sample = np.sort(between[:: len(between) // _SAMPLE])[::-1]
+        sums, rest = np.cumsum(sample, dtype=np.float64), float(between.sum(dtype=np.float64))
+        at = int(np.searchsorted(sums, (target - taken) / rest * sums[-1]))
+        margin = 2 * math.isqrt(len(sample))
+        low, high = sample[min(at + margin, len(sample) - 1)], sample[max(at - margin, 0)]
+        over, under = between > high, between < low
+        with_over = taken + float((between * over).sum(dtype=np.float64))
+        with_middle = taken + rest - float((between * under).sum(dtype=np.float64))
+        before = len(between)
+        if with_over >= target:
+            between = between[over]
+        elif with_middle >= target or not under.any():  # sums are rounded
+            taken, between = with_over, between[~(over | under)]
         else:
-            high, taken, between = pivot, mass, between[~above]
-            step = step / 2 if low > 0 else 2 * step
-            exponent += step
-            if exponent > 110:  # exp() of float32 is 0 there
-                break
-    inside = np.flatnonzero((weights >= low) & (weights < high))
-    # Stable, so that equal probabilities keep the order of their ids.
-    order = inside[np.argsort(-weights[inside], kind="stable")]
-    cumulative = taken + np.cumsum(weights[order], dtype=np.float64)
-    kept = weights >= high
-    kept[order[: int(np.searchsorted(cumulative, target, side="left")) + 1]] = True
+            taken, between = with_middle, between[under]
+        if len(between) > before // 2:  # many equals
+            break
+    ordered = np.sort(between)[::-1]
+    sums = taken + np.cumsum(ordered, dtype=np.float64)
+    last = min(int(np.searchsorted(sums, target)), len(ordered) - 1)
+    edge = ordered[last]
+    kept = weights >= edge
+    equals = np.flatnonzero(weights == edge)
+    kept[equals[np.count_nonzero(ordered[: last + 1] == edge) :]] = False
     return np.flatnonzero(kept)

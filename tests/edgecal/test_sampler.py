@@ -118,6 +118,50 @@ def test_top_p_keeps_the_first_of_equals() -> None:
     np.testing.assert_allclose(probabilities, 1 / 500)
 
 
+def sorted_nucleus(weights: np.ndarray, top_p: float) -> list[int]:
+    """The definition: a token is kept if those before it, sorted, sum to less than top_p of all."""
+    order = np.argsort(-weights, kind="stable")
+    cumulative = np.cumsum(weights[order], dtype=np.float64)
+    target = top_p * float(weights.sum(dtype=np.float64))
+    return sorted(order[: int(np.searchsorted(cumulative, target)) + 1].tolist())
+
+
+SHAPES: dict[str, Any] = {
+    "normal": lambda rng, n: rng.standard_normal(n) * rng.choice([1e-4, 0.1, 1, 3, 10, 100]),
+    "one far above": lambda rng, n: np.append(rng.standard_normal(n - 1), 40.0),
+    "uniform": lambda rng, n: rng.uniform(-5, 0, n),
+    "heavy tails": lambda rng, n: np.clip(rng.standard_cauchy(n), -1e3, 60),
+    "all equal": lambda rng, n: np.zeros(n),
+    "many equals": lambda rng, n: np.round(rng.standard_normal(n) * 2) / 2,
+    "periodic": lambda rng, n: np.where(np.arange(n) % 8 == 0, 0.0, -3.0) + rng.standard_normal(n) * 0.01,
+    "forbidden": lambda rng, n: np.where(rng.random(n) < 0.9, -np.inf, rng.standard_normal(n)) + np.eye(1, n)[0] * 1e2,
+    "sorted": lambda rng, n: np.sort(rng.standard_normal(n))[:: rng.choice([-1, 1])],
+}
+
+
+@given(
+    shape=st.sampled_from(list(SHAPES)),
+    size=st.sampled_from([1, 2, 100, 16_384, 16_385, 49_152, 151_936]),
+    top_p=st.one_of(st.sampled_from([1e-9, 0.5, 0.95, 0.999, 1 - 2**-53]), st.floats(1e-6, 1, exclude_max=True)),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=120, deadline=None)
+def test_top_p_is_the_sorted_definition(shape: str, size: int, top_p: float, seed: int) -> None:
+    logits = SHAPES[shape](np.random.default_rng(seed), size).astype(np.float32)
+    if not np.isfinite(logits.max()):
+        logits[0] = 0
+    weights = np.exp(logits - logits.max())
+    found = Sampler(SamplingOptions(1.0, top_p=top_p)).distribution(logits)[0].tolist()
+    expected = sorted_nucleus(weights, top_p)
+    if found != expected:
+        # Only where the last token of one set is in it by the rounding of a sum
+        assert abs(len(found) - len(expected)) <= 1 or 1 - top_p < 1e-9
+        smaller, larger = sorted((found, expected), key=len)
+        rest = weights[sorted(set(larger) - set(smaller))].sum(dtype=np.float64)
+        total = weights.sum(dtype=np.float64)
+        assert abs(weights[smaller].sum(dtype=np.float64) - top_p * total) <= 1e-12 * total or rest <= 1e-12 * total
+
+
 def test_greedy_takes_the_largest_after_the_penalty(rng: np.random.Generator) -> None:
     logits = logits_of(rng, 500)
     best = int(logits.argmax())
