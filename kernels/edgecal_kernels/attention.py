@@ -23,7 +23,7 @@ import numpy as np
 from numba import prange
 
 from . import simd
-from .cached import FP16, FP32, INT8, Cached
+from .cached import FP16, FP32, INT8, KEY_GROUP, PAIRS, Cached
 from .elementwise import exp_lanes
 from .jit import kernel, parallel
 from .quant import Array
@@ -65,6 +65,36 @@ def _widen(kind: int, source: int, at: int, n: int, out: Any) -> None:
 
 
 @kernel
+def _widen_keys(place: Any, at: int, tiles: int, width: int, out: Any) -> None:
+    """So many tiles of keys from position `at` on as float32."""
+    keys, _, scales, _, kind, _ = place
+    if kind != INT8:
+        _widen(kind, keys, at * width, tiles * 16 * width, out)
+        return
+    scale_at, begin = at // 16 * (width // KEY_GROUP), at * width
+    for group in range(tiles * (width // KEY_GROUP)):
+        scale = simd.load_half(scales, (scale_at + group) * 16)
+        for i in range(group * KEY_GROUP * 16, (group + 1) * KEY_GROUP * 16, 16):
+            store(out, i, mul(simd.load_int8(keys, begin + i), scale))
+
+
+@kernel
+def _place_query(q: Any, source: int, head_dim: int, width: int, kind: int, queries: Any, target: int) -> None:
+    """A query in the order in which the keys' channels lie."""
+    for i in range(target, target + width):
+        queries[i] = np.float32(0)
+    if kind != INT8:
+        for i in range(head_dim):
+            queries[target + i] = q[source + i]
+        return
+    half = (head_dim + 1) // 2
+    for i in range(half):
+        queries[target + i // PAIRS * KEY_GROUP + i % PAIRS] = q[source + i]
+    for i in range(head_dim - half):
+        queries[target + i // PAIRS * KEY_GROUP + PAIRS + i % PAIRS] = q[source + half + i]
+
+
+@kernel
 def _fetch(place: Any, at: int, width: int) -> None:
     """Ask for a block of the cache: it comes while the block before it is worked on."""
     size = 1 if place[4] == INT8 else (2 if place[4] == FP16 else 4)
@@ -72,8 +102,9 @@ def _fetch(place: Any, at: int, width: int) -> None:
         simd.prefetch(place[0], i)
         simd.prefetch(place[1], i)
     if place[4] == INT8:
-        for i in range(at * 4, (at + BLOCK) * 4, 64):
+        for i in range(at * width * 2 // KEY_GROUP, (at + BLOCK) * width * 2 // KEY_GROUP, 64):
             simd.prefetch(place[2], i)
+        for i in range(at * 4, (at + BLOCK) * 4, 64):
             simd.prefetch(place[3], i)
 
 
@@ -83,17 +114,14 @@ def _weigh(
 ) -> float:
     """Scores of a block, in `weights`, to weights, for a row that sees its first `seen` positions.
 
-    Returns the factor by which the row's mixture has to shrink. With int8, scores take the keys' scales and weights,
-    once summed, the values'.
+    Returns the factor by which the row's mixture has to shrink. With int8, weights, once summed, take the values'
+    scales.
     """
-    _, _, key_scales, value_scales, kind, _ = place
+    _, _, _, value_scales, kind, _ = place
     at = row * BLOCK
     top = splat(np.float32(-np.inf))
     for j in range(0, BLOCK, 16):
-        score = mul(load(weights, at + j), splat(scaling))
-        if kind == INT8:
-            score = mul(score, load(key_scales, scale_at + j))
-        store(weights, at + j, score)
+        store(weights, at + j, mul(load(weights, at + j), splat(scaling)))
     for j in range(seen, BLOCK):
         weights[at + j] = np.float32(-np.inf)
     for j in range(0, BLOCK, 16):
@@ -132,10 +160,7 @@ def attend(
     padded = (n_rows + 3) // 4 * 4
     for row in range(n_rows):
         source = first + row // heads * per_token + row % heads * head_dim
-        for i in range(head_dim):
-            queries[row * width + i] = q[source + i]
-        for i in range(head_dim, width):
-            queries[row * width + i] = np.float32(0)
+        _place_query(q, source, head_dim, width, place[4], queries, row * width)
         highest[row] = np.float32(-np.inf)
     for i in range(n_rows * width, padded * width):
         queries[i] = np.float32(0)
@@ -147,6 +172,7 @@ def attend(
     halves, whole = simd.halves(place[0]), simd.whole(place[0])
     value_halves, value_whole = simd.halves(place[1]), simd.whole(place[1])
     direct = n_rows <= 8 and place[4] != FP32  # one pass or two over a block cost less than a copy of it
+    groups = width // KEY_GROUP
     for start in range(0, length, BLOCK):
         # Tiles of keys are whole; of values only what is filled: a cache may end within the block
         present = min(BLOCK, length - start)
@@ -154,7 +180,7 @@ def attend(
         if tokens == 1 and start + BLOCK < length:
             _fetch(place, at + start + BLOCK, width)
         if not direct:
-            _widen(place[4], place[0], (at + start) * width, tiles * 16 * width, keys)
+            _widen_keys(place, at + start, tiles, width, keys)
             _widen(place[4], place[1], (at + start) * width, present * width, values)
         early = max(0, start - pos) * heads  # rows that end before this block
         for row in range(early // 4 * 4, n_rows, 4):
@@ -165,11 +191,12 @@ def attend(
             source, target = row * width, row * BLOCK
             begin = (at + start) * width
             if direct and place[4] == FP16:
-                multiply_rows(some, queries, source, width, width, halves, begin, layout, tiles, weights, target)
+                multiply_rows(some, queries, source, width, width, halves, begin, layout, tiles, weights, target, None)
             elif direct:
-                multiply_rows(some, queries, source, width, width, whole, begin, layout, tiles, weights, target)
+                scales = (place[2], (at + start) * groups, groups * 16)
+                multiply_rows(some, queries, source, width, width, whole, begin, layout, tiles, weights, target, scales)
             else:
-                multiply_rows(some, queries, source, width, width, keys, 0, layout, tiles, weights, target)
+                multiply_rows(some, queries, source, width, width, keys, 0, layout, tiles, weights, target, None)
             for r in range(row, row + some):
                 seen = min(BLOCK, pos + r // heads + 1 - start)
                 if seen <= 0:
@@ -183,11 +210,15 @@ def attend(
             seen = min(BLOCK, pos + (row + some - 1) // heads + 1 - start)
             layout = (width, 16, width)
             if direct and place[4] == FP16:
-                multiply_rows(some, weights, target, BLOCK, seen, value_halves, begin, layout, vectors, mixed, source)
+                multiply_rows(
+                    some, weights, target, BLOCK, seen, value_halves, begin, layout, vectors, mixed, source, None
+                )
             elif direct:
-                multiply_rows(some, weights, target, BLOCK, seen, value_whole, begin, layout, vectors, mixed, source)
+                multiply_rows(
+                    some, weights, target, BLOCK, seen, value_whole, begin, layout, vectors, mixed, source, None
+                )
             else:
-                multiply_rows(some, weights, target, BLOCK, seen, values, 0, layout, vectors, mixed, source)
+                multiply_rows(some, weights, target, BLOCK, seen, values, 0, layout, vectors, mixed, source, None)
     for row in range(n_rows):
         target = first + row // heads * per_token + row % heads * head_dim
         normal = np.float32(1) / simd.sum_lanes(load(sums, row * 16))

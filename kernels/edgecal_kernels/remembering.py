@@ -1,4 +1,4 @@
-"""What goes into the cache: keys and values rounded to its type, at their place; and rope, which comes before it.
+"""What goes into the cache: keys and values rounded to its type, at their place; and rope, which keys take first.
 
 Scalar code, for it is linear in the tokens. A cache is given by `Cached.addresses`.
 """
@@ -11,11 +11,73 @@ import numpy as np
 from numba import prange
 
 from . import simd
-from .cached import FP16, FP32, INT8, Cached
+from .cached import FP16, INT8, KEY_GROUP, LARGEST, PAIRS, TINY, Cached
 from .jit import kernel, parallel
 from .quant import Array
 
 _SETS_WORTH_A_THREAD = 1 << 15  # elements to rotate or to write
+
+
+@kernel
+def _saturated(value: Any) -> Any:
+    """Within what float16 holds; NaN stays."""
+    if value > LARGEST:
+        return LARGEST
+    if value < -LARGEST:
+        return -LARGEST
+    return value
+
+
+@kernel
+def _larger(extreme: Any, value: Any) -> Any:
+    """The larger magnitude; NaN once one was."""
+    size = abs(_saturated(value))
+    return size if size > extreme or size != size else extreme
+
+
+@kernel
+def _store_code(array: Any, at: int, value: Any, inverse: Any) -> None:
+    code = np.float32(0)
+    if inverse > 0:
+        code = min(max(np.float32(np.rint(_saturated(value) * inverse)), np.float32(-127)), np.float32(127))
+    simd.store_one_int8(array, at, code)
+
+
+@kernel
+def _inverse(scale: Any) -> Any:
+    return np.float32(1) / scale if scale >= TINY else np.float32(0)
+
+
+@kernel
+def _remember_codes(x: Any, first: int, head_dim: int, width: int, place: Any, at: int, key: bool) -> None:
+    """`remember_head` for int8."""
+    keys, values, key_scales, value_scales, _, _ = place
+    if not key:
+        extreme = np.float32(0)
+        for i in range(first, first + head_dim):
+            extreme = _larger(extreme, x[i])
+        scale = extreme / np.float32(127)
+        simd.store_one(value_scales, at, scale)
+        inverse = _inverse(scale)
+        for i in range(head_dim):
+            _store_code(values, at * width + i, x[first + i], inverse)
+        return
+    tile, lane, half = at // 16, at % 16, (head_dim + 1) // 2
+    for pair in range(0, half, PAIRS):
+        extreme = np.float32(0)
+        for i in range(pair, min(pair + PAIRS, half)):
+            extreme = _larger(extreme, x[first + i])
+            if half + i < head_dim:
+                extreme = _larger(extreme, x[first + half + i])
+        group = pair // PAIRS
+        scale_at = (tile * (width // KEY_GROUP) + group) * 16 + lane
+        simd.store_one_half(key_scales, scale_at, extreme / np.float32(127))
+        inverse = _inverse(simd.load_one_half(key_scales, scale_at))
+        for i in range(pair, min(pair + PAIRS, half)):
+            target = (tile * width + group * KEY_GROUP + i - pair) * 16 + lane
+            _store_code(keys, target, x[first + i], inverse)
+            if half + i < head_dim:
+                _store_code(keys, target + PAIRS * 16, x[first + half + i], inverse)
 
 
 @kernel
@@ -24,25 +86,18 @@ def remember_head(x: Any, first: int, head_dim: int, width: int, place: Any, at:
 
     The bits of `Cached.write`. Position `at` counts from the first position of the first head of the first layer.
     """
-    keys, values, key_scales, value_scales, kind, _ = place
-    inverse = np.float32(0)
+    keys, values, _, _, kind, _ = place
     if kind == INT8:
-        extreme = np.float32(0)
-        for i in range(head_dim):
-            extreme = max(extreme, abs(x[first + i]))
-        if extreme > 0:
-            inverse = np.float32(127) / extreme
-        simd.store_one(key_scales if key else value_scales, at, extreme / np.float32(127))
+        _remember_codes(x, first, head_dim, width, place, at, key)
+        return
     target, step = (at // 16 * 16 * width + at % 16, 16) if key else (at * width, 1)
     array = keys if key else values
     for i in range(head_dim):
         value = x[first + i]
         if kind == FP16:
-            simd.store_one_half(array, target + i * step, value)
-        elif kind == FP32:
-            simd.store_one(array, target + i * step, value)
+            simd.store_one_half(array, target + i * step, _saturated(value))
         else:
-            simd.store_one_int8(array, target + i * step, np.float32(np.rint(value * inverse)))
+            simd.store_one(array, target + i * step, value)
 
 
 @kernel

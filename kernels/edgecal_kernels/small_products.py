@@ -1,7 +1,8 @@
 """The two small matrix products of attention: some rows times a block of the cache, for scores and for mixtures.
 
 Each output is one chain of fused multiply-adds in the order of the summands, whatever the shape of the block that it is
-computed in; attention.py relies on it.
+computed in; attention.py relies on it. A whole number of int8 times a float16 scale is exact in float32, so it does not
+matter either whether elements are scaled here or before.
 """
 
 from __future__ import annotations
@@ -9,19 +10,48 @@ from __future__ import annotations
 from typing import Any
 
 from . import isa
+from .cached import KEY_GROUP
 from .jit import kernel
-from .simd import fma, load, load_cached, load_one, splat, store
+from .simd import fma, load, load_cached, load_half, load_one, mul, splat, store
 
 # Sixteen sums of 16 lanes at once, where they fit into the registers: four rows by four vectors, elsewhere by one
 _WIDE = isa.active().__name__.endswith("avx512vnni")
 
 
 @kernel
-def _multiply_4x4(a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int) -> None:
+def _step(n: int, scales: Any) -> int:
+    """How many summands share a scale: all n (at least 1), or a number that n is a multiple of, constant for speed."""
+    if scales is None:
+        return n
+    return KEY_GROUP
+
+
+@kernel
+def _factor(scales: Any, t: int, i: int) -> Any:
+    """The scales of vector t for summands from i on, if there are any."""
+    if scales is None:
+        return None
+    address, first, tile = scales
+    return load_half(address, first + t * tile + i // KEY_GROUP * 16)
+
+
+@kernel
+def _element(b: Any, at: int, factor: Any) -> Any:
+    if factor is None:
+        return load_cached(b, at)
+    return mul(load_cached(b, at), factor)
+
+
+@kernel
+def _multiply_4x4(
+    a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int, scales: Any
+) -> None:
     """c[r, t] += sum over i < n of a[r, i] * b[i, t] for four rows r and four vectors t.
 
     b[i, t] lies at b_at + i * b_row + t * b_tile of b, as `load_cached` takes it, and c[r, t] at
-    c_at + r * c_row + t * 16; sizes = b_row, b_tile, c_row.
+    c_at + r * c_row + t * 16; sizes = b_row, b_tile, c_row. scales = address, first, tile are those of the keys of an
+    int8 cache: the 16 float16 at first + t * tile + 16 * g belong to summands 8 g ... 8 g + 7 of vector t. None: no
+    scales.
     """
     b_row, b_tile, c_row = sizes
     c1, c2, c3 = c_at + c_row, c_at + 2 * c_row, c_at + 3 * c_row
@@ -30,18 +60,21 @@ def _multiply_4x4(a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, size
     s10, s11, s12, s13 = load(c, c1), load(c, c1 + 16), load(c, c1 + 32), load(c, c1 + 48)
     s20, s21, s22, s23 = load(c, c2), load(c, c2 + 16), load(c, c2 + 32), load(c, c2 + 48)
     s30, s31, s32, s33 = load(c, c3), load(c, c3 + 16), load(c, c3 + 32), load(c, c3 + 48)
-    for i in range(n):
-        at = b_at + i * b_row
-        b0, b1 = load_cached(b, at), load_cached(b, at + b_tile)
-        b2, b3 = load_cached(b, at + 2 * b_tile), load_cached(b, at + 3 * b_tile)
-        w = splat(load_one(a, a_at + i))
-        s00, s01, s02, s03 = fma(w, b0, s00), fma(w, b1, s01), fma(w, b2, s02), fma(w, b3, s03)
-        w = splat(load_one(a, a1 + i))
-        s10, s11, s12, s13 = fma(w, b0, s10), fma(w, b1, s11), fma(w, b2, s12), fma(w, b3, s13)
-        w = splat(load_one(a, a2 + i))
-        s20, s21, s22, s23 = fma(w, b0, s20), fma(w, b1, s21), fma(w, b2, s22), fma(w, b3, s23)
-        w = splat(load_one(a, a3 + i))
-        s30, s31, s32, s33 = fma(w, b0, s30), fma(w, b1, s31), fma(w, b2, s32), fma(w, b3, s33)
+    for start in range(0, n, _step(n, scales)):
+        f0, f1 = _factor(scales, 0, start), _factor(scales, 1, start)
+        f2, f3 = _factor(scales, 2, start), _factor(scales, 3, start)
+        for i in range(start, start + _step(n, scales)):
+            at = b_at + i * b_row
+            b0, b1 = _element(b, at, f0), _element(b, at + b_tile, f1)
+            b2, b3 = _element(b, at + 2 * b_tile, f2), _element(b, at + 3 * b_tile, f3)
+            w = splat(load_one(a, a_at + i))
+            s00, s01, s02, s03 = fma(w, b0, s00), fma(w, b1, s01), fma(w, b2, s02), fma(w, b3, s03)
+            w = splat(load_one(a, a1 + i))
+            s10, s11, s12, s13 = fma(w, b0, s10), fma(w, b1, s11), fma(w, b2, s12), fma(w, b3, s13)
+            w = splat(load_one(a, a2 + i))
+            s20, s21, s22, s23 = fma(w, b0, s20), fma(w, b1, s21), fma(w, b2, s22), fma(w, b3, s23)
+            w = splat(load_one(a, a3 + i))
+            s30, s31, s32, s33 = fma(w, b0, s30), fma(w, b1, s31), fma(w, b2, s32), fma(w, b3, s33)
     _store_4(c, c_at, s00, s01, s02, s03)
     _store_4(c, c1, s10, s11, s12, s13)
     _store_4(c, c2, s20, s21, s22, s23)
@@ -57,30 +90,37 @@ def _store_4(c: Any, at: int, s0: Any, s1: Any, s2: Any, s3: Any) -> None:
 
 
 @kernel
-def _multiply_1x4(a: Any, a_at: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int) -> None:
+def _multiply_1x4(a: Any, a_at: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int, scales: Any) -> None:
     """`_multiply_4x4` for one row."""
     b_row, b_tile, _ = sizes
     s0, s1, s2, s3 = load(c, c_at), load(c, c_at + 16), load(c, c_at + 32), load(c, c_at + 48)
-    for i in range(n):
-        at = b_at + i * b_row
-        w = splat(load_one(a, a_at + i))
-        s0, s1 = fma(w, load_cached(b, at), s0), fma(w, load_cached(b, at + b_tile), s1)
-        s2, s3 = fma(w, load_cached(b, at + 2 * b_tile), s2), fma(w, load_cached(b, at + 3 * b_tile), s3)
+    for start in range(0, n, _step(n, scales)):
+        f0, f1 = _factor(scales, 0, start), _factor(scales, 1, start)
+        f2, f3 = _factor(scales, 2, start), _factor(scales, 3, start)
+        for i in range(start, start + _step(n, scales)):
+            at = b_at + i * b_row
+            w = splat(load_one(a, a_at + i))
+            s0, s1 = fma(w, _element(b, at, f0), s0), fma(w, _element(b, at + b_tile, f1), s1)
+            s2, s3 = fma(w, _element(b, at + 2 * b_tile, f2), s2), fma(w, _element(b, at + 3 * b_tile, f3), s3)
     _store_4(c, c_at, s0, s1, s2, s3)
 
 
 @kernel
-def _multiply_4x1(a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int) -> None:
+def _multiply_4x1(
+    a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int, scales: Any
+) -> None:
     """`_multiply_4x4` for one vector."""
     b_row, _, c_row = sizes
     a1, a2, a3 = a_at + a_row, a_at + 2 * a_row, a_at + 3 * a_row
     s0, s1, s2, s3 = load(c, c_at), load(c, c_at + c_row), load(c, c_at + 2 * c_row), load(c, c_at + 3 * c_row)
-    for i in range(n):
-        vector = load_cached(b, b_at + i * b_row)
-        s0 = fma(splat(load_one(a, a_at + i)), vector, s0)
-        s1 = fma(splat(load_one(a, a1 + i)), vector, s1)
-        s2 = fma(splat(load_one(a, a2 + i)), vector, s2)
-        s3 = fma(splat(load_one(a, a3 + i)), vector, s3)
+    for start in range(0, n, _step(n, scales)):
+        factor = _factor(scales, 0, start)
+        for i in range(start, start + _step(n, scales)):
+            vector = _element(b, b_at + i * b_row, factor)
+            s0 = fma(splat(load_one(a, a_at + i)), vector, s0)
+            s1 = fma(splat(load_one(a, a1 + i)), vector, s1)
+            s2 = fma(splat(load_one(a, a2 + i)), vector, s2)
+            s3 = fma(splat(load_one(a, a3 + i)), vector, s3)
     store(c, c_at, s0)
     store(c, c_at + c_row, s1)
     store(c, c_at + 2 * c_row, s2)
@@ -100,17 +140,28 @@ def multiply_rows(
     vectors: int,
     c: Any,
     c_at: int,
+    scales: Any,
 ) -> None:
     """c += a b for a set of four rows, of which the first `rows` are of interest, and so many vectors."""
     b_tile = sizes[1]
     t = 0
     if _WIDE or rows == 1:
         while t + 4 <= vectors:
+            own = _from_vector(scales, t)
             if rows == 1:
-                _multiply_1x4(a, a_at, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16)
+                _multiply_1x4(a, a_at, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16, own)
             else:
-                _multiply_4x4(a, a_at, a_row, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16)
+                _multiply_4x4(a, a_at, a_row, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16, own)
             t += 4
     while t < vectors:
-        _multiply_4x1(a, a_at, a_row, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16)
+        own = _from_vector(scales, t)
+        _multiply_4x1(a, a_at, a_row, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16, own)
         t += 1
+
+
+@kernel
+def _from_vector(scales: Any, t: int) -> Any:
+    if scales is None:
+        return None
+    address, first, tile = scales
+    return address, first + t * tile, tile
