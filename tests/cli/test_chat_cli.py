@@ -171,6 +171,27 @@ def test_every_answer_is_that_of_its_recipe(folder, tmp_path):
         assert turn["text"] == engine.generate("hi", recipe=recipe, settings=Settings(max_tokens=8)).text
 
 
+def test_the_type_of_the_cache(folder, tmp_path):
+    """int8: a second turn reads what the first has written, and /reset begins anew."""
+    options = ("--json", "--cache-dtype", "int8")
+    done = chat(folder, tmp_path, "hi", "more", "/reset", "hi", options=options)
+    said = [turn for turn in turns(done) if "user" in turn]
+    engine = Engine.load(folder / "model", backend="numpy", cache_dtype="int8")
+    messages: list[dict[str, str]] = []
+    for turn in said[:2]:
+        messages.append({"role": "user", "content": turn["user"]})
+        answer = engine.generate(messages, settings=Settings(max_tokens=8)).text
+        assert turn["text"] == answer
+        messages.append({"role": "assistant", "content": answer})
+    assert said[2]["text"] == said[0]["text"]
+
+
+def test_a_type_that_no_cache_has(folder, tmp_path):
+    done = chat(folder, tmp_path, "hi", options=("--cache-dtype", "half"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'--cache-dtype': 'half' is not one of 'fp16', 'fp32', 'int8'" in done.stderr
+
+
 def test_refused_commands_change_nothing(folder, tmp_path):
     refused = {
         "/method nonsense": "unknown method 'nonsense'",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edgecal import Engine, Settings
 from tests.cli.shell import killed_at_the_end
 from tests.tiny import write_tiny_adapter, write_tiny_calibration, write_tiny_hf
 
@@ -108,6 +109,22 @@ def test_refusals_are_one_line(folder, arguments, message):
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("edgecal: error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+def test_the_type_of_the_cache(folder):
+    for dtype in ("fp16", "int8", "fp32"):
+        done = run(folder / "model", "Some text", "-n", 8, "--cache-dtype", dtype, "--quiet")
+        assert (done.returncode, done.stderr) == (0, "")
+        engine = Engine.load(folder / "model", cache_dtype=dtype)
+        expected = engine.generate("Some text", settings=Settings(max_tokens=8, speculate="off")).text
+        assert done.stdout.strip() == expected.strip()
+
+
+def test_a_type_that_no_cache_has(folder):
+    done = run(folder / "model", "x", "--cache-dtype", "int4")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Invalid value for '--cache-dtype': 'int4' is not one of 'fp16', 'fp32', 'int8'." in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_refusals_as_json(folder):
