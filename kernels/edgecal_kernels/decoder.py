@@ -21,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .clock import Clock
-from .decoder_walk import LINEAR, PAIR, PLAN, ROW, alone, together
+from .decoder_plan import LINEAR, PAIR, PLAN, ROW
+from .decoder_walk import alone, together
 from .decoder_weights import DecoderWeights, Pair, Place
 from .packed_matmul import FORMAT_NUMBER
 from .quant import STEP, TILE_ROWS, Array, QuantizedTensor
+from .sync import WORDS
 
 
 class Decoder:
@@ -40,8 +42,9 @@ class Decoder:
         self._lock = threading.Lock()
         self._table = _describe(weights)
         self._pairs = np.zeros((1, len(weights.layers), 7), PAIR)  # slot 0: no adapter
+        self._ranks = {0: 0}  # of the adapters, in whole steps
         self._slots: WeakKeyDictionary[Hashable, int] = WeakKeyDictionary()
-        self._scratch = _Scratch(weights, self._table, 0, 0, 0)
+        self._scratch = _Scratch(weights, self._table, 1, 1, 0)
 
     @classmethod
     def build(cls, weights: DecoderWeights) -> Decoder | None:
@@ -66,33 +69,23 @@ class Decoder:
         Row i has its keys and values written at `places[i]` before any row attends, so rows may follow one another in
         one cache. `rotation`: cos and sin, float32 (positions, half), of all positions that occur.
         """
-        n = len(ids)
+        n, head = len(ids), self._weights.head.shape[0]
+        logits = np.empty((n - first_logit, -(-head // TILE_ROWS) * TILE_ROWS), np.float32)
+        counters = clock.counters
         with self._lock:
             n_threads = _threads()
             slots = [0 if p.adapter is None else self._slot(p.adapter, p.pairs) for p in places]
             adapted = any(slots)
-            rank = int(self._pairs[sorted(set(slots))]["padded"].max()) if adapted else 0
+            rank = max(self._ranks[slot] for slot in slots) if adapted else 0
             if not self._scratch.serves(n_threads, n, rank):
                 self._scratch = _Scratch(self._weights, self._table, n_threads, n, rank)
             scratch = self._scratch
             scratch.rotate(*rotation)
-            rows = scratch.rows[:n]
+            scratch.adapt(self._pairs)
             for i, place in enumerate(places):
-                rows[i] = (*place.cached.addresses, place.pos, slots[i], ids[i])
-            head = self._weights.head.shape[0]
-            logits = np.empty((n - first_logit, -(-head // TILE_ROWS) * TILE_ROWS), np.float32)
+                scratch.rows[i] = (*place.cached.addresses, place.pos, slots[i], ids[i])
             run = alone if n_threads == 1 else together
-            run(
-                n_threads,
-                scratch.words,
-                scratch.plan,
-                self._table,
-                self._pairs,
-                rows,
-                clock.counters,
-                (first_logit, adapted),
-                logits,
-            )
+            run(n_threads, scratch.address, n, first_logit, int(adapted), _address(counters), logits.ctypes.data)
         return logits[:, :head]
 
     def _slot(self, adapter: Hashable, pairs: Callable[[], Sequence[Pair | None]]) -> int:
@@ -105,6 +98,7 @@ class Decoder:
                 self._pairs = np.concatenate([self._pairs, np.zeros_like(self._pairs)])
             slot = min(free)
             self._pairs[slot] = _describe_pairs(pairs(), self._pairs.shape[1])
+            self._ranks[slot] = int(self._pairs[slot]["padded"].max())
             self._slots[adapter] = slot
         return slot
 
@@ -122,9 +116,11 @@ class _Scratch:
         def floats(*shape: int) -> Array:
             return np.zeros(shape, np.float32)
 
-        self.words = np.zeros(16, np.int64)
-        self.rows = np.zeros(n, ROW)
+        self.rows = np.zeros((n, len(ROW.names or ())), np.int64)  # each a ROW: numbers are written faster than records
         self._buffers: dict[str, NDArray] = {
+            "words": np.zeros(n_threads * WORDS, np.int64),
+            "table": table,
+            "rows": self.rows,
             "x": floats(n, hidden_size),
             "q": floats(n, heads),
             "k": floats(n, kv),
@@ -135,9 +131,12 @@ class _Scratch:
             "mixed": floats(n, heads),
             "inner": floats(3, n, inner_width),
             "normed": floats(n_threads, n, hidden_size),
-            "codes": np.zeros((n_threads, n * widest), np.int8),
-            "scale": floats(n_threads, n, widest // STEP),
-            "total": np.zeros((n_threads, n, widest // STEP), np.int32),
+            "codes": np.zeros((n_threads, n * hidden_size), np.int8),
+            "scale": floats(n_threads, n, hidden_size // STEP),
+            "total": np.zeros((n_threads, n, hidden_size // STEP), np.int32),
+            "wide_codes": np.zeros(n * widest, np.int8),
+            "wide_scale": floats(n, widest // STEP),
+            "wide_total": np.zeros((n, widest // STEP), np.int32),
             "inner_codes": np.zeros((n_threads, inner_width), np.int8),
             "inner_scale": floats(n_threads, inner_width // STEP),
             "inner_total": np.zeros((n_threads, inner_width // STEP), np.int32),
@@ -145,7 +144,7 @@ class _Scratch:
         numbers = {
             "inner_width": inner_width,
             "most": n,
-            "widest": widest,
+            "n_layers": len(w.layers),
             "norms": w.norms.ctypes.data,
             "norm_biases": _address(w.norm_biases),
             "hidden_size": hidden_size,
@@ -159,7 +158,9 @@ class _Scratch:
         self.plan = np.zeros(1, PLAN)
         for name, value in {**numbers, **{name: x.ctypes.data for name, x in self._buffers.items()}}.items():
             self.plan[name] = value
+        self.address = self.plan.ctypes.data
         self._rotation: tuple[Array, Array] | None = None
+        self._pairs: NDArray | None = None
 
     def serves(self, n_threads: int, n: int, rank: int) -> bool:
         threads, most, widest = self._served
@@ -171,6 +172,12 @@ class _Scratch:
             self._rotation = cos, sin
             self.plan["cos"], self.plan["sin"] = cos.ctypes.data, sin.ctypes.data
             self.plan["positions"], self.plan["half"] = cos.shape
+
+    def adapt(self, pairs: NDArray) -> None:
+        """Use this table of adapters."""
+        if self._pairs is not pairs:
+            self._pairs = pairs
+            self.plan["pairs"], self.plan["n_slots"] = pairs.ctypes.data, len(pairs)
 
 
 def _describe(weights: DecoderWeights) -> NDArray:
@@ -212,7 +219,8 @@ def _describe_pairs(pairs: Sequence[Pair | None], n_layers: int) -> NDArray:
 
 
 def _address(array: NDArray | None) -> int:
-    return 0 if array is None else array.ctypes.data
+    """0 for what is not there."""
+    return 0 if array is None or array.size == 0 else array.ctypes.data
 
 
 def _threads() -> int:

@@ -1,0 +1,185 @@
+"""The products of a step: which part of the work is a thread's, and adapters on top."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from . import simd
+from .clock import LORA
+from .decoder_plan import now, pointer, tick
+from .jit import kernel
+from .packed_kernels import AFFINE, INT4, INT6, INT8
+from .packed_matmul import add_int8, multiply
+from .rounding import quantize_row
+from .sync import barrier
+
+# NumPy's integers: Numba compiles a function anew for every Python integer that it finds written in a call
+ZERO, ONE = np.arange(2)
+_INT8 = np.int64(INT8)
+
+
+@kernel
+def share(n: int, thread: int, n_threads: int) -> Any:
+    """This thread's part of so many."""
+    return n * thread // n_threads, n * (thread + 1) // n_threads
+
+
+@kernel
+def pairs_share(n: int, thread: int, n_threads: int) -> Any:
+    """This thread's part of so many tiles, in twos: their 32 rows are a step of the next product."""
+    first, last = share(n // 2, thread, n_threads)
+    return 2 * first, 2 * last
+
+
+@kernel
+def heads_border(thread: int, n_threads: int, keys: int, queries: int, per_head: int) -> int:
+    """Where a thread's share begins among the tiles of keys, queries and values, which follow one another.
+
+    A head of keys or of values is not divided.
+    """
+    at = (2 * keys + queries) * thread // n_threads
+    if at < keys:
+        return (at + per_head // 2) // per_head * per_head
+    if at > keys + queries:
+        behind = at - keys - queries
+        return keys + queries + (behind + per_head // 2) // per_head * per_head
+    return at
+
+
+@kernel
+def within(first: int, last: int, start: int, n: int) -> Any:
+    """The part of [first, last) that falls on the n tiles from `start`, counted from there."""
+    return min(max(first - start, 0), n), min(max(last - start, 0), n)
+
+
+@kernel
+def round_rows(x: Any, n: int, k: int, buffers: Any) -> None:
+    """int8 codes, scales and sums of n rows of x, k columns each."""
+    codes, scale, total = buffers
+    for row in range(n):
+        quantize_row(x, row * x.shape[1], k, codes, scale, total, row)
+
+
+@kernel
+def inner_products(
+    step: Any, space: Any, words: Any, layer: int, first: int, last: int, k: int, clock: Any, t: int
+) -> int:
+    """A* x of modules [first, last) for each row that has an adapter: inner[module - first, row]; then a barrier.
+
+    The threads share the tiles of A*. Returns the time.
+    """
+    _, pairs, rows, adapted, thread, n_threads = step
+    if not adapted:
+        return t
+    (codes, scale, total), inner, _ = space
+    n = rows.shape[0]
+    for module in range(first, last):
+        out = inner[module - first]
+        row = 0
+        while row < n:
+            slot, end = rows[row].slot, row + 1
+            while end < n and rows[end].slot == slot:
+                end += 1
+            pair = pairs[slot, layer, module]
+            if pair.rank > 0:
+                sizes = (pair.steps, pair.steps, ONE, k, out.shape[1])
+                own = share(pair.a_tiles, (thread + module) % n_threads, n_threads)
+                a, a_scale, span = pair.a_codes, pair.a_scale, (row, end)
+                multiply(_INT8, a, a_scale, ZERO, sizes, codes, scale, total, span, out, own)
+                if thread == 0:
+                    for i in range(row, end):
+                        out[i, pair.a_tiles * 16 : pair.padded] = np.float32(0)
+            row = end
+    barrier(words, thread, n_threads)
+    return tick(clock, LORA, t)
+
+
+@kernel
+def _adapt(pair: Any, row: int, inner: Any, buffers: Any, out: Any, tiles: Any) -> None:
+    """out += B* inner + bias* for one row; `buffers` are for the inner vector in int8."""
+    codes, scale, total = buffers
+    if pair.rank > 0:
+        quantize_row(inner, row * inner.shape[1], pair.padded, codes, scale, total, ZERO)
+        steps = pair.padded // 32
+        for step in range(steps):
+            scale[0, step] *= np.float32(pair.scaling)  # a power of two: as good as scaling `inner`
+        quads = (pair.rank + 3) // 4
+        target = out[row]
+        sizes = (steps, steps, ONE, pair.padded, ZERO)
+        add_int8(pair.b_codes, pair.b_scale, sizes, codes, scale, total, ZERO, target, tiles, quads)
+    if pair.bias != 0:
+        _add_bias(out, row, pair.bias, tiles)
+
+
+@kernel
+def _add_bias(out: Any, row: int, bias: Any, tiles: Any) -> None:
+    for tile in range(tiles[0], tiles[1]):
+        at = row * out.shape[1] + tile * 16
+        simd.store(out, at, simd.add(simd.load(out, at), simd.load(bias, tile * 16)))
+
+
+@kernel
+def product(linear: Any, n: int, buffers: Any, out: Any, tiles: Any) -> None:
+    """These tiles of out = W x + bias for n rows; `buffers` hold x in int8."""
+    codes, x_scale, total = buffers
+    sizes = (linear.steps, linear.groups, linear.per_group, linear.inputs, out.shape[1])
+    weight, scale, minimum = linear.codes, linear.scale, linear.minimum
+    multiply(linear.format, weight, scale, minimum, sizes, codes, x_scale, total, (ZERO, n), out, tiles)
+    if linear.bias != 0:
+        for row in range(n):
+            _add_bias(out, row, linear.bias, tiles)
+
+
+@kernel
+def adapted_product(
+    step: Any, space: Any, layer: int, module: int, first: int, out: Any, tiles: Any, clock: Any, part: int
+) -> None:
+    """These tiles of a module of the group that begins with `first`, with its adapters, whose time goes to LORA."""
+    table, pairs, rows, adapted, _, _ = step
+    buffers, inner, inner_buffers = space
+    n = rows.shape[0]
+    product(table[layer, module], n, buffers, out, tiles)
+    if adapted:
+        before = now() if clock.size else ZERO
+        for row in range(n):
+            _adapt(pairs[rows[row].slot, layer, module], row, inner[module - first], inner_buffers, out, tiles)
+        if clock.size:
+            spent = now() - before
+            clock[LORA] += spent
+            clock[part] -= spent
+
+
+@kernel
+def add_tiles(x: Any, y: Any, tiles: Any) -> None:
+    """x += y, these tiles of each row."""
+    for row in range(x.shape[0]):
+        for i in range(tiles[0] * 16, tiles[1] * 16):
+            x[row, i] += y[row, i]
+
+
+@kernel
+def embed(linear: Any, token: int, x: Any, row: int) -> None:
+    """The bits of `quant.dequantize_rows` for one row of the embedding table."""
+    tile, lane = token // 16, token % 16
+    step_bytes = 512 if linear.format == INT8 else 384 if linear.format == INT6 else 256
+    codes = carray(pointer(linear.codes), (linear.tiles, linear.steps, step_bytes), np.uint8)
+    for step in range(linear.inputs // 32):
+        group = (tile * linear.groups + step // linear.per_group) * 16 + lane
+        scale = simd.load_one_half(linear.scale, group)
+        minimum = simd.load_one_half(linear.minimum, group) if linear.format == AFFINE else np.float32(0)
+        for column in range(32):
+            if linear.format == INT8:
+                value = np.float32(np.int8(codes[tile, step, column // 4 * 64 + lane * 4 + column % 4]))
+            else:
+                both = codes[tile, step, column % 16 // 4 * 64 + lane * 4 + column % 4]
+                value = np.float32(both & 15 if column < 16 else both >> 4)
+            if linear.format == INT4:
+                value -= np.float32(8)
+            elif linear.format == INT6:
+                upper = codes[tile, step, 256 + column // 16 * 64 + lane * 4 + column % 4] >> (column % 16 // 4 * 2)
+                value += np.float32((upper & 3) * 16) - np.float32(32)
+            value *= scale
+            x[row, step * 32 + column] = value + minimum if linear.format == AFFINE else value
