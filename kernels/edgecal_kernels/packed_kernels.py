@@ -39,6 +39,14 @@ def _ask(codes: int, lines: int, scale: int) -> None:
 
 
 @kernel
+def _ask_once(codes: int, lines: int, scale: int) -> None:
+    """`_ask` for one token, whose weights are read once: code and cache keep their place in the second cache."""
+    for line in range(lines):
+        simd.prefetch_once(codes, line * 64 + _AHEAD)
+    simd.prefetch_once(scale, _AHEAD // (lines * 2))
+
+
+@kernel
 def _vector_nibbles(
     codes: int,
     scale: int,
@@ -65,7 +73,7 @@ def _vector_nibbles(
         group, inside = tile * n_groups * 16, 0
         for step in range(k // 32):
             at = (tile * n_steps + step) * lines * 64
-            _ask(codes + at, lines, scale + group * 2)
+            _ask_once(codes + at, lines, scale + group * 2)
             total = blocks.read_int(x_total + step * 4)
             dots = splat_int(np.int32(-offset * total))
             if six is not None:
@@ -81,7 +89,7 @@ def _vector_nibbles(
             xs = blocks.read_float(x_scale + step * 4)
             acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(xs)), acc)
             if minimum is not None:
-                simd.prefetch(minimum, group * 2 + _AHEAD // (lines * 2))
+                simd.prefetch_once(minimum, group * 2 + _AHEAD // (lines * 2))
                 acc = fma(load_half(minimum, group), splat(xs * np.float32(total)), acc)
             group, inside = _next_step(group, inside, per_group)
         store(out, tile * 16, acc)
@@ -96,7 +104,7 @@ def _vector_int8(codes: int, scale: int, sizes: Any, x: int, x_scale: int, x_tot
         group, inside = tile * n_groups * 16, 0
         for step in range(k // 32):
             at = (tile * n_steps + step) * 512
-            _ask(codes + at, 8, scale + group * 2)
+            _ask_once(codes + at, 8, scale + group * 2)
             dots = splat_int(np.int32(-INT8_OFFSET * blocks.read_int(x_total + step * 4)))
             for quad in range(8):
                 dots = dot4_int8(dots, int8_line(codes, at + quad * 64), x, step * 32 + quad * 4)

@@ -167,6 +167,14 @@ def prefetch(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     return context.get_dummy_value()
 
 
+@_operation(types.void, None, types.intp)
+def prefetch_once(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """`prefetch` for what is read only once: it need not push anything else out of the second cache."""
+    pointer = _pointer(context, builder, sig.args[0], v[0], v[1], i8, i8)
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, i32(0), i32(0), i32(1))  # to read, not kept, data
+    return context.get_dummy_value()
+
+
 @_operation(types.void, None, types.intp, F32x16)
 def store(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """Write 16 float32."""
