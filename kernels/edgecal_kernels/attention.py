@@ -12,6 +12,9 @@ may not see have a weight of exactly 0, and adding 0 * v changes nothing; rows t
 away.
 
 A cache is given by `Cached.addresses`.
+
+Trap: constants that are handed to kernels are NumPy's integers, because Numba compiles a function anew for every place
+of a Python constant among its arguments.
 """
 
 from __future__ import annotations
@@ -30,8 +33,9 @@ from .quant import Array
 from .simd import add, load, mul, splat, store
 from .small_products import multiply_rows
 
-BLOCK = 64  # positions
+BLOCK = np.int64(64)  # positions
 ROWS = 64  # of an item, about: a block of keys and values and what belongs to the rows stay in the first-level cache
+_ZERO, _LANES = np.int64(0), np.int64(16)
 _WORTH_A_THREAD = 1 << 18  # multiply-adds from which it is worth waking other threads
 
 
@@ -187,7 +191,7 @@ def attend(
             some = min(4, n_rows - row)
             for i in range(row * BLOCK, (row + 4) * BLOCK):
                 weights[i] = np.float32(0)
-            layout = (16, 16 * width, BLOCK)
+            layout = (_LANES, 16 * width, BLOCK)
             source, target = row * width, row * BLOCK
             begin = (at + start) * width
             if direct and place[4] == FP16:
@@ -196,7 +200,7 @@ def attend(
                 scales = (place[2], (at + start) * groups, groups * 16)
                 multiply_rows(some, queries, source, width, width, whole, begin, layout, tiles, weights, target, scales)
             else:
-                multiply_rows(some, queries, source, width, width, keys, 0, layout, tiles, weights, target, None)
+                multiply_rows(some, queries, source, width, width, keys, _ZERO, layout, tiles, weights, target, None)
             for r in range(row, row + some):
                 seen = min(BLOCK, pos + r // heads + 1 - start)
                 if seen <= 0:
@@ -208,7 +212,7 @@ def attend(
                         for i in range(r * width, (r + 1) * width, 16):
                             store(mixed, i, mul(load(mixed, i), splat(shrink)))
             seen = min(BLOCK, pos + (row + some - 1) // heads + 1 - start)
-            layout = (width, 16, width)
+            layout = (width, _LANES, width)
             if direct and place[4] == FP16:
                 multiply_rows(
                     some, weights, target, BLOCK, seen, value_halves, begin, layout, vectors, mixed, source, None
@@ -218,7 +222,7 @@ def attend(
                     some, weights, target, BLOCK, seen, value_whole, begin, layout, vectors, mixed, source, None
                 )
             else:
-                multiply_rows(some, weights, target, BLOCK, seen, values, 0, layout, vectors, mixed, source, None)
+                multiply_rows(some, weights, target, BLOCK, seen, values, _ZERO, layout, vectors, mixed, source, None)
     for row in range(n_rows):
         target = first + row // heads * per_token + row % heads * head_dim
         normal = np.float32(1) / simd.sum_lanes(load(sums, row * 16))
@@ -244,11 +248,6 @@ def _attend_share(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: i
         attend(q, out, element, tokens, heads, n_heads * head_dim, here, place, at, scratch)
 
 
-@kernel
-def _attention_alone(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: int) -> None:
-    _attend_share(q, out, shape, sizes, place, layer, np.int64(0), np.int64(1))
-
-
 @parallel
 def _attention(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: int) -> None:
     for chunk in prange(32):
@@ -260,8 +259,11 @@ def attention(q: Array, cached: Cached, layer: int, pos: int) -> Array:
     n_tokens, n_heads, head_dim = q.shape
     n_kv, width = cached.values.shape[1], cached.values.shape[3]
     out = np.empty((n_tokens, n_heads * head_dim), np.float32)
-    compute = _attention_alone if (pos + n_tokens) * out.size < _WORTH_A_THREAD else _attention
     flat = np.ascontiguousarray(q).reshape(-1)
     sizes = (pos, head_dim, width, 1.0 / math.sqrt(head_dim))
-    compute(flat, out.reshape(-1), (n_tokens, n_heads, n_kv), sizes, cached.addresses, layer)
+    arguments = flat, out.reshape(-1), (n_tokens, n_heads, n_kv), sizes, cached.addresses, layer
+    if (pos + n_tokens) * out.size < _WORTH_A_THREAD:
+        _attend_share(*arguments, 0, 1)
+    else:
+        _attention(*arguments)
     return out

@@ -46,7 +46,7 @@ from .decoder_products import (
 )
 from .elementwise import normalize, swiglu_lanes
 from .jit import kernel, parallel
-from .remembering import remember_head, rotate
+from .remembering import KEY, VALUE, remember_head, rotate
 from .rounding import quantize_row
 from .sync import WORDS, barrier
 
@@ -166,8 +166,8 @@ def _walk(
         adapted_product(step, of_normed, layer, K_PROJ, Q_PROJ, k, k_share, ticks, QKV)
         adapted_product(step, of_normed, layer, V_PROJ, Q_PROJ, v, v_share, ticks, QKV)
         t = tick(ticks, QKV, t)
-        _remember(plan, rows, layer, True, flat_k, k_share, cos, sin)
-        _remember(plan, rows, layer, False, flat_v, v_share, cos, sin)
+        _remember(plan, rows, layer, KEY, flat_k, k_share, cos, sin)
+        _remember(plan, rows, layer, VALUE, flat_v, v_share, cos, sin)
         t = tick(ticks, ROPE, t)
         barrier(words, thread, n_threads)
         t = tick(ticks, QKV, t)

@@ -15,6 +15,7 @@ from .cached import FP16, INT8, KEY_GROUP, LARGEST, PAIRS, TINY, Cached
 from .jit import kernel, parallel
 from .quant import Array
 
+KEY, VALUE = np.True_, np.False_  # for `remember_head`; Python's would be two types, and it compiled twice
 _SETS_WORTH_A_THREAD = 1 << 15  # elements to rotate or to write
 
 
@@ -108,13 +109,8 @@ def _remember_share(
     for token in range(first, n_tokens, stride):
         for head in range(n_kv):
             at, element = (layer * n_kv + head) * place[5] + pos + token, (token * n_kv + head) * head_dim
-            remember_head(keys, element, head_dim, width, place, at, True)
-            remember_head(values, element, head_dim, width, place, at, False)
-
-
-@kernel
-def _remember_alone(keys: Any, values: Any, shape: Any, place: Any, layer: int, pos: int, width: int) -> None:
-    _remember_share(keys, values, shape, place, layer, pos, width, np.int64(0), np.int64(1))
+            remember_head(keys, element, head_dim, width, place, at, KEY)
+            remember_head(values, element, head_dim, width, place, at, VALUE)
 
 
 @parallel
@@ -125,9 +121,12 @@ def _remember(keys: Any, values: Any, shape: Any, place: Any, layer: int, pos: i
 
 def remember(cached: Cached, layer: int, pos: int, keys: Array, values: Array) -> None:
     """As `reference.remember`, with the same bits."""
-    write = _remember_alone if keys.size < _SETS_WORTH_A_THREAD else _remember
     flat = np.ascontiguousarray(keys).reshape(-1), np.ascontiguousarray(values).reshape(-1)
-    write(*flat, keys.shape, cached.addresses, layer, pos, cached.values.shape[3])
+    arguments = *flat, keys.shape, cached.addresses, layer, pos, cached.values.shape[3]
+    if keys.size < _SETS_WORTH_A_THREAD:
+        _remember_share(*arguments, 0, 1)
+    else:
+        _remember(*arguments)
 
 
 @kernel
@@ -148,11 +147,6 @@ def _rotate_share(x: Any, shape: Any, cos: Any, sin: Any, first: int, stride: in
             rotate(x, (token * n_heads + head) * head_dim, cos, sin, token)
 
 
-@kernel
-def _rotate_alone(x: Any, shape: Any, cos: Any, sin: Any) -> None:
-    _rotate_share(x, shape, cos, sin, np.int64(0), np.int64(1))
-
-
 @parallel
 def _rotate(x: Any, shape: Any, cos: Any, sin: Any) -> None:
     for chunk in prange(32):
@@ -161,5 +155,8 @@ def _rotate(x: Any, shape: Any, cos: Any, sin: Any) -> None:
 
 def rope(x: Array, cos: Array, sin: Array) -> None:
     """As `reference.rope`, with the same bits."""
-    turn = _rotate_alone if x.size < _SETS_WORTH_A_THREAD else _rotate
-    turn(x.reshape(-1), x.shape, np.ascontiguousarray(cos), np.ascontiguousarray(sin))
+    arguments = x.reshape(-1), x.shape, np.ascontiguousarray(cos), np.ascontiguousarray(sin)
+    if x.size < _SETS_WORTH_A_THREAD:
+        _rotate_share(*arguments, 0, 1)
+    else:
+        _rotate(*arguments)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from . import isa
 from .cached import KEY_GROUP
 from .jit import kernel
 from .simd import fma, load, load_cached, load_half, load_one, mul, splat, store
 
+_ZERO, _ONE, _FOUR = np.int64(0), np.int64(1), np.int64(4)
 # Sixteen sums of 16 lanes at once, where they fit into the registers: four rows by four vectors, elsewhere by one
 _WIDE = isa.active().__name__.endswith("avx512vnni")
 
@@ -27,12 +30,14 @@ def _step(n: int, scales: Any) -> int:
 
 
 @kernel
-def _factor(scales: Any, t: int, i: int) -> Any:
-    """The scales of vector t for summands from i on, if there are any."""
+def _factors(scales: Any, i: int) -> Any:
+    """The scales of four vectors for summands from i on, if there are any."""
     if scales is None:
-        return None
+        return None, None, None, None
     address, first, tile = scales
-    return load_half(address, first + t * tile + i // KEY_GROUP * 16)
+    at = first + i // KEY_GROUP * 16
+    f0, f1 = load_half(address, at), load_half(address, at + tile)
+    return f0, f1, load_half(address, at + 2 * tile), load_half(address, at + 3 * tile)
 
 
 @kernel
@@ -61,8 +66,7 @@ def _multiply_4x4(
     s20, s21, s22, s23 = load(c, c2), load(c, c2 + 16), load(c, c2 + 32), load(c, c2 + 48)
     s30, s31, s32, s33 = load(c, c3), load(c, c3 + 16), load(c, c3 + 32), load(c, c3 + 48)
     for start in range(0, n, _step(n, scales)):
-        f0, f1 = _factor(scales, 0, start), _factor(scales, 1, start)
-        f2, f3 = _factor(scales, 2, start), _factor(scales, 3, start)
+        f0, f1, f2, f3 = _factors(scales, start)
         for i in range(start, start + _step(n, scales)):
             at = b_at + i * b_row
             b0, b1 = _element(b, at, f0), _element(b, at + b_tile, f1)
@@ -95,8 +99,7 @@ def _multiply_1x4(a: Any, a_at: int, n: int, b: Any, b_at: int, sizes: Any, c: A
     b_row, b_tile, _ = sizes
     s0, s1, s2, s3 = load(c, c_at), load(c, c_at + 16), load(c, c_at + 32), load(c, c_at + 48)
     for start in range(0, n, _step(n, scales)):
-        f0, f1 = _factor(scales, 0, start), _factor(scales, 1, start)
-        f2, f3 = _factor(scales, 2, start), _factor(scales, 3, start)
+        f0, f1, f2, f3 = _factors(scales, start)
         for i in range(start, start + _step(n, scales)):
             at = b_at + i * b_row
             w = splat(load_one(a, a_at + i))
@@ -114,7 +117,7 @@ def _multiply_4x1(
     a1, a2, a3 = a_at + a_row, a_at + 2 * a_row, a_at + 3 * a_row
     s0, s1, s2, s3 = load(c, c_at), load(c, c_at + c_row), load(c, c_at + 2 * c_row), load(c, c_at + 3 * c_row)
     for start in range(0, n, _step(n, scales)):
-        factor = _factor(scales, 0, start)
+        factor = _factors(scales, start)[0]
         for i in range(start, start + _step(n, scales)):
             vector = _element(b, b_at + i * b_row, factor)
             s0 = fma(splat(load_one(a, a_at + i)), vector, s0)
@@ -147,21 +150,22 @@ def multiply_rows(
     t = 0
     if _WIDE or rows == 1:
         while t + 4 <= vectors:
-            own = _from_vector(scales, t)
+            own = _from_vector(scales, t, _FOUR)
             if rows == 1:
                 _multiply_1x4(a, a_at, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16, own)
             else:
                 _multiply_4x4(a, a_at, a_row, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16, own)
             t += 4
     while t < vectors:
-        own = _from_vector(scales, t)
+        own = _from_vector(scales, t, _ONE)
         _multiply_4x1(a, a_at, a_row, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16, own)
         t += 1
 
 
 @kernel
-def _from_vector(scales: Any, t: int) -> Any:
+def _from_vector(scales: Any, t: int, vectors: int) -> Any:
+    """Those of vector t and the ones after it; of one vector t alone, for there may be no others to read."""
     if scales is None:
         return None
     address, first, tile = scales
-    return address, first + t * tile, tile
+    return address, first + t * tile, tile if vectors > 1 else _ZERO
