@@ -70,6 +70,11 @@ class Terminal:
         time.sleep(0.5)
         self.type(text + "\x03")
 
+    def end(self) -> None:
+        """Type Ctrl-D, as late as `interrupt`: a moment earlier it would end a line that nobody reads."""
+        time.sleep(0.5)
+        self.type("\x04")
+
     def expect(self, text: str) -> str:
         """Everything up to and with `text`, from where the last call ended; AssertionError when it does not appear."""
         deadline = time.monotonic() + PATIENCE

@@ -325,7 +325,7 @@ def start(folder: Path, home: Path, *options: str | Path):
 
 
 def leave(screen: Terminal) -> None:
-    screen.type("\x04")
+    screen.end()
     assert screen.wait() == 0
 
 
@@ -380,7 +380,9 @@ def test_history_is_kept_for_the_next_chat(folder, tmp_path):
     pytest.importorskip("readline")
     with start(folder, tmp_path) as screen:
         screen.expect(">>> ")
-        screen.type("/system something to remember\n/exit\n")
+        screen.type("/system something to remember\n")
+        screen.expect(">>> ")
+        screen.type("/exit\n")
         screen.expect("/exit")
         assert screen.wait() == 0
     file = tmp_path / "chat_history"
