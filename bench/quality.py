@@ -1,12 +1,16 @@
-"""What rounding the weights costs: perplexity and KL divergence on real text, beside fp32 and beside llama.cpp.
+"""What rounding costs: perplexity and KL divergence on real text, beside fp32 and beside llama.cpp.
 
     python -m bench.quality MODEL --data dialogues.jsonl [--llama-cpp ORIGINAL.gguf] [--json bench/results/quality.json]
+    python -m bench.quality MODEL --data dialogues.jsonl --cache
 
 MODEL is a Hugging Face directory of float weights; every format is made from them. The text is the `dialogue` field of
 the file's lines, one behind the other, cut into windows of 512 tokens that are scored independently. KL is of fp32's
 next-token distribution to the format's, mean over all positions. With --llama-cpp (needs the packages llama-cpp-python
 and gguf) the same weights go through llama.cpp's own quantizer to Q4_0 and are scored on the same windows; the
 argument is a GGUF of the same model, whose metadata is used for the file that is quantized.
+
+With --cache keys and values are rounded instead: MODEL is anything that loads, its weights stay as they are, and KV
+caches in fp16 and int8 are held against one in fp32.
 """
 
 from __future__ import annotations
@@ -43,9 +47,10 @@ def windows(engine: Engine, data: Path, n_tokens: int) -> list[np.ndarray]:
     return [flat[i : i + WINDOW] for i in range(0, n_tokens, WINDOW)]
 
 
-def ours(engine: Engine) -> Scorer:
+def ours(engine: Engine, cache_dtype: str | None = None) -> Scorer:
     def score(ids: np.ndarray) -> np.ndarray:
-        return engine.model.forward(ids, KVCache(engine.model.config, engine.cache_dtype), all_logits=True)
+        cache = KVCache(engine.model.config, cache_dtype or engine.cache_dtype)
+        return engine.model.forward(ids, cache, all_logits=True)
 
     return score
 
@@ -152,18 +157,26 @@ def gguf_name(name: str) -> str:
     return name.replace("model.layers.", "blk.")
 
 
-def bits(engine: Engine) -> float:
+def stored_bits(engine: Engine) -> float:
     return 8 * engine.model.weight_bytes
+
+
+def of_caches(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    engine = Engine.load(arguments.model)
+    texts = windows(engine, arguments.data, arguments.tokens)
+    scorers = {f"{dtype} cache": ours(engine, dtype) for dtype in ("fp16", "int8")}
+    for name, row in measure(ours(engine, "fp32"), scorers, texts).items():
+        yield name if name in scorers else "fp32 cache", row
 
 
 def results(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     exact = Engine.load(arguments.model, weights="fp32", cache_dtype="fp32")
     texts = windows(exact, arguments.data, arguments.tokens)
-    sizes, scorers = {"fp32": bits(exact)}, {}
+    sizes, scorers = {"fp32": stored_bits(exact)}, {}
     n_weights = exact.model.weight_bytes / 4
     for format in OURS:
         engine = Engine.load(arguments.model, weights=format)
-        sizes[format], scorers[format] = bits(engine), ours(engine)
+        sizes[format], scorers[format] = stored_bits(engine), ours(engine)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.llama_cpp:
             scorer, size = llama_cpp_q4_0(arguments.model, arguments.llama_cpp, Path(folder))
@@ -178,15 +191,17 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=20_000)
+    parser.add_argument("--cache", action="store_true", help="round keys and values, not weights")
     parser.add_argument("--llama-cpp", type=Path, metavar="ORIGINAL.gguf")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    table = dict(results(arguments))
+    table = dict(of_caches(arguments) if arguments.cache else results(arguments))
     print("| weights | bits per weight | perplexity | KL to fp32 | same top token |")
     print("|---|---|---|---|---|")
     for name, row in table.items():
+        bits = f"{row['bits_per_weight']:.2f}" if "bits_per_weight" in row else "-"
         print(
-            f"| {name} | {row['bits_per_weight']:.2f} | {row['perplexity']:.3f} | {row['kl']:.5f} | "
+            f"| {name} | {bits} | {row['perplexity']:.3f} | {row['kl']:.5f} | "
             f"{100 * row['same_top']:.1f} % |"
         )
     if arguments.json:
