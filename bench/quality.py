@@ -30,7 +30,7 @@ from edgecal import Engine, KVCache
 from .machine import facts
 
 WINDOW = 512
-OURS = ("int8", "int6", "int4_affine", "int4")
+OURS = ("int8", "int6", "int4_affine", "int4", "int4_f16")
 Scorer = Callable[[np.ndarray], np.ndarray]  # ids (T,) -> logits (T, V)
 
 
@@ -200,10 +200,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for name, row in table.items():
         bits = f"{row['bits_per_weight']:.2f}" if "bits_per_weight" in row else "-"
-        print(
-            f"| {name} | {bits} | {row['perplexity']:.3f} | {row['kl']:.5f} | "
-            f"{100 * row['same_top']:.1f} % |"
-        )
+        print(f"| {name} | {bits} | {row['perplexity']:.3f} | {row['kl']:.5f} | {100 * row['same_top']:.1f} % |")
     if arguments.json:
         result = {"machine": facts("llama_cpp_python"), "tokens": arguments.tokens, "window": WINDOW, "table": table}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")

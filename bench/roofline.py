@@ -107,10 +107,8 @@ def _in_turn(run: Callable[[QuantizedTensor], object], weights: list[QuantizedTe
 
 def _copies(weight: QuantizedTensor) -> list[QuantizedTensor]:
     def one() -> QuantizedTensor:
-        minimum = None if weight.minimum is None else weight.minimum.copy()
-        return QuantizedTensor(
-            weight.format, weight.shape, weight.group_size, weight.codes.copy(), weight.scale.copy(), minimum
-        )
+        copied = {part: array.copy() for part, array in weight.arrays.items()}
+        return QuantizedTensor(weight.format, weight.shape, weight.group_size, **copied)
 
     return [one() for _ in range(min(-(-_STREAMED // weight.nbytes), _MOST_COPIES))]
 

@@ -88,10 +88,10 @@ class Engine:
         """Open a Hugging Face directory, a GGUF, a packed directory or a hub id.
 
         `weights`: "auto" keeps a quantized file's own precision and rounds float weights to int4; "fp32", "int8",
-        "int6", "int4", "int4_affine" ask for a format. `cache_dtype`: "fp16", "fp32", "int8". `prefix_cache`: bytes of
-        keys and values to keep of earlier requests for later ones that begin alike; 0 is off, None 32 MiB (and off on
-        NumPy, whose last bits depend on how much of a prompt is read at once). `progress(done, total, name)` counts
-        bytes of weights. Raises the errors of edgecal.errors.
+        "int6", "int4", "int4_f16", "int4_affine" ask for a format. `cache_dtype`: "fp16", "fp32", "int8".
+        `prefix_cache`: bytes of keys and values to keep of earlier requests for later ones that begin alike; 0 is off,
+        None 32 MiB (and off on NumPy, whose last bits depend on how much of a prompt is read at once).
+        `progress(done, total, name)` counts bytes of weights. Raises the errors of edgecal.errors.
         """
         with open_checkpoint(source, revision=revision, offline=offline) as checkpoint:
             config = ModelConfig.from_dict(checkpoint.config)

@@ -47,7 +47,7 @@ from .protocol import CONTEXT, PREFILLS, Run
 from .report import build, plot, table
 
 PACKAGES = ("llama_cpp_python", "torch", "transformers", "peft", "mistralrs", "gguf")
-FORMATS = ("native", "int4", "int8")
+FORMATS = ("native", "int4", "int4_f16", "int8")
 
 
 def parse() -> argparse.Namespace:

@@ -27,7 +27,7 @@ from . import lora
 
 RANK = 32
 N_TEXTS, TEXT_TOKENS = 16, 128
-GGML_FORMATS = {"int4": "Q4_0", "int8": "Q8_0"}
+GGML_FORMATS = {"int4": "Q4_0", "int4_f16": "Q4_0", "int8": "Q8_0"}
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.2-1b": {
         "hidden_size": 2048,
@@ -107,8 +107,7 @@ def from_shape(name: str, tokenizer_gguf: Path, formats: list[str], work: Path, 
             partial.replace(theirs)
         with open_checkpoint(theirs) as checkpoint:
             if not packed.exists():
-                embedding = "int6" if format == "int4" else "auto"
-                quantize_checkpoint(checkpoint, packed, format="keep", embedding_format=embedding)
+                quantize_checkpoint(checkpoint, packed, format=format)
             if material is None:
                 material = _material(checkpoint, name, folder, n_ids)
         _add_pair(material, format, packed, theirs, kind)

@@ -86,10 +86,7 @@ def weights_resident(model: Model) -> int:
     """Bytes of the weights in memory now: mapped ones as far as the kernel has their pages, others whole."""
     ranges, owned = [], 0
     for weight in arrays_of(model).values():
-        parts = [weight]
-        if isinstance(weight, QuantizedTensor):
-            parts = [x for x in (weight.codes, weight.scale, weight.minimum) if x is not None]
-        for array in parts:
+        for array in weight.arrays.values() if isinstance(weight, QuantizedTensor) else [weight]:
             if _is_mapped(array):
                 start = array.ctypes.data
                 ranges.append((start, start + array.nbytes))

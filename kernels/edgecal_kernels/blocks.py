@@ -22,7 +22,7 @@ from numba.extending import intrinsic as _numba_intrinsic
 
 from . import isa
 from .jit import kernel
-from .simd import LANES, F32x16, I8x64, Vector, emit_upper, f32, i8, i32, i64
+from .simd import LANES, F32x16, I8x64, Vector, emit_signed_square, emit_upper, f32, i8, i32, i64
 
 intrinsic: Any = _numba_intrinsic
 TILES: int = isa.active().TILES
@@ -136,6 +136,18 @@ def load_halves(context: Any, halves: Any, distance: Any) -> Any:
         places = [v[0], builder.add(*v)][:TILES]
         half = ir.VectorType(ir.HalfType(), LANES)
         rows = [builder.fpext(_read(builder, place, 0, half, 1), F32x16.llvm) for place in places]
+        return isa.joined(builder, rows)
+
+    return _ROWS[TILES](types.int64, types.int64), generate
+
+
+@intrinsic
+def load_signed_squares(context: Any, small: Any, distance: Any) -> Any:
+    """16 int8 s of each tile as s abs(s)."""
+
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        places = [v[0], builder.add(*v)][:TILES]
+        rows = [emit_signed_square(builder, _read(builder, place, 0, ir.VectorType(i8, LANES), 1)) for place in places]
         return isa.joined(builder, rows)
 
     return _ROWS[TILES](types.int64, types.int64), generate
@@ -268,6 +280,20 @@ def shift(context: Any, sums: Any, minimum: Any, packed: Any) -> Any:
         return isa.joined(builder, found)
 
     return sums(sums, minimum, types.int64), generate
+
+
+@intrinsic
+def multiply_rows(context: Any, sums: Any, rows: Any, distance: Any) -> Any:
+    """sums times the 16 float32 at `rows` of each tile; the second tile's lie `distance` bytes behind."""
+
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        found = []
+        for place, parts in zip([v[1], builder.add(v[1], v[2])], _by_tile(builder, v[0], _tokens(sums)), strict=False):
+            row = _read(builder, place, 0, F32x16.llvm)
+            found += [builder.fmul(part, row) for part in parts]
+        return isa.joined(builder, found)
+
+    return sums(sums, types.int64, types.int64), generate
 
 
 @intrinsic

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from .clock import Clock
 from .decoder_plan import LINEAR, PAIR, PLAN, ROW
-from .decoder_walk import alone, together
+from .decoder_walk import walk
 from .decoder_weights import DecoderWeights, Pair, Place
-from .packed_matmul import FORMAT_NUMBER
+from .packed_matmul import FORMAT_NUMBER, extra_address
 from .quant import STEP, TILE_ROWS, Array, QuantizedTensor
 from .sync import WORDS
 
@@ -84,8 +84,7 @@ class Decoder:
             scratch.adapt(self._pairs)
             for i, place in enumerate(places):
                 scratch.rows[i] = (*place.cached.addresses, place.pos, slots[i], ids[i])
-            run = alone if n_threads == 1 else together
-            run(n_threads, scratch.address, n, first_logit, int(adapted), _address(counters), logits.ctypes.data)
+            walk(n_threads, scratch.address, n, first_logit, int(adapted), _address(counters), logits.ctypes.data)
         return logits[:, :head]
 
     def _slot(self, adapter: Hashable, pairs: Callable[[], Sequence[Pair | None]]) -> int:
@@ -189,11 +188,11 @@ def _describe(weights: DecoderWeights) -> NDArray:
             table[i, j] = (
                 weight.codes.ctypes.data,
                 weight.scale.ctypes.data,
-                _address(weight.minimum),
+                extra_address(weight),
                 _address(bias),
                 FORMAT_NUMBER[weight.format],
                 weight.n_tiles,
-                weight.codes.shape[1],
+                weight.tile_lines,
                 weight.n_groups,
                 weight.group_size // STEP,
                 weight.shape[1],
@@ -212,8 +211,9 @@ def _describe_pairs(pairs: Sequence[Pair | None], n_layers: int) -> NDArray:
             assert isinstance(pair.a, QuantizedTensor) and isinstance(pair.b, QuantizedTensor)
             place["a_codes"], place["a_scale"] = pair.a.codes.ctypes.data, pair.a.scale.ctypes.data
             place["b_codes"], place["b_scale"] = pair.b.codes.ctypes.data, pair.b.scale.ctypes.data
-            place["rank"], place["padded"] = pair.a.shape[0], pair.b.codes.shape[1] * STEP
-            place["a_tiles"], place["steps"] = pair.a.n_tiles, pair.a.codes.shape[1]
+            place["rank"], place["padded"] = pair.a.shape[0], pair.b.n_groups * STEP
+            place["a_tiles"], place["a_lines"], place["a_groups"] = pair.a.n_tiles, pair.a.tile_lines, pair.a.n_groups
+            place["b_lines"] = pair.b.tile_lines
             place["scaling"] = pair.scaling
     return table
 
@@ -227,5 +227,5 @@ def _threads() -> int:
     """Threads that are sure to run at the same time: all of OpenMP's, one of any other layer's."""
     try:
         return int(numba.get_num_threads()) if numba.threading_layer() == "omp" else 1
-    except ValueError:  # no parallel kernel ran yet: the first prefill of more than a token settles it
+    except ValueError:  # no parallel kernel ran yet, so it is not settled: this step will be the first
         return 1

@@ -19,15 +19,16 @@ from numba.extending import intrinsic as _numba_intrinsic
 from .isa import declare
 from .jit import kernel
 
-# A packed matrix as the kernels see it: addresses of its arrays and of its bias (0: not there), and sizes.
+# A packed matrix as the kernels see it: addresses of its arrays (`extra`: minima or rows' scales) and of its bias (0:
+# not there), and sizes.
 LINEAR = np.dtype(
-    [(name, np.int64) for name in ("codes", "scale", "minimum", "bias", "format")]
-    + [(name, np.int64) for name in ("tiles", "steps", "groups", "per_group", "inputs")]
+    [(name, np.int64) for name in ("codes", "scale", "extra", "bias", "format")]
+    + [(name, np.int64) for name in ("tiles", "tile_lines", "groups", "per_group", "inputs")]
 )
-# An adapter's two int8 matrices for a module; `padded` is the rank in whole steps.
+# An adapter's two int8 matrices for a module; `padded` is the rank in whole steps, `b_lines` those of a tile of B*.
 PAIR = np.dtype(
     [(name, np.int64) for name in ("a_codes", "a_scale", "b_codes", "b_scale", "bias")]
-    + [(name, np.int64) for name in ("rank", "padded", "a_tiles", "steps")]
+    + [(name, np.int64) for name in ("rank", "padded", "a_tiles", "a_lines", "a_groups", "b_lines")]
     + [("scaling", np.float64)]
 )
 # Where a token's keys and values lie, which adapter it has (0: none), and the token. All int64: see `Decoder.step`.

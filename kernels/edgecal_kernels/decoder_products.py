@@ -11,7 +11,7 @@ from . import simd
 from .clock import LORA
 from .decoder_plan import now, pointer, tick
 from .jit import kernel
-from .packed_kernels import AFFINE, INT4, INT6, INT8
+from .packed_kernels import AFFINE, INT4, INT4_F16, INT6, INT8
 from .packed_matmul import add_int8, multiply
 from .rounding import quantize_row
 from .sync import barrier
@@ -85,10 +85,10 @@ def inner_products(
                 end += 1
             pair = pairs[slot, layer, module]
             if pair.rank > 0:
-                sizes = (pair.steps, pair.steps, ONE, k, out.shape[1])
+                sizes = (pair.a_lines, pair.a_groups, ONE, k, out.shape[1])
                 own = share(pair.a_tiles, (thread + module) % n_threads, n_threads)
-                a, a_scale, span = pair.a_codes, pair.a_scale, (row, end)
-                multiply(_INT8, a, a_scale, ZERO, sizes, codes, scale, total, span, out, own)
+                a, a_scale = pair.a_codes, pair.a_scale
+                multiply(_INT8, a, a_scale, ZERO, sizes, codes, scale, total, row, end, out, own)
                 if thread == 0:
                     for i in range(row, end):
                         out[i, pair.a_tiles * 16 : pair.padded] = np.float32(0)
@@ -103,13 +103,9 @@ def _adapt(pair: Any, row: int, inner: Any, buffers: Any, out: Any, tiles: Any) 
     codes, scale, total = buffers
     if pair.rank > 0:
         quantize_row(inner, row * inner.shape[1], pair.padded, codes, scale, total, ZERO)
-        steps = pair.padded // 32
-        for step in range(steps):
+        for step in range(pair.padded // 32):
             scale[0, step] *= np.float32(pair.scaling)  # a power of two: as good as scaling `inner`
-        quads = (pair.rank + 3) // 4
-        target = out[row]
-        sizes = (steps, steps, ONE, pair.padded, ZERO)
-        add_int8(pair.b_codes, pair.b_scale, sizes, codes, scale, total, ZERO, target, tiles, quads)
+        add_int8(pair.b_codes, pair.b_scale, pair.b_lines, codes, scale, total, out[row], tiles)
     if pair.bias != 0:
         _add_bias(out, row, pair.bias, tiles)
 
@@ -125,9 +121,9 @@ def _add_bias(out: Any, row: int, bias: Any, tiles: Any) -> None:
 def product(linear: Any, n: int, buffers: Any, out: Any, tiles: Any) -> None:
     """These tiles of out = W x + bias for n rows; `buffers` hold x in int8."""
     codes, x_scale, total = buffers
-    sizes = (linear.steps, linear.groups, linear.per_group, linear.inputs, out.shape[1])
-    weight, scale, minimum = linear.codes, linear.scale, linear.minimum
-    multiply(linear.format, weight, scale, minimum, sizes, codes, x_scale, total, (ZERO, n), out, tiles)
+    sizes = (linear.tile_lines, linear.groups, linear.per_group, linear.inputs, out.shape[1])
+    weight, scale, extra = linear.codes, linear.scale, linear.extra
+    multiply(linear.format, weight, scale, extra, sizes, codes, x_scale, total, np.int64(0), n, out, tiles)
     if linear.bias != 0:
         for row in range(n):
             _add_bias(out, row, linear.bias, tiles)
@@ -165,18 +161,22 @@ def embed(linear: Any, token: int, x: Any, row: int) -> None:
     """The bits of `quant.dequantize_rows` for one row of the embedding table."""
     tile, lane = token // 16, token % 16
     step_bytes = 512 if linear.format == INT8 else 384 if linear.format == INT6 else 256
-    codes = carray(pointer(linear.codes), (linear.tiles, linear.steps, step_bytes), np.uint8)
+    codes = carray(pointer(linear.codes), (linear.tiles, linear.tile_lines * 64 // step_bytes, step_bytes), np.uint8)
     for step in range(linear.inputs // 32):
         group = (tile * linear.groups + step // linear.per_group) * 16 + lane
-        scale = simd.load_one_half(linear.scale, group)
-        minimum = simd.load_one_half(linear.minimum, group) if linear.format == AFFINE else np.float32(0)
+        if linear.format == INT4:
+            root = np.float32(simd.whole(linear.scale)[group])
+            scale = root * abs(root) * simd.load_one(linear.extra, token)
+        else:
+            scale = simd.load_one_half(linear.scale, group)
+        minimum = simd.load_one_half(linear.extra, group) if linear.format == AFFINE else np.float32(0)
         for column in range(32):
             if linear.format == INT8:
                 value = np.float32(np.int8(codes[tile, step, column // 4 * 64 + lane * 4 + column % 4]))
             else:
                 both = codes[tile, step, column % 16 // 4 * 64 + lane * 4 + column % 4]
                 value = np.float32(both & 15 if column < 16 else both >> 4)
-            if linear.format == INT4:
+            if linear.format == INT4_F16 or linear.format == INT4:
                 value -= np.float32(8)
             elif linear.format == INT6:
                 upper = codes[tile, step, 256 + column // 16 * 64 + lane * 4 + column % 4] >> (column % 16 // 4 * 2)

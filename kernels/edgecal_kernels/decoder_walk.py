@@ -208,12 +208,8 @@ def _walk(
     tick(ticks, HEAD, t)
 
 
-@kernel
-def alone(n_threads: int, plan: int, n: int, first_logit: int, adapted: int, clock: int, logits: int) -> None:
-    _walk(ZERO, ONE, plan, n, first_logit, adapted, clock, logits)
-
-
 @parallel
-def together(n_threads: int, plan: int, n: int, first_logit: int, adapted: int, clock: int, logits: int) -> None:
+def walk(n_threads: int, plan: int, n: int, first_logit: int, adapted: int, clock: int, logits: int) -> None:
+    """A step, by so many threads; the arguments are those of `Decoder.step`."""
     for thread in prange(n_threads):
         _walk(np.int64(thread), n_threads, plan, n, first_logit, adapted, clock, logits)

@@ -18,8 +18,8 @@ from .jit import kernel
 from .simd import dot4_int8, dot4_nibbles, fma, high_nibbles, load_half, low_nibbles, mul, splat, splat_int, store
 
 INT8_OFFSET: int = isa.active().INT8_OFFSET
-INT8, INT4, AFFINE, INT6 = range(4)
-_AHEAD = 8192  # bytes of codes: what a processor fetches by itself ends with the page and starts late in the next
+INT8, INT4_F16, AFFINE, INT6, INT4 = range(5)
+AHEAD = 8192  # bytes of codes: what a processor fetches by itself ends with the page and starts late in the next
 
 
 @kernel
@@ -28,22 +28,22 @@ def int8_line(codes: Any, at: int) -> Any:
 
 
 @kernel
-def _ask(codes: int, lines: int, scale: int) -> None:
-    """Ask memory for the lines of codes and the scales of a step some way ahead.
+def _ask(codes: int, lines: int, scale: int, width: int) -> None:
+    """Ask memory for the lines of codes and the scales (of `width` bytes) of a step some way ahead.
 
     Two cores that do nothing but read get a tenth to a fifth more from memory than two that multiply and do not ask.
     """
     for line in range(lines):
-        simd.prefetch(codes, line * 64 + _AHEAD)
-    simd.prefetch(scale, _AHEAD // (lines * 2))
+        simd.prefetch(codes, line * 64 + AHEAD)
+    simd.prefetch(scale, AHEAD * width // (lines * 4))
 
 
 @kernel
-def _ask_once(codes: int, lines: int, scale: int) -> None:
+def _ask_once(codes: int, lines: int, scale: int, width: int) -> None:
     """`_ask` for one token, whose weights are read once: code and cache keep their place in the second cache."""
     for line in range(lines):
-        simd.prefetch_once(codes, line * 64 + _AHEAD)
-    simd.prefetch_once(scale, _AHEAD // (lines * 2))
+        simd.prefetch_once(codes, line * 64 + AHEAD)
+    simd.prefetch_once(scale, AHEAD * width // (lines * 4))
 
 
 @kernel
@@ -51,6 +51,7 @@ def _vector_nibbles(
     codes: int,
     scale: int,
     minimum: Any,
+    rows: Any,
     six: Any,
     sizes: Any,
     x: int,
@@ -61,19 +62,21 @@ def _vector_nibbles(
 ) -> None:
     """One token against a range of tiles: accumulators stay in registers, weights stream once.
 
-    Everything lies at addresses. `minimum` is None but for affine int4, `six` None but for int6. sizes = (steps of a
-    row, groups of a row, steps per group, columns of x, columns of out). x has whole steps, maybe fewer than `codes`,
-    whose columns are padded to groups.
+    Everything lies at addresses. `minimum` is None but for affine int4, `rows` (scales of rows) but for int4, `six`
+    but for int6. sizes = (lines of a tile, groups of a row, steps per group, columns of x, columns of out). x has whole
+    steps, maybe fewer than `codes`, whose columns are padded to groups, or more, by zeros: an adapter's tiles may end
+    within a step, and what is read behind them counts for nothing.
     """
-    n_steps, n_groups, per_group, k, _ = sizes
+    tile_lines, n_groups, per_group, k, _ = sizes
     lines = 4 if six is None else 6
     offset = 0 if minimum is not None else 8 if six is None else 32
+    width = 2 if rows is None else 1
     for tile in range(tiles[0], tiles[1]):
         acc = splat(np.float32(0))
         group, inside = tile * n_groups * 16, 0
         for step in range(k // 32):
-            at = (tile * n_steps + step) * lines * 64
-            _ask_once(codes + at, lines, scale + group * 2)
+            at = (tile * tile_lines + step * lines) * 64
+            _ask_once(codes + at, lines, scale + group * width, width)
             total = blocks.read_int(x_total + step * 4)
             dots = splat_int(np.int32(-offset * total))
             if six is not None:
@@ -87,24 +90,27 @@ def _vector_nibbles(
                 dots = dot4_nibbles(dots, first, x, step * 32 + quad * 4)
                 dots = dot4_nibbles(dots, second, x, step * 32 + 16 + quad * 4)
             xs = blocks.read_float(x_scale + step * 4)
-            acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(xs)), acc)
+            w_scale = load_half(scale, group) if rows is None else simd.load_signed_square(scale, group)
+            acc = fma(simd.to_float(dots), mul(w_scale, splat(xs)), acc)
             if minimum is not None:
-                simd.prefetch_once(minimum, group * 2 + _AHEAD // (lines * 2))
+                simd.prefetch_once(minimum, group * 2 + AHEAD // (lines * 2))
                 acc = fma(load_half(minimum, group), splat(xs * np.float32(total)), acc)
             group, inside = _next_step(group, inside, per_group)
+        if rows is not None:
+            acc = mul(acc, simd.load(rows, tile * 16))
         store(out, tile * 16, acc)
 
 
 @kernel
 def _vector_int8(codes: int, scale: int, sizes: Any, x: int, x_scale: int, x_total: int, out: int, tiles: Any) -> None:
     """As `_vector_nibbles`."""
-    n_steps, n_groups, per_group, k, _ = sizes
+    tile_lines, n_groups, per_group, k, _ = sizes
     for tile in range(tiles[0], tiles[1]):
         acc = splat(np.float32(0))
         group, inside = tile * n_groups * 16, 0
         for step in range(k // 32):
-            at = (tile * n_steps + step) * 512
-            _ask_once(codes + at, 8, scale + group * 2)
+            at = (tile * tile_lines + step * 8) * 64
+            _ask_once(codes + at, 8, scale + group * 2, 2)
             dots = splat_int(np.int32(-INT8_OFFSET * blocks.read_int(x_total + step * 4)))
             for quad in range(8):
                 dots = dot4_int8(dots, int8_line(codes, at + quad * 64), x, step * 32 + quad * 4)
@@ -127,6 +133,7 @@ def _block_nibbles(
     codes: int,
     scale: int,
     minimum: Any,
+    rows: Any,
     six: Any,
     sizes: Any,
     packed: int,
@@ -137,15 +144,16 @@ def _block_nibbles(
     sums: Any,
 ) -> None:
     """A block of n tokens against TILES tiles, `tile` and the one `beside` tiles on; `sums` are its zeros."""
-    n_steps, n_groups, per_group, k, d = sizes
+    tile_lines, n_groups, per_group, k, d = sizes
     lines = 4 if six is None else 6
+    width = 2 if rows is None else 1
     group, inside = tile * n_groups * 16, 0
-    far_codes, far_group = beside * n_steps * lines * 64, beside * n_groups * 32
+    far_codes, far_group = beside * tile_lines * 64, beside * n_groups * 16
     for step in range(k // 32):
-        at = codes + (tile * n_steps + step) * lines * 64
+        at = codes + (tile * tile_lines + step * lines) * 64
         here = packed + step * n * TOKEN_BYTES
         for beyond in range(TILES):
-            _ask(at + beyond * far_codes, lines, scale + group * 2 + beyond * far_group)
+            _ask(at + beyond * far_codes, lines, scale + (group + beyond * far_group) * width, width)
         dots = blocks.begin(sums, here)
         if six is not None:
             first_upper, second_upper = blocks.load_lines(at + 256, far_codes), blocks.load_lines(at + 320, far_codes)
@@ -161,10 +169,16 @@ def _block_nibbles(
                 four = blocks.with_upper(four, second_upper, half * 2 + 1)
             dots = blocks.dot8_nibbles(dots, one, two, octet)
             dots = blocks.dot8_nibbles(dots, three, four, octet + n * 16)
-        sums = blocks.scale_and_add(sums, dots, blocks.load_halves(scale + group * 2, far_group), here)
+        if rows is None:
+            w_scale = blocks.load_halves(scale + group * 2, far_group * 2)
+        else:
+            w_scale = blocks.load_signed_squares(scale + group, far_group)
+        sums = blocks.scale_and_add(sums, dots, w_scale, here)
         if minimum is not None:
-            sums = blocks.shift(sums, blocks.load_halves(minimum + group * 2, far_group), here)
+            sums = blocks.shift(sums, blocks.load_halves(minimum + group * 2, far_group * 2), here)
         group, inside = _next_step(group, inside, per_group)
+    if rows is not None:
+        sums = blocks.multiply_rows(sums, rows + tile * 64, beside * 64)
     blocks.store(out + tile * 64, d * 4, beside * 64, sums)
 
 
@@ -173,14 +187,14 @@ def _block_int8(
     codes: int, scale: int, sizes: Any, packed: int, n: int, out: int, tile: int, beside: int, sums: Any
 ) -> None:
     """As `_block_nibbles`."""
-    n_steps, n_groups, per_group, k, d = sizes
+    tile_lines, n_groups, per_group, k, d = sizes
     group, inside = tile * n_groups * 16, 0
-    far_codes, far_group = beside * n_steps * 512, beside * n_groups * 32
+    far_codes, far_group = beside * tile_lines * 64, beside * n_groups * 32
     for step in range(k // 32):
-        at = codes + (tile * n_steps + step) * 512
+        at = codes + (tile * tile_lines + step * 8) * 64
         here = packed + step * n * TOKEN_BYTES
         for beyond in range(TILES):
-            _ask(at + beyond * far_codes, 8, scale + group * 2 + beyond * far_group)
+            _ask(at + beyond * far_codes, 8, scale + group * 2 + beyond * far_group, 2)
         dots = blocks.begin(sums, here)
         for octet in range(4):
             first = blocks.as_operands(blocks.load_lines(at + octet * 128, far_codes))
@@ -196,7 +210,7 @@ def vector(
     format: int,
     codes: int,
     scale: int,
-    minimum: int,
+    extra: int,
     sizes: Any,
     x: int,
     x_scale: int,
@@ -204,35 +218,32 @@ def vector(
     out: int,
     tiles: Any,
 ) -> None:
+    """`extra` is the address of the minima (int4_affine) or of the rows' scales (int4)."""
     if format == INT8:
         _vector_int8(codes, scale, sizes, x, x_scale, x_total, out, tiles)
+    elif format == INT4_F16:
+        _vector_nibbles(codes, scale, None, None, None, sizes, x, x_scale, x_total, out, tiles)
     elif format == INT4:
-        _vector_nibbles(codes, scale, None, None, sizes, x, x_scale, x_total, out, tiles)
+        _vector_nibbles(codes, scale, None, extra, None, sizes, x, x_scale, x_total, out, tiles)
     elif format == INT6:
-        _vector_nibbles(codes, scale, None, True, sizes, x, x_scale, x_total, out, tiles)
+        _vector_nibbles(codes, scale, None, None, True, sizes, x, x_scale, x_total, out, tiles)
     else:
-        _vector_nibbles(codes, scale, minimum, None, sizes, x, x_scale, x_total, out, tiles)
+        _vector_nibbles(codes, scale, extra, None, None, sizes, x, x_scale, x_total, out, tiles)
 
 
 @kernel
 def block(
-    format: int,
-    codes: int,
-    scale: int,
-    minimum: int,
-    sizes: Any,
-    packed: int,
-    n: int,
-    out: int,
-    tile: int,
-    beside: int,
-    sums: Any,
+    format: int, codes: int, scale: int, extra: int, sizes: Any, packed: int, n: int, out: int, place: Any, sums: Any
 ) -> None:
+    """As `vector`; place = (tile, beside)."""
+    tile, beside = place
     if format == INT8:
         _block_int8(codes, scale, sizes, packed, n, out, tile, beside, sums)
+    elif format == INT4_F16:
+        _block_nibbles(codes, scale, None, None, None, sizes, packed, n, out, tile, beside, sums)
     elif format == INT4:
-        _block_nibbles(codes, scale, None, None, sizes, packed, n, out, tile, beside, sums)
+        _block_nibbles(codes, scale, None, extra, None, sizes, packed, n, out, tile, beside, sums)
     elif format == INT6:
-        _block_nibbles(codes, scale, None, True, sizes, packed, n, out, tile, beside, sums)
+        _block_nibbles(codes, scale, None, None, True, sizes, packed, n, out, tile, beside, sums)
     else:
-        _block_nibbles(codes, scale, minimum, None, sizes, packed, n, out, tile, beside, sums)
+        _block_nibbles(codes, scale, extra, None, None, sizes, packed, n, out, tile, beside, sums)

@@ -14,12 +14,11 @@ from numba import prange
 from . import blocks, reference, simd
 from .blocks import TILES, TOKEN_BYTES, TOKENS
 from .jit import kernel, parallel
-from .packed_kernels import AFFINE, INT4, INT6, INT8, INT8_OFFSET, block, int8_line, vector
+from .packed_kernels import AFFINE, AHEAD, INT4, INT4_F16, INT6, INT8, INT8_OFFSET, block, int8_line, vector
 from .quant import STEP, TILE_ROWS, Array, QuantizedTensor
 from .simd import dot4_int8, fma, load, load_half, mul, splat, splat_int, store
 
-_NO_MINIMUM = np.zeros((0, 0, 0), np.uint16)
-FORMAT_NUMBER = {"int8": INT8, "int4": INT4, "int4_affine": AFFINE, "int6": INT6}
+FORMAT_NUMBER = {"int8": INT8, "int4_f16": INT4_F16, "int4_affine": AFFINE, "int6": INT6, "int4": INT4}
 _CHUNK_BYTES = 1 << 18  # of packed tokens at a time: a quarter of a usual second cache
 _WORTH_A_THREAD = 1 << 18  # bytes of weights times tokens that are worth waking other threads (20 us of work)
 
@@ -27,43 +26,45 @@ _WORTH_A_THREAD = 1 << 18  # bytes of weights times tokens that are worth waking
 @kernel
 def multiply(
     format: int,
-    codes: Any,
-    scale: Any,
-    minimum: Any,
+    codes: int,
+    scale: int,
+    extra: int,
     sizes: Any,
     x: Any,
     x_scale: Any,
     x_total: Any,
-    tokens: Any,
+    first: int,
+    last: int,
     out: Any,
     tiles: Any,
 ) -> None:
     """Tokens [first, last) of x against a range of tiles, into the same rows of `out`.
 
-    `format` is one of FORMAT_NUMBER. `codes`, `scale`, `minimum` are arrays or addresses; x, x_scale, x_total (the
-    rounded activations) and `out` arrays whose rows lie k, x_scale.shape[1] and d elements apart. sizes as in
-    `packed_kernels`.
+    `format` is one of FORMAT_NUMBER; `codes`, `scale`, `extra` (`extra_address`) are addresses, x (flat), x_scale,
+    x_total (the rounded activations) and `out` arrays whose rows lie k, x_scale.shape[1] and d elements apart. sizes as
+    in `packed_kernels`.
+
+    Trap: a number that is written in a call or in a tuple is a part of its type, and `multiply` would be compiled anew
+    for it; np.int64(0) is not.
     """
     k, d = sizes[3], sizes[4]
     steps, stride = k // 32, x_scale.shape[1] * 4
-    w, w_scale, w_minimum = blocks.address(codes), blocks.address(scale), blocks.address(minimum)
     xs, scales, totals, target = (
         blocks.address(x),
         blocks.address(x_scale),
         blocks.address(x_total),
         blocks.address(out),
     )
-    first, last = tokens[0], tokens[1]
     if last - first == 1:
         at = first * stride
         there = target + first * d * 4
-        vector(format, w, w_scale, w_minimum, sizes, xs + first * k, scales + at, totals + at, there, tiles)
+        vector(format, codes, scale, extra, sizes, xs + first * k, scales + at, totals + at, there, tiles)
         return
     # Packed tokens are read once per pair of tiles and stay in the second cache meanwhile.
     fitting = max(_CHUNK_BYTES // (max(steps, 1) * TOKEN_BYTES) // TOKENS, 1) * TOKENS
     most = min(fitting, (last - first + TOKENS - 1) // TOKENS * TOKENS)
     buffer = np.empty(most * steps * TOKEN_BYTES, np.uint8)
-    factor = -8 if format == INT4 else -32 if format == INT6 else -INT8_OFFSET if format == INT8 else 0
+    factor = -INT8_OFFSET if format == INT8 else -32 if format == INT6 else 0 if format == AFFINE else -8
     while first < last:
         n = min(most, last - first)
         packed = blocks.address(buffer)
@@ -89,81 +90,92 @@ def multiply(
             while place < n - n % 2:
                 here, there = packed + place * steps * TOKEN_BYTES, target + (first + place) * d * 4
                 if TOKENS == 4 and place < whole:
-                    block(format, w, w_scale, w_minimum, sizes, here, 4, there, tile, beside, blocks.zeros4())
+                    block(format, codes, scale, extra, sizes, here, 4, there, (tile, beside), blocks.zeros4())
                     place += 4
                 else:
-                    block(format, w, w_scale, w_minimum, sizes, here, 2, there, tile, beside, blocks.zeros2())
+                    block(format, codes, scale, extra, sizes, here, 2, there, (tile, beside), blocks.zeros2())
                     place += 2
             if n % 2:
                 token = first + n - 1
                 at = token * stride
                 own = (tile, tile + beside + 1)
                 there = target + token * d * 4
-                vector(format, w, w_scale, w_minimum, sizes, xs + token * k, scales + at, totals + at, there, own)
+                vector(format, codes, scale, extra, sizes, xs + token * k, scales + at, totals + at, there, own)
         first += n
 
 
 @kernel
-def add_int8(
-    codes: Any, scale: Any, sizes: Any, x: Any, x_scale: Any, x_total: Any, token: int, out: Any, tiles: Any, quads: int
-) -> None:
-    """One token, as `multiply`, added to what `out` holds. Only the first `quads` column quads of `codes` are not zero:
-    the inner dimension of an adapter is its rank, which seldom fills whole steps, and zeros need not be read."""
-    n_steps, n_groups, per_group, k, d = sizes
+def add_int8(codes: int, scale: int, quads: int, x: Any, x_scale: Any, x_total: Any, out: Any, tiles: Any) -> None:
+    """One token, as `multiply`, added to what `out` holds: an adapter's B*, whose tiles have so many column quads."""
+    n_groups = (quads + 7) // 8
     for tile in range(tiles[0], tiles[1]):
         acc = splat(np.float32(0))
-        for step in range(k // 32):
-            at = (tile * n_steps + step) * 512
-            i = token * k + step * 32
-            dots = splat_int(np.int32(-INT8_OFFSET) * x_total[token, step])
+        for step in range(n_groups):
+            at = (tile * quads + step * 8) * 64
+            dots = splat_int(np.int32(-INT8_OFFSET) * x_total[0, step])
             for quad in range(min(8, quads - step * 8)):
-                dots = dot4_int8(dots, int8_line(codes, at + quad * 64), x, i + quad * 4)
-            group = (tile * n_groups + step // per_group) * 16
-            acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(x_scale[token, step])), acc)
-        place = token * d + tile * 16
-        store(out, place, simd.add(load(out, place), acc))
+                simd.prefetch_once(codes, at + quad * 64 + AHEAD)
+                dots = dot4_int8(dots, int8_line(codes, at + quad * 64), x, step * 32 + quad * 4)
+            group = (tile * n_groups + step) * 16
+            acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(x_scale[0, step])), acc)
+        store(out, tile * 16, simd.add(load(out, tile * 16), acc))
 
 
 @kernel
 def _alone(
-    format: int, codes: Any, scale: Any, minimum: Any, per_group: int, x: Any, x_scale: Any, x_total: Any, out: Any
+    format: int,
+    codes: int,
+    scale: int,
+    extra: int,
+    sizes: Any,
+    tiles: Any,
+    x: Any,
+    x_scale: Any,
+    x_total: Any,
+    out: Any,
 ) -> None:
-    sizes = (codes.shape[1], scale.shape[1], per_group, x.shape[1], out.shape[1])
-    multiply(format, codes, scale, minimum, sizes, x, x_scale, x_total, (0, len(x)), out, (0, codes.shape[0]))
+    multiply(format, codes, scale, extra, sizes, x, x_scale, x_total, np.int64(0), len(out), out, tiles)
 
 
 @parallel
 def _together(
     format: int,
-    codes: Any,
-    scale: Any,
-    minimum: Any,
-    per_group: int,
+    codes: int,
+    scale: int,
+    extra: int,
+    sizes: Any,
+    n_tiles: int,
     x: Any,
     x_scale: Any,
     x_total: Any,
     out: Any,
     n_threads: int,
 ) -> None:
-    sizes = (codes.shape[1], scale.shape[1], per_group, x.shape[1], out.shape[1])
-    pairs = (codes.shape[0] + TILES - 1) // TILES
+    pairs = (n_tiles + TILES - 1) // TILES
     shares = min(pairs, n_threads)
     for share in prange(shares):
         first, last = pairs * share // shares * TILES, pairs * (share + 1) // shares * TILES
-        tiles = (first, min(last, codes.shape[0]))
-        multiply(format, codes, scale, minimum, sizes, x, x_scale, x_total, (0, len(x)), out, tiles)
+        tiles = (first, min(last, n_tiles))
+        multiply(format, codes, scale, extra, sizes, x, x_scale, x_total, np.int64(0), len(out), out, tiles)
+
+
+def extra_address(weight: QuantizedTensor) -> int:
+    """Where the minima or the rows' scales lie, 0 for a format that has neither."""
+    extra = weight.minimum if weight.row_scale is None else weight.row_scale
+    return 0 if extra is None else int(extra.ctypes.data)
 
 
 def packed_product(activations: reference.Activations, weight: QuantizedTensor) -> Array:
     """x (T, k) times a packed weight (d, k), transposed: float32 (T, d)."""
     x, x_scale, x_total = activations.rounded()
     out = np.empty((len(x), weight.n_tiles * TILE_ROWS), np.float32)
-    scale, per_group = weight.scale.view(np.uint16), weight.group_size // STEP
-    minimum = _NO_MINIMUM if weight.minimum is None else weight.minimum.view(np.uint16)
-    format, n_threads = FORMAT_NUMBER[weight.format], numba.get_num_threads()
+    sizes = (weight.tile_lines, weight.n_groups, weight.group_size // STEP, x.shape[1], out.shape[1])
+    places = weight.codes.ctypes.data, weight.scale.ctypes.data, extra_address(weight)
+    format, flat = FORMAT_NUMBER[weight.format], x.reshape(-1)
     if weight.nbytes * len(x) < _WORTH_A_THREAD:
-        _alone(format, weight.codes, scale, minimum, per_group, x, x_scale, x_total, out)
+        _alone(format, *places, sizes, (0, weight.n_tiles), flat, x_scale, x_total, out)
     else:
-        _together(format, weight.codes, scale, minimum, per_group, x, x_scale, x_total, out, n_threads)
+        n_threads = numba.get_num_threads()
+        _together(format, *places, sizes, weight.n_tiles, flat, x_scale, x_total, out, n_threads)
     d = weight.shape[0]
     return out if out.shape[1] == d else np.ascontiguousarray(out[:, :d])

@@ -1,17 +1,19 @@
 """The packed number formats: the one definition of pack and unpack.
 
-Four formats, all with one scale per group of consecutive columns of a row (32 unless asked otherwise):
+Five formats, all with one scale per group of consecutive columns of a row (32 unless asked otherwise):
 
 | format        | stored code        | value                    | bits per weight at group 32 |
 |---------------|--------------------|--------------------------|-----------------------------|
 | `int8`        | c in [-127, 127]   | c * scale                | 8.5                         |
 | `int6`        | c in [0, 63]       | (c - 32) * scale         | 6.5                         |
-| `int4`        | c in [0, 15]       | (c - 8) * scale          | 4.5                         |
+| `int4`        | c in [0, 15]       | (c - 8) * s abs(s) * row | 4.25 and 32 for each row    |
+| `int4_f16`    | c in [0, 15]       | (c - 8) * scale          | 4.5                         |
 | `int4_affine` | c in [0, 15]       | c * scale + minimum      | 5.0                         |
 
-Scales and minima are float16. The *layout* is made for the kernels and is the same on every machine, so that
-a file can be memory-mapped wherever it was packed: 16 rows form a tile, and inside a tile the columns lie in
-steps of 32.
+Scales and minima are float16. `int4` has an int8 s instead, and a float32 `row_scale`: the groups of a row seldom
+differ by more than a factor of ten, and squares are dense enough far below that. `int4_f16` is what GGUF's Q4_0 holds.
+The *layout* is made for the kernels and is the same on every machine, so that a file can be memory-mapped wherever it
+was packed: 16 rows form a tile, and inside a tile the columns lie in steps of 32.
 
     int8   a step is 512 bytes: [8 column quads][16 rows][4 columns]
     int4   a step is 256 bytes: [4 column quads][16 rows][4 columns],
@@ -29,6 +31,7 @@ Streaming writers rely on it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,13 +40,13 @@ from numpy.typing import NDArray
 
 from .errors import QuantizationError
 
-Format = Literal["int8", "int6", "int4", "int4_affine"]
-FORMATS: tuple[Format, ...] = ("int8", "int6", "int4", "int4_affine")
-CODE_OFFSET: dict[str, int] = {"int8": 0, "int6": 32, "int4": 8, "int4_affine": 0}  # the code of zero
+Format = Literal["int8", "int6", "int4", "int4_f16", "int4_affine"]
+FORMATS: tuple[Format, ...] = ("int8", "int6", "int4", "int4_f16", "int4_affine")
+CODE_OFFSET: dict[str, int] = {"int8": 0, "int6": 32, "int4": 8, "int4_f16": 8, "int4_affine": 0}  # the code of zero
 GROUP_SIZES = (32, 64, 128)
 STEP = 32  # columns that a kernel consumes at once; also the group of the int8 activations
 TILE_ROWS = 16
-STEP_BYTES = {"int8": 512, "int6": 384, "int4": 256, "int4_affine": 256}
+STEP_BYTES = {"int8": 512, "int6": 384, "int4": 256, "int4_f16": 256, "int4_affine": 256}
 _FP16_MAX = 65504.0
 _UPPER_SHIFT = np.arange(0, 8, 2, dtype=np.uint8)[:, None, None]  # of the upper bits of a quad, by quad
 
@@ -58,16 +61,18 @@ def _ceil_div(a: int, b: int) -> int:
 class QuantizedTensor:
     """A (d, k) weight in one of the packed formats.
 
-    `codes` is uint8 (n_tiles, k_padded / 32, STEP_BYTES), `scale` and `minimum` float16
-    (n_tiles, n_groups, 16); `minimum` only for `int4_affine`.
+    `codes` is uint8 (n_tiles, k_padded / 32, STEP_BYTES), `scale` and `minimum` float16 (n_tiles, n_groups, 16);
+    `minimum` only for `int4_affine`. For `int4` `scale` is int8, and `row_scale` float32 (n_tiles, 16). The tiles of an
+    adapter's int8 matrix may end with their last column quad instead of a whole step: (n_tiles, 1, 64 quads).
     """
 
     format: Format
     shape: tuple[int, int]
     group_size: int
     codes: NDArray[np.uint8]
-    scale: NDArray[np.float16]
+    scale: NDArray
     minimum: NDArray[np.float16] | None = None
+    row_scale: Array | None = None
 
     @property
     def n_tiles(self) -> int:
@@ -78,8 +83,19 @@ class QuantizedTensor:
         return _ceil_div(self.shape[1], self.group_size)
 
     @property
+    def tile_lines(self) -> int:
+        """64-byte lines of codes from one tile to the next."""
+        return int(self.codes.shape[1] * self.codes.shape[2]) // 64
+
+    @property
+    def arrays(self) -> dict[str, NDArray]:
+        """What is there of codes, scale, minimum and row_scale, by these names; the first axis is tiles."""
+        all_of_them = {"codes": self.codes, "scale": self.scale, "minimum": self.minimum, "row_scale": self.row_scale}
+        return {name: array for name, array in all_of_them.items() if array is not None}
+
+    @property
     def nbytes(self) -> int:
-        return self.codes.nbytes + self.scale.nbytes + (0 if self.minimum is None else self.minimum.nbytes)
+        return sum(array.nbytes for array in self.arrays.values())
 
 
 def check_format(format: str, group_size: int) -> Format:
@@ -101,10 +117,12 @@ def packed_shapes(
     grid = (n_tiles, n_groups, TILE_ROWS)
     arrays: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
         "codes": (np.dtype(np.uint8), (n_tiles, n_steps, STEP_BYTES[format])),
-        "scale": (np.dtype(np.float16), grid),
+        "scale": (np.dtype(np.int8 if format == "int4" else np.float16), grid),
     }
     if format == "int4_affine":
         arrays["minimum"] = (np.dtype(np.float16), grid)
+    if format == "int4":
+        arrays["row_scale"] = (np.dtype(np.float32), (n_tiles, TILE_ROWS))
     return arrays
 
 
@@ -142,26 +160,65 @@ def _int8_codes(g: Array) -> tuple[NDArray[np.int8], Array]:
 
 _INT4_DIVISORS = (-8.0, -7.6, -7.2, -6.8, -8.5, 7.0, 7.5)
 _INT6_DIVISORS = (-32.0, -31.2, -30.4, 31.0)
+_LARGEST_ROOT = 127
 
 
-def _symmetric_codes(g: Array, offset: int, divisors: tuple[float, ...]) -> tuple[NDArray[np.uint8], Array]:
-    """Codes around `offset`: of the scales extreme / divisor, the one with the least squared error.
+def _symmetric_codes(
+    g: Array, offset: int, divisors: tuple[float, ...], stored: Callable[[Array], Array]
+) -> tuple[NDArray[np.uint8], Array]:
+    """Codes around `offset`: of the scales extreme / divisor, the one with the least squared error, then the scale that
+    fits its codes best. `stored` gives a scale as the format can hold it.
 
     With the first divisor the signed extreme goes to code 0 (value -offset), as in llama.cpp's Q4_0.
     """
-    extreme = np.take_along_axis(g, np.abs(g).argmax(axis=2)[..., None], axis=2)[..., 0]
-    best_scale = np.zeros(extreme.shape, np.float32)
-    best_codes = np.full(g.shape, offset, np.uint8)
-    best_error = np.full(extreme.shape, np.inf, np.float32)
-    for divisor in divisors:
-        scale = _half(extreme / np.float32(divisor), "scale")
+    best_scale = np.zeros(g.shape[:2], np.float32)
+    best_codes = np.zeros(g.shape, np.float32)
+    best_error = np.full(g.shape[:2], np.inf, np.float32)
+
+    def attempt(wanted: Array) -> None:
+        nonlocal best_scale, best_codes, best_error
+        scale = stored(wanted)
         codes = np.clip(np.rint(g * _inverse(scale)[..., None]), -offset, offset - 1)
         error = np.square(codes * scale[..., None] - g).sum(axis=2)
         better = error < best_error
         best_error = np.where(better, error, best_error)
         best_scale = np.where(better, scale, best_scale)
-        best_codes = np.where(better[..., None], (codes + offset).astype(np.uint8), best_codes)
-    return best_codes, best_scale
+        best_codes = np.where(better[..., None], codes, best_codes)
+
+    extreme = _extreme(g)
+    for divisor in divisors:
+        attempt(extreme / np.float32(divisor))
+    square = np.square(best_codes).sum(axis=2)
+    attempt(np.divide((best_codes * g).sum(axis=2), square, out=np.zeros_like(square), where=square != 0))
+    return (best_codes + offset).astype(np.uint8), best_scale
+
+
+def _extreme(g: Array) -> Array:
+    """The element of each group that lies furthest from 0, with its sign."""
+    return np.take_along_axis(g, np.abs(g).argmax(axis=2)[..., None], axis=2)[..., 0]
+
+
+def _float16_scale(scale: Array) -> Array:
+    return _half(scale, "scale")
+
+
+def _int4_codes(g: Array) -> tuple[NDArray[np.uint8], NDArray[np.int8], Array]:
+    """Codes, the groups' s and the rows' scales; the largest scale that is tried of a row has s = 127 or -127."""
+    row = np.abs(g).max(axis=(1, 2)) / np.float32(min(map(abs, _INT4_DIVISORS)) * _LARGEST_ROOT**2)
+    row[row < np.finfo(np.float32).tiny] = 0  # its reciprocal might be infinite
+
+    def root(scale: Array) -> Array:
+        return np.copysign(np.minimum(np.rint(np.sqrt(np.abs(scale))), np.float32(_LARGEST_ROOT)), scale)
+
+    in_rows = g * _inverse(row)[:, None, None]
+    codes, scale = _symmetric_codes(in_rows, 8, _INT4_DIVISORS, lambda scale: signed_square(root(scale)))
+    return codes, root(scale).astype(np.int8), row
+
+
+def signed_square(s: NDArray) -> Array:
+    """s abs(s) in float32, exact."""
+    s = s.astype(np.float32)
+    return s * np.abs(s)
 
 
 def _int4_affine_codes(g: Array) -> tuple[NDArray[np.uint8], Array, Array]:
@@ -204,16 +261,20 @@ def quantize(w: Array, format: str, group_size: int = STEP) -> QuantizedTensor:
     for start in range(0, w.shape[0], rows):
         g = _groups(w[start : start + rows], group_size)
         minimum: Array | None = None
+        row_scale: Array | None = None
         codes: NDArray
+        scale: NDArray
         if format == "int8":
             codes, scale = _int8_codes(g)
-        elif format == "int4":
-            codes, scale = _symmetric_codes(g, 8, _INT4_DIVISORS)
         elif format == "int6":
-            codes, scale = _symmetric_codes(g, 32, _INT6_DIVISORS)
+            codes, scale = _symmetric_codes(g, 32, _INT6_DIVISORS, _float16_scale)
+        elif format == "int4":
+            codes, scale, row_scale = _int4_codes(g)
+        elif format == "int4_f16":
+            codes, scale = _symmetric_codes(g, 8, _INT4_DIVISORS, _float16_scale)
         else:
             codes, scale, minimum = _int4_affine_codes(g)
-        _store(out, start, codes.reshape(len(g), -1), scale, minimum)
+        _store(out, start, codes.reshape(len(g), -1), scale, minimum, row_scale)
     return out
 
 
@@ -226,10 +287,12 @@ def from_codes(
 ) -> QuantizedTensor:
     """Pack given codes (d, k), scales and minima (d, n_groups) without rounding the codes again.
 
-    Codes are int8 for `int8`, 0..63 for `int6`, 0..15 otherwise. Scales and minima become float16. Raises
-    QuantizationError when the arrays do not belong together.
+    Codes are int8 for `int8`, 0..63 for `int6`, 0..15 otherwise. Scales and minima become float16, so that `int4`
+    cannot be made this way. Raises QuantizationError when the arrays do not belong together.
     """
     format = check_format(format, group_size)
+    if format == "int4":
+        raise QuantizationError("int4 has no float16 scales; with them the codes are int4_f16")
     d, k = codes.shape
     grid = (d, _ceil_div(k, group_size))
     if scale.shape != grid or (minimum is None) != (format != "int4_affine"):
@@ -255,7 +318,14 @@ def _empty(format: Format, shape: tuple[int, int], group_size: int) -> Quantized
     return QuantizedTensor(format, shape, group_size, **arrays)
 
 
-def _store(out: QuantizedTensor, start: int, codes: NDArray, scale: Array, minimum: Array | None) -> None:
+def _store(
+    out: QuantizedTensor,
+    start: int,
+    codes: NDArray,
+    scale: NDArray,
+    minimum: Array | None = None,
+    row_scale: Array | None = None,
+) -> None:
     """Write rows [start, start + len(codes)) of plain codes (n, k_padded) into the tiles of `out`."""
     n, k_padded = codes.shape
     tiles = slice(start // TILE_ROWS, start // TILE_ROWS + _ceil_div(n, TILE_ROWS))
@@ -264,6 +334,7 @@ def _store(out: QuantizedTensor, start: int, codes: NDArray, scale: Array, minim
         codes = np.pad(codes, ((0, padding), (0, 0)), constant_values=CODE_OFFSET[out.format])
         scale = np.pad(scale, ((0, padding), (0, 0)))
         minimum = None if minimum is None else np.pad(minimum, ((0, padding), (0, 0)))
+        row_scale = None if row_scale is None else np.pad(row_scale, (0, padding))
     steps = k_padded // STEP
     # (tile, row, step, quad, 4) -> (tile, step, quad, row, 4)
     quads = codes.view(np.uint8).reshape(-1, TILE_ROWS, steps, 8, 4).transpose(0, 2, 3, 1, 4)
@@ -276,18 +347,23 @@ def _store(out: QuantizedTensor, start: int, codes: NDArray, scale: Array, minim
             upper = (quads >> 4).reshape(-1, steps, 2, 4, TILE_ROWS, 4) << _UPPER_SHIFT
             out.codes[tiles, :, 256:] = np.bitwise_or.reduce(upper, axis=3).reshape(-1, steps, 128)
 
-    def tiled(grid: Array) -> NDArray[np.float16]:
-        return grid.reshape(-1, TILE_ROWS, grid.shape[1]).transpose(0, 2, 1).astype(np.float16)
+    def tiled(grid: NDArray) -> NDArray:
+        return grid.reshape(-1, TILE_ROWS, grid.shape[1]).transpose(0, 2, 1)
 
     out.scale[tiles] = tiled(scale)
     if minimum is not None and out.minimum is not None:
         out.minimum[tiles] = tiled(minimum)
+    if row_scale is not None and out.row_scale is not None:
+        out.row_scale[tiles] = row_scale.reshape(-1, TILE_ROWS)
 
 
 def unpack(t: QuantizedTensor, tiles: NDArray[np.intp] | slice = slice(None)) -> tuple[NDArray, Array, Array | None]:
     """Plain codes (rows, k_padded) and per-group scale and minimum (rows, n_groups) of the chosen tiles."""
     codes = t.codes[tiles]
-    n, steps = codes.shape[:2]
+    n, steps = len(codes), t.n_groups * t.group_size // STEP
+    if codes[:1].nbytes < steps * STEP_BYTES[t.format]:  # ends with the last quad
+        missing = steps * STEP_BYTES[t.format] - codes[:1].nbytes
+        codes = np.pad(codes.reshape(n, -1), ((0, 0), (0, missing))).reshape(n, steps, -1)
     if t.format == "int8":
         quads = codes.view(np.int8).reshape(n, steps, 8, TILE_ROWS, 4)
     else:
@@ -298,10 +374,14 @@ def unpack(t: QuantizedTensor, tiles: NDArray[np.intp] | slice = slice(None)) ->
             quads |= upper.reshape(quads.shape) << 4
     plain = quads.transpose(0, 3, 1, 2, 4).reshape(n * TILE_ROWS, steps * STEP)
 
-    def rows(grid: NDArray[np.float16]) -> Array:
-        return grid[tiles].astype(np.float32).transpose(0, 2, 1).reshape(n * TILE_ROWS, -1)
+    def rows(grid: Array) -> Array:
+        return grid.transpose(0, 2, 1).reshape(n * TILE_ROWS, -1)
 
-    return plain, rows(t.scale), None if t.minimum is None else rows(t.minimum)
+    if t.row_scale is None:
+        scale = t.scale[tiles].astype(np.float32)
+    else:
+        scale = signed_square(t.scale[tiles]) * t.row_scale[tiles][:, None]
+    return plain, rows(scale), None if t.minimum is None else rows(t.minimum[tiles].astype(np.float32))
 
 
 def _dequantize_tiles(t: QuantizedTensor, tiles: NDArray[np.intp] | slice) -> Array:

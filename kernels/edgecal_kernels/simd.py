@@ -159,6 +159,19 @@ def load_int8(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     return builder.sitofp(builder.sext(value, I32x16.llvm), F32x16.llvm)
 
 
+def emit_signed_square(builder: Any, small: Any) -> Any:
+    """16 int8 s as float32 s abs(s): the scales of int4 before those of the rows."""
+    value = builder.sitofp(builder.sext(small, I32x16.llvm), F32x16.llvm)
+    return builder.fmul(value, _call(builder, "llvm.fabs.v16f32", F32x16.llvm, value))
+
+
+@_operation(F32x16, None, types.intp)
+def load_signed_square(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """`emit_signed_square` of 16 int8 of an array or at an address."""
+    value = _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], i8, ir.VectorType(i8, LANES)))
+    return emit_signed_square(builder, value)
+
+
 @_operation(types.void, None, types.intp)
 def prefetch(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """Ask for the line that holds this byte; nothing happens where there is none."""

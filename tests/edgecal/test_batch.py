@@ -68,7 +68,7 @@ def recipes(folder: Path) -> list[Recipe | None]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("format", ["fp32", "int8", "int4", "int4_affine"])
+@pytest.mark.parametrize("format", ["fp32", "int8", "int4", "int4_f16", "int4_affine"])
 def test_the_tokens_of_one_by_one(folder, family, format):
     """Each prompt with a recipe, a sampler and a length of its own."""
     engine = load(folder, family, weights=format)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from time import perf_counter
@@ -42,7 +44,9 @@ def threads():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("format", "dtype"), [("int8", "fp16"), ("int4", "int8"), ("int4_affine", "fp16")])
+@pytest.mark.parametrize(
+    ("format", "dtype"), [("int8", "fp16"), ("int4", "int8"), ("int4_f16", "fp16"), ("int4_affine", "fp16")]
+)
 def test_decoding_has_the_bits_of_the_prompt(folders, family, format, dtype, threads):
     model, lora = folders[family]
     engine = Engine.load(model, weights=format, backend="numba", adapters={"a": lora})
@@ -100,6 +104,30 @@ def test_tokens_outside_the_vocabulary_are_refused(folders, weights, ids):
     with pytest.raises(PromptError):
         engine.model.step(ids, [KVCache(engine.model.config) for _ in ids])
     assert cache.length == 0
+
+
+_SHORT_PROMPTS_ONLY = """
+import sys
+import numba, numpy as np
+from edgecal import Engine, KVCache
+from edgecal_kernels.decoder import _threads
+engine = Engine.load(sys.argv[1], weights="int4", backend="numba")
+found = [_threads()]
+for _ in range(2):
+    engine.model.forward(np.array([3, 4]), KVCache(engine.model.config))
+    found.append(_threads())
+print(*found, numba.get_num_threads(), numba.threading_layer())
+"""
+
+
+def test_all_threads_decode_behind_a_short_prompt(folders):
+    """Which threads there are is not known before the first parallel kernel; a step has to be one, since a process that
+    reads a few tokens at a time calls no other."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SHORT_PROMPTS_ONLY, folders["llama"][0]], capture_output=True, text=True, check=True
+    )
+    *found, most, layer = done.stdout.split()
+    assert found == (["1", most, most] if layer == "omp" else ["1"] * 3)
 
 
 def test_more_sequences_than_it_takes_at_once(folders):

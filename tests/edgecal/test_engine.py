@@ -53,7 +53,7 @@ def all_recipes(folder: Path) -> list[Recipe | None]:
     return [None, Recipe("zero_shot"), *plain, Recipe("multi_step", steps=steps), *calibrated]
 
 
-@pytest.mark.parametrize("weights", ["fp32", "int8", "int4", "int4_affine"])
+@pytest.mark.parametrize("weights", ["fp32", "int8", "int4", "int4_f16", "int4_affine"])
 def test_every_method_in_every_format(folder, weights):
     engine = Engine.load(folder / "model", weights=weights, adapters={name: folder / name for name in PAIR})
     answers = {}

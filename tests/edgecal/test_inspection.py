@@ -127,7 +127,7 @@ def test_a_gguf(tmp_path, rng):
     assert report.formats["Q6_K"].bytes == samples.LAYERS * down // 256 * 210
     assert sum(t.bytes for t in report.formats.values()) == report.nbytes
     fidelity = {c.stored: (c.becomes, c.fidelity) for c in report.load.conversions}
-    assert fidelity["Q4_0"] == ("int4", "exact")
+    assert fidelity["Q4_0"] == ("int4_f16", "exact")
     assert fidelity["Q6_K"] == ("int8", "near")
     assert report.sizes["rope_theta"] == 12345.0
     assert report.chat_template

@@ -28,7 +28,7 @@ from edgecal.speculation import LONGEST_SETTING, NgramIndex, Speculator, StepCos
 from tests.tiny import FAMILIES, write_tiny_adapter, write_tiny_hf
 
 SETTINGS = ("auto", 1, 3, 8, LONGEST_SETTING)
-FORMATS = ("fp32", "int8", "int4", "int4_affine")
+FORMATS = ("fp32", "int8", "int4", "int4_f16", "int4_affine")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from edgecal_kernels.quant import (
 
 SHAPES = [(1, 1), (16, 32), (17, 33), (100, 70), (48, 256)]
 # Root mean square error on unit normal weights in groups of 32; the formats' error budgets.
-BUDGET = {"int8": 0.0055, "int6": 0.021, "int4": 0.085, "int4_affine": 0.078}
+BUDGET = {"int8": 0.0055, "int6": 0.021, "int4": 0.085, "int4_f16": 0.085, "int4_affine": 0.078}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -30,9 +30,8 @@ BUDGET = {"int8": 0.0055, "int6": 0.021, "int4": 0.085, "int4_affine": 0.078}
 def test_shapes_and_rows(rng, shape, format, group_size):
     w = rng.standard_normal(shape).astype(np.float32)
     t = quantize(w, format, group_size)
-    arrays = {"codes": t.codes, "scale": t.scale, "minimum": t.minimum}
-    for name, (dtype, expected) in packed_shapes(format, shape, group_size).items():
-        assert arrays[name].dtype == dtype and arrays[name].shape == expected
+    expected = packed_shapes(format, shape, group_size)
+    assert {name: (array.dtype, array.shape) for name, array in t.arrays.items()} == expected
     dense = dequantize(t)
     assert dense.shape == shape
     rows = rng.integers(0, shape[0], 9)
@@ -46,14 +45,14 @@ def test_error_budget(rng, format):
     assert np.sqrt(np.mean(error**2)) < BUDGET[format]
 
 
-def test_int4_is_never_worse_than_q4_0(rng):
+def test_int4_f16_is_never_worse_than_q4_0(rng):
     """Q4_0's scale is one of the candidates, so the squared error of every group is at most Q4_0's."""
     w = rng.standard_normal((64, 256)).astype(np.float32)
     groups = w.reshape(64, 8, 32)
     extreme = np.take_along_axis(groups, np.abs(groups).argmax(2)[..., None], 2)
     scale = (extreme / -8).astype(np.float16).astype(np.float32)
     q4_0 = np.clip(np.rint(groups / scale), -8, 7) * scale
-    ours = dequantize(quantize(w, "int4")).reshape(groups.shape)
+    ours = dequantize(quantize(w, "int4_f16")).reshape(groups.shape)
     assert (np.square(ours - groups).sum(2) <= np.square(q4_0 - groups).sum(2) + 1e-6).all()
 
 
@@ -61,12 +60,17 @@ def test_int4_is_never_worse_than_q4_0(rng):
 def test_tiles_are_independent(rng, format):
     w = rng.standard_normal((80, 96)).astype(np.float32)
     whole, part = quantize(w, format), quantize(w[32:64], format)
-    np.testing.assert_array_equal(whole.codes[2:4], part.codes)
-    np.testing.assert_array_equal(whole.scale[2:4], part.scale)
+    for name, array in part.arrays.items():
+        np.testing.assert_array_equal(whole.arrays[name][2:4], array)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 100), st.sampled_from(FORMATS), st.integers(0, 2**32 - 1))
+@given(
+    st.integers(1, 40),
+    st.integers(1, 100),
+    st.sampled_from(("int8", "int6", "int4_f16", "int4_affine")),
+    st.integers(0, 2**32 - 1),
+)
 def test_from_codes_is_exact(d, k, format, seed):
     rng = np.random.default_rng(seed)
     groups = -(-k // 32)
@@ -77,7 +81,7 @@ def test_from_codes_is_exact(d, k, format, seed):
     minimum = rng.uniform(-1, 1, (d, groups)).astype(np.float16) if format == "int4_affine" else None
     t = from_codes(codes, scale, minimum, format)
     np.testing.assert_array_equal(unpack(t)[0][:d, :k], codes)
-    value = codes.astype(np.float32) - {"int4": 8, "int6": 32}.get(format, 0)
+    value = codes.astype(np.float32) - {"int4_f16": 8, "int6": 32}.get(format, 0)
     expected = value * np.repeat(scale.astype(np.float32), 32, axis=1)[:, :k]
     if minimum is not None:
         expected += np.repeat(minimum.astype(np.float32), 32, axis=1)[:, :k]
@@ -98,7 +102,8 @@ def test_where_the_six_bits_lie():
 def test_constant_and_zero_weights_survive(format):
     for value in (0.0, 0.25, -3.0):
         w = np.full((16, 64), value, np.float32)
-        np.testing.assert_allclose(dequantize(quantize(w, format)), w, rtol=1e-3)
+        finest = 1 / 127 if format == "int4" else 1e-3  # half a step of its scales, which are squares of up to 127
+        np.testing.assert_allclose(dequantize(quantize(w, format)), w, rtol=finest)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -112,9 +117,31 @@ def test_non_finite_weights_are_refused(bad):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(QuantizationError, match="float16"):
         quantize(np.full((1, 32), 1e9, np.float32), "int8")
-    with pytest.raises(QuantizationError, match=r"int8, int6, int4, int4_affine"):
+    with pytest.raises(QuantizationError, match=r"int8, int6, int4, int4_f16, int4_affine"):
         quantize(np.ones((1, 32), np.float32), "int3")
     with pytest.raises(QuantizationError, match="group_size 7"):
         quantize(np.ones((1, 32), np.float32), "int4", 7)
     with pytest.raises(QuantizationError, match="scales"):
-        from_codes(np.zeros((2, 32), np.uint8), np.ones((3, 1), np.float16), None, "int4")
+        from_codes(np.zeros((2, 32), np.uint8), np.ones((3, 1), np.float16), None, "int4_f16")
+    with pytest.raises(QuantizationError, match="with them the codes are int4_f16"):
+        from_codes(np.zeros((2, 32), np.uint8), np.ones((2, 1), np.float16), None, "int4")
+
+
+def test_scales_of_int4(rng):
+    """The groups' scales are squares of up to 127 in units of the row's; a group far below its neighbours keeps one."""
+    w = rng.standard_normal((32, 256)).astype(np.float32)
+    w[:, 32:64] *= 1000
+    w[3] *= 1e-30
+    w[4] *= 1e30
+    w[5], w[6, :32] = 0, 0
+    t = quantize(w, "int4")
+    assert t.row_scale is not None
+    assert abs(t.scale.astype(int)).max() <= 127 and t.scale[0, 0, 6] == 0
+    _, scale, _ = unpack(t)
+    roots = t.scale.astype(np.float32).transpose(0, 2, 1).reshape(32, -1)
+    np.testing.assert_array_equal(scale, roots * abs(roots) * t.row_scale.reshape(32, 1))
+    groups, found = w.reshape(32, 8, 32).astype(np.float64), dequantize(t).reshape(32, 8, 32).astype(np.float64)
+    size, error = np.square(groups).sum(2), np.square(found - groups).sum(2)
+    assert (error[size > 0] / size[size > 0]).max() < 0.03
+    assert not found[size == 0].any()
+    np.testing.assert_array_equal(dequantize(quantize(np.full((1, 32), 1e-37, np.float32), "int4")), 0)

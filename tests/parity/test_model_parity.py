@@ -214,7 +214,7 @@ def test_greedy(case, ops, rng):
     assert greedy(model, ids, 100) == torch_greedy(reference, ids, 100)
 
 
-@pytest.mark.parametrize("format", ["int8", "int4", "int4_affine"])
+@pytest.mark.parametrize("format", ["int8", "int4", "int4_f16", "int4_affine"])
 @pytest.mark.parametrize("case", ["llama-odd-sizes", "qwen2", "stablelm"])
 def test_back_ends_agree_on_quantized_weights(case, format, rng):
     """Median difference of the logits within 1e-4.
@@ -234,7 +234,7 @@ def test_back_ends_agree_on_quantized_weights(case, format, rng):
     assert np.median(np.abs(logits[0] - logits[1])) <= 1e-4
 
 
-@pytest.mark.parametrize("format", ["int8", "int4", "int4_affine"])
+@pytest.mark.parametrize("format", ["int8", "int4", "int4_f16", "int4_affine"])
 def test_quantized_decode_has_the_bits_of_prefill(format, rng):
     """In compiled kernels an output row does not depend on the batch it is computed in."""
     from edgecal_kernels.dispatch import backend

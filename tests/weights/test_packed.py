@@ -160,7 +160,8 @@ def _grow_shape(meta: dict[str, str], entries: dict[str, Any], tensors: dict[str
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "another format": (lambda m, e, t: m.update(format="pt"), "metadata format"),
     "no version": (lambda m, e, t: m.pop("version"), "version None"),
-    "later version": (lambda m, e, t: m.update(version="2"), "upgrade"),
+    "earlier version": (lambda m, e, t: m.update(version="1"), "quantize the model again"),
+    "later version": (lambda m, e, t: m.update(version="3"), "upgrade"),
     "no tensors": (lambda m, e, t: t.clear(), "lists no tensors"),
     "unknown format": (lambda m, e, t: t[Q_PROJ].update(format="int3"), "int3"),
     "format is a number": (lambda m, e, t: t[Q_PROJ].update(format=4), "format 4"),

@@ -13,7 +13,7 @@ without ever being rounded as float32 weights:
 |--------------|------|------------------------------|-------------|-----------------------------------------|
 | Q8_0         | 8.5  | fp16                         | int8        | exact                                   |
 | Q5_0         | 5.5  | fp16                         | int6        | exact (codes -16..15)                   |
-| Q4_0         | 4.5  | fp16                         | int4        | exact                                   |
+| Q4_0         | 4.5  | fp16                         | int4_f16    | exact                                   |
 | Q4_1         | 5.0  | fp16, fp16 minimum           | int4_affine | exact                                   |
 | Q4_K         | 4.5  | fp16 * 6 bits, both          | int4_affine | near: same codes, 0.07 % (fp16 scales)  |
 | Q5_1         | 6.0  | fp16, fp16 minimum           | int8        | near: re-rounded, 0.53 %                |
@@ -102,7 +102,7 @@ FLOAT_TYPES = ("F32", "F16", "BF16")
 COUNTERPARTS: dict[str, tuple[str, Fidelity]] = {
     "Q8_0": ("int8", "exact"),
     "Q5_0": ("int6", "exact"),
-    "Q4_0": ("int4", "exact"),
+    "Q4_0": ("int4_f16", "exact"),
     "Q4_1": ("int4_affine", "exact"),
     "Q4_K": ("int4_affine", "near"),
     "Q5_1": ("int8", "near"),
@@ -255,6 +255,6 @@ def pack(raw: NDArray[np.uint8], type_name: str) -> QuantizedTensor:
     for part in (parts.scale, parts.minimum):
         if part is not None and not np.isfinite(part).all():
             raise QuantizationError(f"a {type_name} block has a scale that is not finite")
-    if format in ("int4", "int6"):
+    if format in ("int4_f16", "int6"):
         codes = (codes + np.int8(CODE_OFFSET[format])).view(np.uint8)
     return from_codes(codes.reshape(len(raw), -1), parts.scale, parts.minimum, format, STEP)

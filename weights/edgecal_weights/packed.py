@@ -4,11 +4,11 @@
     config.json generation_config.json tokenizer.json tokenizer_config.json      as Hugging Face spells them
 
 The weight file is an ordinary safetensors file. A quantized matrix `x.weight` is stored as `x.codes`,
-`x.scale` and, for the affine format, `x.minimum`; everything else (norms, biases) keeps its name and is
-float32. The file's metadata says what each tensor is:
+`x.scale` and, as its format has them, `x.minimum` or `x.row_scale`; everything else (norms, biases) keeps
+its name and is float32. The file's metadata says what each tensor is:
 
     format         "edgecal-packed"
-    version        "1"
+    version        "2"
     tensors        JSON {"x.weight": {"format": "int4", "group_size": 32, "shape": [d, k]}, ...}
     quantization   JSON, what was asked for and what came of it
     source         JSON, what it was made from
@@ -57,12 +57,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 PACKED_FORMAT = "edgecal-packed"
-PACKED_VERSION = "1"
+PACKED_VERSION = "2"  # 1: int4 was what is int4_f16 now
 SIDE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 FLOAT = "fp32"
 ALIGNMENT = 64
 _FILLER = "padding."
-_DTYPES = {np.dtype(np.uint8): "U8", np.dtype(np.float16): "F16", np.dtype(np.float32): "F32"}
+_NAMES = ((np.uint8, "U8"), (np.int8, "I8"), (np.float16, "F16"), (np.float32, "F32"))
+_DTYPES = {np.dtype(kind): name for kind, name in _NAMES}
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ class PackedCheckpoint(Checkpoint):
         return self._spec(name).shape
 
     def stored_type(self, name: str) -> str:
-        """ "int8", "int4", "int4_affine" or "F32"."""
+        """One of the quantized formats, or "F32"."""
         format = self._spec(name).format
         return "F32" if format == FLOAT else format
 
@@ -287,9 +288,9 @@ class PackedCheckpoint(Checkpoint):
         spec = self._spec(name)
         if spec.format not in FORMATS:
             return super().packed(name)
-        codes, scale, *minimum = self._views(name)
         d, k = spec.shape
-        return QuantizedTensor(spec.format, (d, k), spec.group_size, codes, scale, minimum[0] if minimum else None)
+        parts = packed_shapes(spec.format, (d, k), spec.group_size)
+        return QuantizedTensor(spec.format, (d, k), spec.group_size, **dict(zip(parts, self._views(name), strict=True)))
 
     def read(self, name: str) -> NDArray[np.float32]:
         return self.read_rows(name, 0, self.shape(name)[0])
@@ -332,5 +333,5 @@ class PackedCheckpoint(Checkpoint):
 def tile_rows(t: QuantizedTensor, start: int, stop: int) -> QuantizedTensor:
     """Rows [start, stop) of `t` as views; `start` is a multiple of 16."""
     tiles = slice(start // TILE_ROWS, -(-stop // TILE_ROWS))
-    minimum = None if t.minimum is None else t.minimum[tiles]
-    return QuantizedTensor(t.format, (stop - start, t.shape[1]), t.group_size, t.codes[tiles], t.scale[tiles], minimum)
+    arrays = {part: array[tiles] for part, array in t.arrays.items()}
+    return QuantizedTensor(t.format, (stop - start, t.shape[1]), t.group_size, **arrays)

@@ -157,11 +157,7 @@ class WeightFile:
         if isinstance(rows, np.ndarray):
             return self._put_array(name, start, rows)
         base, tile = name.removesuffix(".weight"), start // TILE_ROWS
-        written = self._put_array(f"{base}.codes", tile, rows.codes)
-        written += self._put_array(f"{base}.scale", tile, rows.scale)
-        if rows.minimum is not None:
-            written += self._put_array(f"{base}.minimum", tile, rows.minimum)
-        return written
+        return sum(self._put_array(f"{base}.{part}", tile, array) for part, array in rows.arrays.items())
 
     def _put_array(self, array: str, first: int, values: NDArray) -> int:
         row_bytes = values.nbytes // len(values)
