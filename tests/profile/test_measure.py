@@ -99,14 +99,17 @@ def test_the_model_is_as_it_was_afterwards(engine, report):
 
 
 def test_memory_is_what_proc_says_and_its_parts_are_exact(folder, monkeypatch):
-    """The peak is VmHWM at that moment, to the byte; the parts are the arrays' own sizes and sum to it."""
+    """The peak is VmHWM at that moment; the parts are the arrays' own sizes and sum to it."""
     engine = tiny_engine(folder)
     read = []
 
+    def high_water():
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
     def peak():
+        before = high_water()  # a page may be touched for the first time between two looks
         read.append(peak_resident())
-        status = Path("/proc/self/status").read_text()
-        assert read[-1] == int(status.split("VmHWM:")[1].split()[0]) * 1024
+        assert before <= read[-1] <= high_water()
         return read[-1]
 
     if sys.platform != "linux":
