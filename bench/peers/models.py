@@ -6,7 +6,8 @@ int8 beside Q8_0. "native" is the GGUF as it is: llama.cpp reads the file, edgec
 
 `--shape`: random weights. A GGUF is written from random bytes (no float weights are ever rounded) with the tensor types
 that llama.cpp's quantizer gives a model with a tied head: Q4_0 with a Q6_K embedding, or Q8_0. edgecal takes the codes
-over as they are; only the Q6_K embedding is rounded again, to int6, as edgecal's int4 has it.
+of Q8_0 over as they are, and those of Q4_0 for int4_f16; int4 rounds Q4_0's weights again, int6 those of the
+embedding.
 """
 
 from __future__ import annotations
