@@ -51,6 +51,30 @@ def killed_at_the_end(process: subprocess.Popen) -> Iterator[None]:
             process.kill()
 
 
+def wait_for_work(process: subprocess.Popen, seconds: float) -> None:
+    """Until the process has had `seconds` of CPU time: on a busy machine a clock says nothing about how far it is."""
+    stat, deadline = Path(f"/proc/{process.pid}/stat"), time.monotonic() + PATIENCE * 2
+    if not stat.exists():  # not Linux
+        time.sleep(seconds)
+        return
+    while time.monotonic() < deadline:
+        user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+        if int(user) + int(system) >= seconds * os.sysconf("SC_CLK_TCK"):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"less than {seconds} s of work in {PATIENCE * 2} s")
+
+
+def wait_until_asleep(process: subprocess.Popen) -> None:
+    """Until the main thread has slept for half a second, as it does when it waits for keys."""
+    stat, asleep = Path(f"/proc/{process.pid}/stat"), 0
+    deadline = time.monotonic() + PATIENCE
+    while asleep < 10 and time.monotonic() < deadline:
+        time.sleep(0.05)
+        sleeps = not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "S"
+        asleep = asleep + 1 if sleeps else 0
+
+
 class Terminal:
     """The other side of a terminal: what is typed into it, and what has appeared on it."""
 
@@ -67,12 +91,12 @@ class Terminal:
         Python shows the prompt a moment before it waits for keys, and a signal in that moment is noticed with the next
         key only.
         """
-        time.sleep(0.5)
+        wait_until_asleep(self.process)
         self.type(text + "\x03")
 
     def end(self) -> None:
         """Type Ctrl-D, as late as `interrupt`: a moment earlier it would end a line that nobody reads."""
-        time.sleep(0.5)
+        wait_until_asleep(self.process)
         self.type("\x04")
 
     def expect(self, text: str) -> str:

@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from edgecal import Engine, Settings
-from tests.cli.shell import killed_at_the_end
+from tests.cli.shell import killed_at_the_end, wait_for_work
 from tests.tiny import write_tiny_adapter, write_tiny_calibration, write_tiny_hf
 
 EDGECAL = [sys.executable, "-c", "from edgecal.cli import main; main()"]
@@ -152,7 +151,7 @@ def test_ctrl_c_in_the_middle_of_a_stream(folder, as_json):
     )
     with killed_at_the_end(process):
         if as_json:
-            time.sleep(4)
+            wait_for_work(process, 4)
             first = ""
         else:
             assert process.stdout is not None
