@@ -24,7 +24,7 @@ from .clock import Clock
 from .decoder_plan import LINEAR, PAIR, PLAN, ROW
 from .decoder_walk import walk
 from .decoder_weights import DecoderWeights, Pair, Place
-from .packed_matmul import FORMAT_NUMBER, extra_address
+from .packed_matmul import FORMAT_NUMBER, address, extra_address
 from .quant import STEP, TILE_ROWS, Array, QuantizedTensor
 from .sync import WORDS
 
@@ -84,7 +84,7 @@ class Decoder:
             scratch.adapt(self._pairs)
             for i, place in enumerate(places):
                 scratch.rows[i] = (*place.cached.addresses, place.pos, slots[i], ids[i])
-            walk(n_threads, scratch.address, n, first_logit, int(adapted), _address(counters), logits.ctypes.data)
+            walk(n_threads, scratch.address, n, first_logit, int(adapted), address(counters), logits.ctypes.data)
         return logits[:, :head]
 
     def _slot(self, adapter: Hashable, pairs: Callable[[], Sequence[Pair | None]]) -> int:
@@ -145,7 +145,7 @@ class _Scratch:
             "most": n,
             "n_layers": len(w.layers),
             "norms": w.norms.ctypes.data,
-            "norm_biases": _address(w.norm_biases),
+            "norm_biases": address(w.norm_biases),
             "hidden_size": hidden_size,
             "intermediate_size": intermediate_size,
             "n_heads": w.n_heads,
@@ -189,7 +189,7 @@ def _describe(weights: DecoderWeights) -> NDArray:
                 weight.codes.ctypes.data,
                 weight.scale.ctypes.data,
                 extra_address(weight),
-                _address(bias),
+                address(bias),
                 FORMAT_NUMBER[weight.format],
                 weight.n_tiles,
                 weight.tile_lines,
@@ -206,21 +206,19 @@ def _describe_pairs(pairs: Sequence[Pair | None], n_layers: int) -> NDArray:
         if pair is None:
             continue
         place = table[i // 7, i % 7 : i % 7 + 1]
-        place["bias"] = _address(pair.bias)
+        place["bias"] = address(pair.bias)
         if pair.a is not None:
             assert isinstance(pair.a, QuantizedTensor) and isinstance(pair.b, QuantizedTensor)
             place["a_codes"], place["a_scale"] = pair.a.codes.ctypes.data, pair.a.scale.ctypes.data
             place["b_codes"], place["b_scale"] = pair.b.codes.ctypes.data, pair.b.scale.ctypes.data
             place["rank"], place["padded"] = pair.a.shape[0], pair.b.n_groups * STEP
             place["a_tiles"], place["a_lines"], place["a_groups"] = pair.a.n_tiles, pair.a.tile_lines, pair.a.n_groups
+            place["quarter_codes"] = address(pair.a.quarter_codes)
+            place["quarter_scale"] = address(pair.a.quarter_scale)
+            place["quarters"] = pair.a.n_quarters
             place["b_lines"] = pair.b.tile_lines
             place["scaling"] = pair.scaling
     return table
-
-
-def _address(array: NDArray | None) -> int:
-    """0 for what is not there."""
-    return 0 if array is None or array.size == 0 else array.ctypes.data
 
 
 def _threads() -> int:

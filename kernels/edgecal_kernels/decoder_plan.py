@@ -25,9 +25,11 @@ LINEAR = np.dtype(
     [(name, np.int64) for name in ("codes", "scale", "extra", "bias", "format")]
     + [(name, np.int64) for name in ("tiles", "tile_lines", "groups", "per_group", "inputs")]
 )
-# An adapter's two int8 matrices for a module; `padded` is the rank in whole steps, `b_lines` those of a tile of B*.
+# An adapter's two int8 matrices for a module; `padded` is the rank in whole steps, `b_lines` those of a tile of B*. The
+# last rows of A* may lie in `quarters`.
 PAIR = np.dtype(
     [(name, np.int64) for name in ("a_codes", "a_scale", "b_codes", "b_scale", "bias")]
+    + [(name, np.int64) for name in ("quarter_codes", "quarter_scale", "quarters")]
     + [(name, np.int64) for name in ("rank", "padded", "a_tiles", "a_lines", "a_groups", "b_lines")]
     + [("scaling", np.float64)]
 )

@@ -11,13 +11,13 @@ from . import simd
 from .clock import LORA
 from .decoder_plan import now, pointer, tick
 from .jit import kernel
-from .packed_kernels import AFFINE, INT4, INT4_F16, INT6, INT8
-from .packed_matmul import add_int8, multiply
+from .packed_kernels import AFFINE, INT4, INT4_F16, INT6, INT8, ZERO
+from .packed_matmul import add_int8, multiply, multiply_quarters
 from .rounding import quantize_row
 from .sync import barrier
 
 # NumPy's integers: Numba compiles a function anew for every Python integer that it finds written in a call
-ZERO, ONE = np.arange(2)
+ONE: Any = np.int64(1)
 _INT8 = np.int64(INT8)
 
 
@@ -25,6 +25,14 @@ _INT8 = np.int64(INT8)
 def share(n: int, thread: int, n_threads: int) -> Any:
     """This thread's part of so many."""
     return n * thread // n_threads, n * (thread + 1) // n_threads
+
+
+@kernel
+def rows_share(tiles: int, quarters: int, thread: int, n_threads: int) -> Any:
+    """This thread's part of so many tiles with quarter tiles behind them: its tiles, and its quarter tiles."""
+    first, last = share(4 * tiles + quarters, thread, n_threads)
+    whole = (min((first + 2) // 4, tiles), min((last + 2) // 4, tiles))
+    return whole, (max(first - 4 * tiles, 0), max(last - 4 * tiles, 0))
 
 
 @kernel
@@ -86,12 +94,14 @@ def inner_products(
             pair = pairs[slot, layer, module]
             if pair.rank > 0:
                 sizes = (pair.a_lines, pair.a_groups, ONE, k, out.shape[1])
-                own = share(pair.a_tiles, (thread + module) % n_threads, n_threads)
-                a, a_scale = pair.a_codes, pair.a_scale
-                multiply(_INT8, a, a_scale, ZERO, sizes, codes, scale, total, row, end, out, own)
+                tiles, quarters = rows_share(pair.a_tiles, pair.quarters, (thread + module) % n_threads, n_threads)
+                a, a_scale, width = pair.a_codes, pair.a_scale, pair.a_tiles * 16
+                multiply(_INT8, a, a_scale, ZERO, sizes, codes, scale, total, row, end, out, tiles)
+                a, a_scale = pair.quarter_codes, pair.quarter_scale
+                multiply_quarters(a, a_scale, k, codes, scale, row, end, out, width, quarters)
                 if thread == 0:
                     for i in range(row, end):
-                        out[i, pair.a_tiles * 16 : pair.padded] = np.float32(0)
+                        out[i, width + pair.quarters * 4 : pair.padded] = np.float32(0)
             row = end
     barrier(words, thread, n_threads)
     return tick(clock, LORA, t)

@@ -10,12 +10,26 @@ from typing import Any
 import numba
 import numpy as np
 from numba import prange
+from numpy.typing import NDArray
 
 from . import blocks, reference, simd
 from .blocks import TILES, TOKEN_BYTES, TOKENS
 from .jit import kernel, parallel
-from .packed_kernels import AFFINE, AHEAD, INT4, INT4_F16, INT6, INT8, INT8_OFFSET, block, int8_line, vector
-from .quant import STEP, TILE_ROWS, Array, QuantizedTensor
+from .packed_kernels import (
+    AFFINE,
+    AHEAD,
+    INT4,
+    INT4_F16,
+    INT6,
+    INT8,
+    INT8_OFFSET,
+    ZERO,
+    block,
+    int8_line,
+    quarter_tiles,
+    vector,
+)
+from .quant import QUARTER_ROWS, STEP, TILE_ROWS, Array, QuantizedTensor
 from .simd import dot4_int8, fma, load, load_half, mul, splat, splat_int, store
 
 FORMAT_NUMBER = {"int8": INT8, "int4_f16": INT4_F16, "int4_affine": AFFINE, "int6": INT6, "int4": INT4}
@@ -105,6 +119,29 @@ def multiply(
 
 
 @kernel
+def multiply_quarters(
+    codes: int,
+    scale: int,
+    k: int,
+    x: Any,
+    x_scale: Any,
+    first: int,
+    last: int,
+    out: Any,
+    column: int,
+    tiles: Any,
+) -> None:
+    """As `multiply`, for quarter tiles; the sums of the first go to columns [column, column + 4) of `out`.
+
+    Token by token: they are the few last rows of an adapter's A*.
+    """
+    for token in range(first, last):
+        here = blocks.address(x_scale) + token * x_scale.shape[1] * 4
+        there = blocks.address(out) + (token * out.shape[1] + column) * 4
+        quarter_tiles(codes, scale, k // 32, blocks.address(x) + token * k, here, there, tiles)
+
+
+@kernel
 def add_int8(codes: int, scale: int, quads: int, x: Any, x_scale: Any, x_total: Any, out: Any, tiles: Any) -> None:
     """One token, as `multiply`, added to what `out` holds: an adapter's B*, whose tiles have so many column quads."""
     n_groups = (quads + 7) // 8
@@ -123,59 +160,63 @@ def add_int8(codes: int, scale: int, quads: int, x: Any, x_scale: Any, x_total: 
 
 @kernel
 def _alone(
-    format: int,
-    codes: int,
-    scale: int,
-    extra: int,
-    sizes: Any,
-    tiles: Any,
-    x: Any,
-    x_scale: Any,
-    x_total: Any,
-    out: Any,
+    format: int, places: Any, sizes: Any, n_tiles: int, n_quarters: int, x: Any, x_scale: Any, x_total: Any, out: Any
 ) -> None:
-    multiply(format, codes, scale, extra, sizes, x, x_scale, x_total, np.int64(0), len(out), out, tiles)
+    codes, scale, extra, quarter_codes, quarter_scale = places
+    tiles, quarters = (ZERO, n_tiles), (ZERO, n_quarters)
+    multiply(format, codes, scale, extra, sizes, x, x_scale, x_total, ZERO, len(out), out, tiles)
+    k, column = sizes[3], n_tiles * 16
+    multiply_quarters(quarter_codes, quarter_scale, k, x, x_scale, ZERO, len(out), out, column, quarters)
 
 
 @parallel
 def _together(
     format: int,
-    codes: int,
-    scale: int,
-    extra: int,
+    places: Any,
     sizes: Any,
     n_tiles: int,
+    n_quarters: int,
     x: Any,
     x_scale: Any,
     x_total: Any,
     out: Any,
     n_threads: int,
 ) -> None:
-    pairs = (n_tiles + TILES - 1) // TILES
-    shares = min(pairs, n_threads)
+    codes, scale, extra, quarter_codes, quarter_scale = places
+    pairs, n = (n_tiles + TILES - 1) // TILES, len(out)
+    shares = max(min(pairs, n_threads), 1)
     for share in prange(shares):
         first, last = pairs * share // shares * TILES, pairs * (share + 1) // shares * TILES
         tiles = (first, min(last, n_tiles))
-        multiply(format, codes, scale, extra, sizes, x, x_scale, x_total, np.int64(0), len(out), out, tiles)
+        multiply(format, codes, scale, extra, sizes, x, x_scale, x_total, ZERO, n, out, tiles)
+        begin, end, quarters = n * share // shares, n * (share + 1) // shares, (ZERO, n_quarters)
+        k, column = sizes[3], n_tiles * 16
+        multiply_quarters(quarter_codes, quarter_scale, k, x, x_scale, begin, end, out, column, quarters)
 
 
 def extra_address(weight: QuantizedTensor) -> int:
     """Where the minima or the rows' scales lie, 0 for a format that has neither."""
-    extra = weight.minimum if weight.row_scale is None else weight.row_scale
-    return 0 if extra is None else int(extra.ctypes.data)
+    return address(weight.minimum if weight.row_scale is None else weight.row_scale)
+
+
+def address(array: NDArray | None) -> int:
+    """Where an array lies, 0 for what is not there."""
+    return 0 if array is None or array.size == 0 else int(array.ctypes.data)
 
 
 def packed_product(activations: reference.Activations, weight: QuantizedTensor) -> Array:
     """x (T, k) times a packed weight (d, k), transposed: float32 (T, d)."""
     x, x_scale, x_total = activations.rounded()
-    out = np.empty((len(x), weight.n_tiles * TILE_ROWS), np.float32)
+    n_tiles, n_quarters = weight.n_tiles, weight.n_quarters
+    out = np.empty((len(x), n_tiles * TILE_ROWS + n_quarters * QUARTER_ROWS), np.float32)
     sizes = (weight.tile_lines, weight.n_groups, weight.group_size // STEP, x.shape[1], out.shape[1])
-    places = weight.codes.ctypes.data, weight.scale.ctypes.data, extra_address(weight)
+    whole = weight.codes.ctypes.data, weight.scale.ctypes.data, extra_address(weight)
+    places = (*whole, address(weight.quarter_codes), address(weight.quarter_scale))
     format, flat = FORMAT_NUMBER[weight.format], x.reshape(-1)
     if weight.nbytes * len(x) < _WORTH_A_THREAD:
-        _alone(format, *places, sizes, (0, weight.n_tiles), flat, x_scale, x_total, out)
+        _alone(format, places, sizes, n_tiles, n_quarters, flat, x_scale, x_total, out)
     else:
         n_threads = numba.get_num_threads()
-        _together(format, *places, sizes, weight.n_tiles, flat, x_scale, x_total, out, n_threads)
+        _together(format, places, sizes, n_tiles, n_quarters, flat, x_scale, x_total, out, n_threads)
     d = weight.shape[0]
     return out if out.shape[1] == d else np.ascontiguousarray(out[:, :d])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,48 +11,67 @@ from numba import prange
 from . import simd
 from .errors import QuantizationError
 from .jit import parallel
-from .quant import STEP, Array, QuantizedTensor, packed_shapes
+from .quant import QUARTER_ROWS, STEP, TILE_ROWS, Array, QuantizedTensor
 
 
 @parallel
-def _pack_int8(w: Any, factor: Any, codes: Any, scale: Any, finite: Any) -> None:
-    """w (d, k) times `factor` into codes (tiles, quads, 64) int8 and scale (tiles, steps, 16), bits of float16."""
+def _pack_int8(w: Any, factor: Any, first_row: int, height: int, codes: Any, scale: Any, finite: Any) -> None:
+    """Rows of w (d, k) from `first_row` on, times `factor`, into tiles of `height` rows: codes (tiles, lines, 64) int8
+    and scale (tiles, steps, height), bits of float16."""
     d, k = w.shape
+    across = 64 // height  # columns of a line
     for tile in prange(codes.shape[0]):
-        extreme, rounded = np.zeros(16, np.float32), np.zeros(16, np.float32)
-        rows = min(16, d - tile * 16)
+        extreme, start = np.zeros(16, np.float32), first_row + tile * height
+        rows = min(height, d - start)
         for step in range(scale.shape[1]):
             columns = min(32, k - step * 32)
             for row in range(rows):
                 largest = np.float32(0)
                 for column in range(columns):
-                    value = abs(w[tile * 16 + row, step * 32 + column] * factor)
+                    value = abs(w[start + row, step * 32 + column] * factor)
                     if not value <= np.float32(3.4028235e38):
                         finite[tile] = False
                     largest = max(largest, value)
                 extreme[row] = largest / np.float32(127)
-            at = (tile * scale.shape[1] + step) * 16
-            simd.store_half(scale, at, simd.load(extreme, 0))
-            simd.store(rounded, 0, simd.load_half(scale, at))
+            at = (tile * scale.shape[1] + step) * height
             for row in range(rows):
-                reciprocal = np.float32(1) / rounded[row] if rounded[row] != 0 else np.float32(0)
+                simd.store_one_half(scale, at + row, extreme[row])
+                rounded = simd.load_one_half(scale, at + row)
+                reciprocal = np.float32(1) / rounded if rounded != 0 else np.float32(0)
                 for column in range(columns):
-                    code = np.rint(w[tile * 16 + row, step * 32 + column] * factor * reciprocal)
+                    code = np.rint(w[start + row, step * 32 + column] * factor * reciprocal)
                     code = min(max(code, np.float32(-127)), np.float32(127))
-                    codes[tile, step * 8 + column // 4, row * 4 + column % 4] = np.int8(code)
+                    line = (step * 32 + column) // across
+                    codes[tile, line, row * across + column % across] = np.int8(code)
 
 
 def pack_int8(w: Array, factor: float = 1.0) -> QuantizedTensor:
-    """As `reference.pack_int8`, but that a tile ends with its last column quad: what follows is not there to be read.
+    """As `reference.pack_int8`, without what nobody would read: see QuantizedTensor on adapters.
 
-    B* has the rank for its columns, which seldom fills whole steps.
+    A* has the rank for its rows and B* for its columns, which seldom fills whole tiles or steps. More than twelve rows
+    behind the last whole tile fill another.
     """
-    (_, (n_tiles, n_groups, rows)), quads = packed_shapes("int8", w.shape, STEP)["scale"], -(-w.shape[1] // 4)
+    d, k = w.shape
+    n_tiles, n_quarters = d // TILE_ROWS, -(-(d % TILE_ROWS) // QUARTER_ROWS)
+    if n_quarters == TILE_ROWS // QUARTER_ROWS:
+        n_tiles, n_quarters = n_tiles + 1, 0
+    n_groups, quads = -(-k // STEP), -(-k // 4)
     memory = np.zeros((n_tiles * quads + 7) * 64, np.uint8)  # kernels read whole steps, behind the last tile too
     codes = memory[: n_tiles * quads * 64].reshape(n_tiles, quads, 64)
-    scale = np.zeros((n_tiles, n_groups, rows), np.float16)
-    finite = np.ones(n_tiles, np.bool_)
-    _pack_int8(w, np.float32(factor), codes.view(np.int8), scale.view(np.uint16), finite)
+    scale = np.zeros((n_tiles, n_groups, TILE_ROWS), np.float16)
+    quarter_codes = np.zeros((n_quarters, 2 * n_groups, 64), np.uint8)
+    quarter_scale = np.zeros((n_quarters, n_groups, QUARTER_ROWS), np.float16)
+    finite = np.ones(n_tiles + n_quarters, np.bool_)
+    for start, height, own_codes, own_scale, own_finite in (
+        (0, TILE_ROWS, codes, scale, finite[:n_tiles]),
+        (n_tiles * TILE_ROWS, QUARTER_ROWS, quarter_codes, quarter_scale, finite[n_tiles:]),
+    ):
+        if len(own_codes):
+            _pack_int8(
+                w, np.float32(factor), start, height, own_codes.view(np.int8), own_scale.view(np.uint16), own_finite
+            )
     if not finite.all():
         raise QuantizationError("a weight is NaN or infinite; quantization needs finite values")
-    return QuantizedTensor("int8", (w.shape[0], w.shape[1]), STEP, codes.reshape(n_tiles, 1, -1), scale)
+    whole = codes.reshape(n_tiles, 1, -1) if n_tiles else np.zeros((0, 1, quads * 64), np.uint8)
+    packed = QuantizedTensor("int8", (d, k), STEP, whole, scale)
+    return replace(packed, quarter_codes=quarter_codes, quarter_scale=quarter_scale) if n_quarters else packed

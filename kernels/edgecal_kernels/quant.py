@@ -44,6 +44,7 @@ Format = Literal["int8", "int6", "int4", "int4_f16", "int4_affine"]
 FORMATS: tuple[Format, ...] = ("int8", "int6", "int4", "int4_f16", "int4_affine")
 CODE_OFFSET: dict[str, int] = {"int8": 0, "int6": 32, "int4": 8, "int4_f16": 8, "int4_affine": 0}  # the code of zero
 GROUP_SIZES = (32, 64, 128)
+QUARTER_ROWS = 4
 STEP = 32  # columns that a kernel consumes at once; also the group of the int8 activations
 TILE_ROWS = 16
 STEP_BYTES = {"int8": 512, "int6": 384, "int4": 256, "int4_f16": 256, "int4_affine": 256}
@@ -62,8 +63,12 @@ class QuantizedTensor:
     """A (d, k) weight in one of the packed formats.
 
     `codes` is uint8 (n_tiles, k_padded / 32, STEP_BYTES), `scale` and `minimum` float16 (n_tiles, n_groups, 16);
-    `minimum` only for `int4_affine`. For `int4` `scale` is int8, and `row_scale` float32 (n_tiles, 16). The tiles of an
-    adapter's int8 matrix may end with their last column quad instead of a whole step: (n_tiles, 1, 64 quads).
+    `minimum` only for `int4_affine`. For `int4` `scale` is int8, and `row_scale` float32 (n_tiles, 16).
+
+    An adapter's int8 matrix is narrow or flat, and may do without padding. Its tiles may end with their last column
+    quad instead of a whole step: (n_tiles, 1, 64 quads). Rows behind the last whole tile may lie in quarter tiles of
+    four: `quarter_codes` uint8 (n_quarters, k_padded / 16, 64), a line being [4 rows][16 columns], and `quarter_scale`
+    float16 (n_quarters, n_groups, 4).
     """
 
     format: Format
@@ -73,10 +78,16 @@ class QuantizedTensor:
     scale: NDArray
     minimum: NDArray[np.float16] | None = None
     row_scale: Array | None = None
+    quarter_codes: NDArray[np.uint8] | None = None
+    quarter_scale: NDArray[np.float16] | None = None
 
     @property
     def n_tiles(self) -> int:
-        return _ceil_div(self.shape[0], TILE_ROWS)
+        return len(self.codes)
+
+    @property
+    def n_quarters(self) -> int:
+        return 0 if self.quarter_codes is None else len(self.quarter_codes)
 
     @property
     def n_groups(self) -> int:
@@ -89,9 +100,9 @@ class QuantizedTensor:
 
     @property
     def arrays(self) -> dict[str, NDArray]:
-        """What is there of codes, scale, minimum and row_scale, by these names; the first axis is tiles."""
-        all_of_them = {"codes": self.codes, "scale": self.scale, "minimum": self.minimum, "row_scale": self.row_scale}
-        return {name: array for name, array in all_of_them.items() if array is not None}
+        """What is there of the arrays, by their names; the first axis is tiles, or quarter tiles."""
+        names = ("codes", "scale", "minimum", "row_scale", "quarter_codes", "quarter_scale")
+        return {name: array for name in names if (array := getattr(self, name)) is not None}
 
     @property
     def nbytes(self) -> int:
@@ -357,13 +368,19 @@ def _store(
         out.row_scale[tiles] = row_scale.reshape(-1, TILE_ROWS)
 
 
-def unpack(t: QuantizedTensor, tiles: NDArray[np.intp] | slice = slice(None)) -> tuple[NDArray, Array, Array | None]:
-    """Plain codes (rows, k_padded) and per-group scale and minimum (rows, n_groups) of the chosen tiles."""
+_ALL = slice(None)
+
+
+def unpack(t: QuantizedTensor, tiles: NDArray[np.intp] | slice = _ALL) -> tuple[NDArray, Array, Array | None]:
+    """Plain codes (rows, k_padded) and per-group scale and minimum (rows, n_groups) of the chosen tiles.
+
+    All of them have the quarter tiles behind them.
+    """
     codes = t.codes[tiles]
     n, steps = len(codes), t.n_groups * t.group_size // STEP
-    if codes[:1].nbytes < steps * STEP_BYTES[t.format]:  # ends with the last quad
-        missing = steps * STEP_BYTES[t.format] - codes[:1].nbytes
-        codes = np.pad(codes.reshape(n, -1), ((0, 0), (0, missing))).reshape(n, steps, -1)
+    missing = steps * STEP_BYTES[t.format] - t.tile_lines * 64
+    if missing:  # ends with the last quad
+        codes = np.pad(codes.reshape(n, t.tile_lines * 64), ((0, 0), (0, missing)))
     if t.format == "int8":
         quads = codes.view(np.int8).reshape(n, steps, 8, TILE_ROWS, 4)
     else:
@@ -375,12 +392,17 @@ def unpack(t: QuantizedTensor, tiles: NDArray[np.intp] | slice = slice(None)) ->
     plain = quads.transpose(0, 3, 1, 2, 4).reshape(n * TILE_ROWS, steps * STEP)
 
     def rows(grid: Array) -> Array:
-        return grid.transpose(0, 2, 1).reshape(n * TILE_ROWS, -1)
+        return grid.transpose(0, 2, 1).reshape(n * TILE_ROWS, t.n_groups)
 
     if t.row_scale is None:
         scale = t.scale[tiles].astype(np.float32)
     else:
         scale = signed_square(t.scale[tiles]) * t.row_scale[tiles][:, None]
+    if tiles is _ALL and t.quarter_codes is not None and t.quarter_scale is not None:
+        lines = t.quarter_codes.view(np.int8).reshape(t.n_quarters, -1, QUARTER_ROWS, 64 // QUARTER_ROWS)
+        last = lines.transpose(0, 2, 1, 3).reshape(t.n_quarters * QUARTER_ROWS, steps * STEP)
+        last_scale = t.quarter_scale.transpose(0, 2, 1).reshape(len(last), t.n_groups).astype(np.float32)
+        return np.concatenate([plain, last]), np.concatenate([rows(scale), last_scale]), None
     return plain, rows(scale), None if t.minimum is None else rows(t.minimum[tiles].astype(np.float32))
 
 
@@ -397,7 +419,7 @@ def _dequantize_tiles(t: QuantizedTensor, tiles: NDArray[np.intp] | slice) -> Ar
 
 def dequantize(t: QuantizedTensor) -> Array:
     """The float32 (d, k) weight that `t` stands for."""
-    return np.ascontiguousarray(_dequantize_tiles(t, slice(None))[: t.shape[0]])
+    return np.ascontiguousarray(_dequantize_tiles(t, _ALL)[: t.shape[0]])
 
 
 def dequantize_rows(t: QuantizedTensor, rows: NDArray[np.integer]) -> Array:

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from .cached import Cached
 from .decoder_weights import DecoderWeights
-from .quant import STEP, TILE_ROWS, Array, QuantizedTensor, _dequantize_tiles, dequantize_rows, quantize
+from .quant import (
+    STEP,
+    TILE_ROWS,
+    Array,
+    QuantizedTensor,
+    _dequantize_tiles,
+    dequantize,
+    dequantize_rows,
+    quantize,
+)
 
 NAME = "numpy"
 _BLOCK_TILES = 64  # 1,024 rows are dequantized at a time, so that a large head needs no large temporary
@@ -60,6 +69,8 @@ def matmul(activations: Activations, weight: QuantizedTensor | Array) -> Array:
     codes, scale, _ = activations.rounded()
     d, k = weight.shape
     x = (codes.reshape(len(codes), -1, STEP) * scale[..., None]).reshape(codes.shape)[:, :k]
+    if weight.n_quarters:
+        return cast(Array, x @ dequantize(weight).T)
     out: Array = np.empty((len(x), d), np.float32)
     for tile in range(0, weight.n_tiles, _BLOCK_TILES):
         rows = slice(tile * TILE_ROWS, min((tile + _BLOCK_TILES) * TILE_ROWS, d))

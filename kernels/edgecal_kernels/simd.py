@@ -143,6 +143,14 @@ def load_half(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 
 
 @_operation(F32x16, None, types.intp)
+def load_half_fours(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """4 float16 widened to float32, each in four neighbouring lanes."""
+    four = _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], f16, ir.VectorType(f16, 4)))
+    wide = builder.fpext(four, ir.VectorType(f32, 4))
+    return isa.pick(builder, wide, wide, [lane // 4 for lane in range(LANES)])
+
+
+@_operation(F32x16, None, types.intp)
 def load_cached(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """16 elements of an array of float32, float16 (as uint16) or int8, as float32."""
     lane = {types.float32: f32, types.uint16: f16, types.int8: i8}[sig.args[0].dtype]
@@ -192,6 +200,19 @@ def prefetch_once(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 def store(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """Write 16 float32."""
     instruction = builder.store(v[2], _pointer(context, builder, sig.args[0], v[0], v[1], f32, F32x16.llvm))
+    instruction.align = 1
+    return context.get_dummy_value()
+
+
+@_operation(types.void, None, types.intp, F32x16)
+def store_sums_of_four(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """Write 4 float32: (a + b) + (c + d) of each four neighbouring lanes."""
+    value = v[2]
+    while value.type.count > 4:
+        n = value.type.count
+        even, odd = (isa.pick(builder, value, value, range(start, n, 2)) for start in (0, 1))
+        value = builder.fadd(even, odd)
+    instruction = builder.store(value, _pointer(context, builder, sig.args[0], v[0], v[1], f32, value.type))
     instruction.align = 1
     return context.get_dummy_value()
 
@@ -278,13 +299,26 @@ def _emit_dot(signed: bool) -> Callable:
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         """acc[lane] += the four products of w's bytes in that lane and the four int8 at x[index]."""
         four = _load(builder, _pointer(context, builder, sig.args[2], v[2], v[3], i8, i32))
-        return isa.active().dot4(builder, v[0], v[1], four, signed)
+        return isa.active().dot4(builder, v[0], v[1], isa.splat(builder, four, LANES), signed)
 
     return generate
 
 
 dot4_nibbles = _operation(I32x16, I32x16, I8x64, None, types.intp)(_emit_dot(signed=False))
 dot4_int8 = _operation(I32x16, I32x16, I8x64, None, types.intp)(_emit_dot(signed=True))
+
+
+@_operation(I32x16, I32x16, I8x64, None, types.intp)
+def dot16_int8(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """A line of four rows and sixteen columns, as it is stored: acc[4 r + j] += row r, columns 4 j ... 4 j + 3 times
+    the int8 at x[index + 4 j]."""
+    fours = _load(builder, _pointer(context, builder, sig.args[2], v[2], v[3], i8, ir.VectorType(i32, 4)))
+    x = isa.pick(builder, fours, fours, list(range(4)) * 4)
+    dot4, offset = isa.active().dot4, _constant(i8, 64, -isa.active().INT8_OFFSET)
+    dots = dot4(builder, v[0], builder.xor(v[1], offset), x, True)
+    if isa.active().INT8_OFFSET == 0:
+        return dots
+    return builder.sub(dots, dot4(builder, _constant(i32, LANES, 0), offset, x, True))
 
 
 # ---------------------------------------------------------------------------------------------- arithmetic

@@ -38,8 +38,30 @@ def test_the_compiled_rounding_has_the_bits_of_the_definition(d, k, exponent, or
     w = np.asarray(np.ldexp(w, exponent), order=order)
     found, wanted = (ops.pack_int8(w, math.ldexp(1, -exponent)) for ops in (dispatch.backend("numba"), reference))
     assert (found.tile_lines, found.scale.dtype) == (-(-k // 4), wanted.scale.dtype)
-    for ours, theirs in zip(unpack(found), unpack(wanted), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert found.n_tiles * 16 + found.n_quarters * 4 in range(d, d + 4) and found.n_quarters < 4
+    for ours, theirs in zip(unpack(found)[:2], unpack(wanted)[:2], strict=True):
+        np.testing.assert_array_equal(ours[:d], theirs[:d])
+        assert not ours[d:].any() and not theirs[d:].any()
+    np.testing.assert_array_equal(dequantize(found), dequantize(wanted))
+
+
+@settings(deadline=None, max_examples=30)
+@given(d=st.integers(1, 70), k=st.integers(1, 300), n=st.integers(1, 40), seed=st.integers(0, 100))
+def test_quarter_tiles_sum_what_they_hold(d, k, n, seed):
+    """Against float64, and the same bits for any number of tokens; the oracle reads them too."""
+    rng, numba_ops = np.random.default_rng(seed), dispatch.backend("numba")
+    packed = numba_ops.pack_int8(rng.uniform(-1, 1, (d, k)).astype(np.float32))
+    x = rng.standard_normal((n, k)).astype(np.float32)
+    rounds = numba_ops.Activations(x)
+    found = numba_ops.matmul(rounds, packed)
+    codes, scale, _ = rounds.rounded()
+    rounded = (codes.reshape(n, -1, 32) * scale[..., None].astype(np.float64)).reshape(n, -1)[:, :k]
+    size = np.abs(rounded) @ np.abs(dequantize(packed)).T.astype(np.float64)
+    assert (np.abs(found - rounded @ dequantize(packed).T.astype(np.float64)) <= 1e-6 * size + 1e-30).all()
+    np.testing.assert_allclose(reference.matmul(rounds, packed), found, rtol=0, atol=1e-5 * size.max())
+    for token in range(n):
+        alone = numba_ops.matmul(numba_ops.Activations(x[token : token + 1]), packed)
+        np.testing.assert_array_equal(alone[0], found[token])
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e-4, 1.0, 1e4])

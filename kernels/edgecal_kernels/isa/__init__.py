@@ -5,9 +5,10 @@ A file gives four names:
     INT8_OFFSET   what `simd.as_operand` adds to signed weight bytes so that the instruction takes them (0 or 128)
     TOKENS, TILES the tokens (2 or 4) and 16-row tiles (1 or 2) of a block of the matrix kernel: as many as the
                   registers hold. Each token and tile needs a vector of sums besides the weights and activations
-    dot4(builder, acc, w, four, signed)
-                  acc <16 x i32> + dot products of w <64 x i8> (lane = 4 bytes) with the 4 int8 in the i32 `four`;
-                  `signed` says whether w holds int8 weights (plus INT8_OFFSET) or nibbles 0..15
+    dot4(builder, acc, w, x, signed)
+                  acc <16 x i32> + dot products of w <64 x i8> (lane = 4 bytes) with the 4 int8 in each lane of x
+                  <16 x i32>, mostly the same in all lanes; `signed` says whether w holds int8 weights (plus
+                  INT8_OFFSET) or nibbles 0..15
 
 The matrix kernel takes two lines of weights, eight columns, at a time for all tokens of a block. What it asks for is
 made of `dot4` here; an instruction that does better with several tokens replaces the three together:
@@ -58,7 +59,7 @@ def dot8(builder: Any, sums: Sequence[Any], lines: Sequence[Any], octets: Any, s
     for token, acc in enumerate(sums):
         for half, line in enumerate(lines):
             four = builder.load(builder.gep(fours, [ir.IntType(32)(2 * token + half)]))
-            acc = active().dot4(builder, acc, line, four, signed)
+            acc = active().dot4(builder, acc, line, splat(builder, four, 16), signed)
         found.append(acc)
     return found
 

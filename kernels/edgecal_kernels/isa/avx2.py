@@ -11,24 +11,23 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import declare, join, lanes, splat
+from . import declare, join, lanes
 
 INT8_OFFSET, TOKENS, TILES = 0, 2, 1
 
 
-def dot4(builder: Any, acc: Any, w: Any, four: Any, signed: bool) -> Any:
+def dot4(builder: Any, acc: Any, w: Any, x: Any, signed: bool) -> Any:
     ints, words, octets = (ir.VectorType(ir.IntType(b), 256 // b) for b in (32, 16, 8))
     pairs = declare(builder, "llvm.x86.avx2.pmadd.ub.sw", words, [octets, octets])
     quads = declare(builder, "llvm.x86.avx2.pmadd.wd", ints, [words, words])
     sign = declare(builder, "llvm.x86.avx2.psign.b", octets, [octets, octets])
-    x = builder.bitcast(splat(builder, four, 8), octets)
     ones = ir.Constant(words, [1] * 16)
     halves = []
     for h in (0, 1):
-        weights, activations = lanes(builder, w, 32 * h, 32), x
+        weights, four = lanes(builder, w, 32 * h, 32), builder.bitcast(lanes(builder, x, 8 * h, 8), octets)
         if signed:
-            activations = builder.call(sign, [x, weights])
+            four = builder.call(sign, [four, weights])
             weights = builder.call(sign, [weights, weights])
-        products = builder.call(quads, [builder.call(pairs, [weights, activations]), ones])
+        products = builder.call(quads, [builder.call(pairs, [weights, four]), ones])
         halves.append(builder.add(lanes(builder, acc, 8 * h, 8), products))
     return join(builder, *halves)

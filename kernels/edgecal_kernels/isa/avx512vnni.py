@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import declare, splat
+from . import declare
 
 INT8_OFFSET, TOKENS, TILES = 128, 4, 2
 
 
-def dot4(builder: Any, acc: Any, w: Any, four: Any, signed: bool) -> Any:
+def dot4(builder: Any, acc: Any, w: Any, x: Any, signed: bool) -> Any:
     instruction = declare(builder, "llvm.x86.avx512.vpdpbusd.512", acc.type, [acc.type, w.type, w.type])
-    return builder.call(instruction, [acc, w, builder.bitcast(splat(builder, four, 16), w.type)])
+    return builder.call(instruction, [acc, w, builder.bitcast(x, w.type)])

@@ -6,16 +6,17 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import declare, join, lanes, splat
+from . import declare, join, lanes
 
 INT8_OFFSET, TOKENS, TILES = 128, 4, 1
 
 
-def dot4(builder: Any, acc: Any, w: Any, four: Any, signed: bool) -> Any:
+def dot4(builder: Any, acc: Any, w: Any, x: Any, signed: bool) -> Any:
     ints, octets = ir.VectorType(ir.IntType(32), 8), ir.VectorType(ir.IntType(8), 32)
     instruction = declare(builder, "llvm.x86.avx512.vpdpbusd.256", ints, [ints, octets, octets])
-    x = builder.bitcast(splat(builder, four, 8), octets)
+    fours = [builder.bitcast(lanes(builder, x, 8 * h, 8), octets) for h in (0, 1)]
     halves = [
-        builder.call(instruction, [lanes(builder, acc, 8 * h, 8), lanes(builder, w, 32 * h, 32), x]) for h in (0, 1)
+        builder.call(instruction, [lanes(builder, acc, 8 * h, 8), lanes(builder, w, 32 * h, 32), fours[h]])
+        for h in (0, 1)
     ]
     return join(builder, *halves)

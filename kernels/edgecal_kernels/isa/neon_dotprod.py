@@ -9,14 +9,16 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import declare, join, lanes, splat
+from . import declare, join, lanes
 
 INT8_OFFSET, TOKENS, TILES = 0, 4, 1
 
 
-def dot4(builder: Any, acc: Any, w: Any, four: Any, signed: bool) -> Any:
+def dot4(builder: Any, acc: Any, w: Any, x: Any, signed: bool) -> Any:
     ints, octets = ir.VectorType(ir.IntType(32), 4), ir.VectorType(ir.IntType(8), 16)
     sdot = declare(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", ints, [ints, octets, octets])
-    x = builder.bitcast(splat(builder, four, 4), octets)
-    quarters = [builder.call(sdot, [lanes(builder, acc, 4 * q, 4), lanes(builder, w, 16 * q, 16), x]) for q in range(4)]
+    fours = [builder.bitcast(lanes(builder, x, 4 * q, 4), octets) for q in range(4)]
+    quarters = [
+        builder.call(sdot, [lanes(builder, acc, 4 * q, 4), lanes(builder, w, 16 * q, 16), fours[q]]) for q in range(4)
+    ]
     return join(builder, join(builder, *quarters[:2]), join(builder, *quarters[2:]))
