@@ -63,6 +63,25 @@ def test_decoding_has_the_bits_of_the_prompt(folders, family, format, dtype, thr
             np.testing.assert_array_equal(np.stack(tokens), whole)
 
 
+@pytest.mark.parametrize("rank", [1, 13, 16, 20, 36, 44])
+def test_every_rank_has_the_bits_of_the_prompt(folders, tmp_path, rank, threads):
+    """Whole tiles of A*, quarter tiles, and both; with one of rank 4 in the same step."""
+    model, small = folders["llama"]
+    large = write_tiny_adapter(tmp_path / "large", model, rank=rank)
+    engine = Engine.load(model, weights="int4", backend="numba", adapters={"large": large, "small": small})
+    adapters = [engine.merge(Recipe("single", (name,)))[0] for name in ("large", "small")]
+    run, config = engine.model, engine.model.config
+    ids = np.random.default_rng(rank).integers(0, 256, 40)
+    wholes = [run.forward(ids, KVCache(config), adapter, all_logits=True) for adapter in adapters]
+    assert not np.array_equal(*wholes)
+    for n_threads in {1, numba.config.NUMBA_NUM_THREADS}:
+        threads(n_threads)
+        caches = [KVCache(config), KVCache(config)]
+        steps = np.stack([run.step([token, token], caches, adapters) for token in ids])
+        for i, whole in enumerate(wholes):
+            np.testing.assert_array_equal(steps[:, i], whole)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("format", ["int8", "int4_affine"])
 def test_a_few_rows_have_the_bits_of_one_by_one(folders, family, format, threads):
