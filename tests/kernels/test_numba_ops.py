@@ -34,6 +34,17 @@ def test_matmul(fast, rng, format, group_size, shape):
         assert np.abs(found - expected).max() <= MATMUL_BUDGET * np.abs(expected).max()
 
 
+# Whole tiles, quarter tiles, both, and rows that fill neither; columns that end with a quad within a step
+@pytest.mark.parametrize("shape", [(4, 96), (36, 256), (7, 70), (60, 8192), (48, 36)])
+def test_matmul_with_the_matrix_of_an_adapter(fast, rng, shape):
+    weight = fast.pack_int8(rng.uniform(-1, 1, shape).astype(np.float32))
+    x = rng.standard_normal((37, shape[1])).astype(np.float32)
+    expected, found = reference.matmul(reference.Activations(x), weight), fast.matmul(fast.Activations(x), weight)
+    assert np.abs(found - expected).max() <= MATMUL_BUDGET * np.abs(expected).max()
+    alone = np.concatenate([fast.matmul(fast.Activations(row[None]), weight) for row in x])
+    np.testing.assert_array_equal(found, alone)
+
+
 # Even and odd numbers of tiles; the last is long enough for several packed chunks, and large enough for all threads.
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("shape", [(16, 64), (32, 256), (80, 96), (48, 8192)])
@@ -97,8 +108,9 @@ from edgecal_kernels import reference
 from edgecal_kernels.dispatch import backend
 from edgecal_kernels.quant import FORMATS, quantize
 fast, rng, errors = backend("numba"), np.random.default_rng(0), {}
-for format in FORMATS:
-    weight = quantize(rng.standard_normal((40, 96)).astype(np.float32), format)
+for format in (*FORMATS, "of an adapter"):
+    w = rng.standard_normal((40, 96)).astype(np.float32)
+    weight = quantize(w, format) if format in FORMATS else fast.pack_int8(w)
     for n in (1, 20):
         x = rng.standard_normal((n, 96)).astype(np.float32)
         expected = reference.matmul(reference.Activations(x), weight)
