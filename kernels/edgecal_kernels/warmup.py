@@ -61,8 +61,9 @@ def compile_all() -> float:
         ops.add_lora(rows, x[:1], np.ones((8, 1), np.float32), np.zeros((len(rows), 8), np.float32))
     ops.matmul(ops.Activations(x), x)
     ops.quantize_rows(np.ones((32, 4096), np.float32))  # enough for several threads
-    ops.pack_int8(x)
-    ops.pack_int8(np.asfortranarray(x))
+    tile_and_quarter = np.ones((20, 64), np.float32)
+    ops.pack_int8(tile_and_quarter)
+    ops.pack_int8(np.asfortranarray(tile_and_quarter))
     ops.rms_norm(x, x[0], 1e-5)
     ops.layer_norm(x, x[0], x[0], 1e-5)
     ops.swiglu(x.copy(), x)

@@ -23,9 +23,10 @@ def known():
 
 warmup.compile_all()
 before = known()
-pair = {"a": sys.argv[2], "b": sys.argv[3]}
+pair = {"summarize": sys.argv[2], "professional": sys.argv[3]}
 engine = Engine.load(sys.argv[1], adapters=pair)
-for recipe in (None, Recipe("linear", ("a", "b"))):
+calibrated = Recipe("learnable_calibration_pp", tuple(pair), calibration=sys.argv[4])
+for recipe in (None, calibrated, Recipe("linear", tuple(pair))):
     for n in (3, 600):
         list(engine.stream_ids(list(range(7, 7 + n)), recipe=recipe, settings=Settings(max_tokens=6)))
 engine.generate_batch(["Good morning", "Good night"], recipes=recipe, settings=Settings(max_tokens=4))
@@ -35,8 +36,8 @@ print(sorted(known() - before))
 
 def test_nothing_is_left_to_compile(smollm2_gguf, export):
     """What a request compiles or loads beyond the warm-up costs the first one seconds and 30 MiB."""
-    adapters = [str(export / name) for name in ("summarize", "professional")]
-    command = [sys.executable, "-c", ANSWERING, str(smollm2_gguf), *adapters]
+    files = [str(export / name) for name in ("summarize", "professional", "learnable_calibration_pp.safetensors")]
+    command = [sys.executable, "-c", ANSWERING, str(smollm2_gguf), *files]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
