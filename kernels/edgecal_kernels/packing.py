@@ -13,38 +13,46 @@ from .errors import QuantizationError
 from .jit import parallel
 from .quant import QUARTER_ROWS, STEP, TILE_ROWS, Array, QuantizedTensor
 
+INFINITY = 0x7F800000  # the bits of float32's; those of NaN are above
+
 
 @parallel
-def _pack_int8(w: Any, factor: Any, first_row: int, quarters: Any, codes: Any, scale: Any, finite: Any) -> None:
-    """Rows of w (d, k) from `first_row` on, times `factor`, into tiles of 16 rows or, where `quarters` is not None, of
-    four: codes (tiles, lines, 64) int8 and scale (tiles, steps, rows), bits of float16."""
+def _pack_int8(w: Any, factor: Any, first_row: int, bits: int, codes: Any, scale: Any, finite: Any) -> None:
+    """Rows of w (d, k) from `first_row` on, times `factor`, into tiles whose lines have 2**bits quads of columns of
+    each row: codes (tiles, lines, 16), four int8 in an int32, and scale (tiles, steps, rows), bits of float16."""
     d, k = w.shape
+    height, mask = 16 >> bits, (1 << bits) - 1
     for tile in prange(codes.shape[0]):
-        # In the loop, or they would be numbers that its code does not know: divisions by them took half the time
-        height, across = (16, 4) if quarters is None else (4, 16)  # rows and columns of a line
+        values, line = np.zeros((height, 32), np.float32), np.zeros(32, np.int8)
+        bits_of_values, quads = values.view(np.int32), line.view(np.int32)
         extreme, rounded, halves = np.zeros(16, np.float32), np.zeros(16, np.float32), np.zeros(16, np.uint16)
+        bits_of_extreme = extreme.view(np.int32)
         start = first_row + tile * height
         rows = min(height, d - start)
         for step in range(scale.shape[1]):
             columns = min(32, k - step * 32)
+            if columns < 32:
+                line[:] = 0
             for row in range(rows):
-                largest = np.float32(0)
                 for column in range(columns):
-                    value = abs(w[start + row, step * 32 + column] * factor)
-                    if not value <= np.float32(3.4028235e38):
-                        finite[tile] = False
-                    largest = max(largest, value)
-                extreme[row] = largest / np.float32(127)
+                    values[row, column] = w[start + row, step * 32 + column] * factor
+                largest = np.int32(0)  # as bits, whose order is that of the numbers: floats would be taken one by one
+                for column in range(columns):
+                    largest = max(largest, np.int32(bits_of_values[row, column] & 0x7FFFFFFF))
+                if largest >= INFINITY:
+                    finite[tile] = False
+                bits_of_extreme[row] = largest
+                extreme[row] /= np.float32(127)
             simd.store_half(halves, 0, simd.load(extreme, 0))
             simd.store(rounded, 0, simd.load_half(halves, 0))
             for row in range(rows):
                 scale[tile, step, row] = halves[row]
                 reciprocal = np.float32(1) / rounded[row] if rounded[row] != 0 else np.float32(0)
                 for column in range(columns):
-                    code = np.rint(w[start + row, step * 32 + column] * factor * reciprocal)
-                    code = min(max(code, np.float32(-127)), np.float32(127))
-                    line = step * (32 // across) + column // across
-                    codes[tile, line, row * across + column % across] = np.int8(code)
+                    code = np.rint(values[row, column] * reciprocal)
+                    line[column] = np.int8(min(max(code, np.float32(-127)), np.float32(127)))
+                for quad in range((columns + 3) // 4):
+                    codes[tile, (step * 8 + quad) >> bits, (row << bits) + (quad & mask)] = quads[quad]
 
 
 def pack_int8(w: Array, factor: float = 1.0) -> QuantizedTensor:
@@ -64,13 +72,13 @@ def pack_int8(w: Array, factor: float = 1.0) -> QuantizedTensor:
     quarter_codes = np.zeros((n_quarters, 2 * n_groups, 64), np.uint8)
     quarter_scale = np.zeros((n_quarters, n_groups, QUARTER_ROWS), np.float16)
     finite = np.ones(n_tiles + n_quarters, np.bool_)
-    for start, quarters, own_codes, own_scale, own_finite in (
-        (0, None, codes, scale, finite[:n_tiles]),
-        (n_tiles * TILE_ROWS, True, quarter_codes, quarter_scale, finite[n_tiles:]),
+    for start, bits, own_codes, own_scale, own_finite in (
+        (0, 0, codes, scale, finite[:n_tiles]),
+        (n_tiles * TILE_ROWS, 2, quarter_codes, quarter_scale, finite[n_tiles:]),
     ):
         if len(own_codes):
             _pack_int8(
-                w, np.float32(factor), start, quarters, own_codes.view(np.int8), own_scale.view(np.uint16), own_finite
+                w, np.float32(factor), start, bits, own_codes.view(np.int32), own_scale.view(np.uint16), own_finite
             )
     if not finite.all():
         raise QuantizationError("a weight is NaN or infinite; quantization needs finite values")
