@@ -23,11 +23,12 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import prange
+from numba import prange, types
 
 from . import simd
 from .cached import FP16, FP32, INT8, KEY_GROUP, PAIRS, Cached
 from .elementwise import exp_lanes
+from .entry import by_address
 from .jit import kernel, parallel
 from .quant import Array
 from .simd import add, load, mul, splat, store
@@ -248,10 +249,18 @@ def _attend_share(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: i
         attend(q, out, element, tokens, heads, n_heads * head_dim, here, place, at, scratch)
 
 
+call_share, share_code = by_address(
+    _attend_share,
+    *(types.float32[::1], types.float32[::1], types.UniTuple(types.int64, 3)),
+    *(types.Tuple((types.int64, types.int64, types.int64, types.float64)), types.UniTuple(types.int64, 6)),
+    *(types.int64, types.int64, types.int64),
+)
+
+
 @parallel
-def _attention(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: int) -> None:
+def _attention(code: int, q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: int) -> None:
     for chunk in prange(32):
-        _attend_share(q, out, shape, sizes, place, layer, np.int64(chunk), np.int64(32))
+        call_share(code, q, out, shape, sizes, place, layer, np.int64(chunk), np.int64(32))
 
 
 def attention(q: Array, cached: Cached, layer: int, pos: int) -> Array:
@@ -265,5 +274,5 @@ def attention(q: Array, cached: Cached, layer: int, pos: int) -> Array:
     if (pos + n_tokens) * out.size < _WORTH_A_THREAD:
         _attend_share(*arguments, 0, 1)
     else:
-        _attention(*arguments)
+        _attention(share_code(), *arguments)
     return out

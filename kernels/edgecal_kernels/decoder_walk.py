@@ -25,7 +25,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, prange
+from numba import carray, prange, types
 
 from .attention import attend, attention_scratch
 from .clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, NORM, OUTPUT, PARTS, QKV, ROPE
@@ -45,6 +45,7 @@ from .decoder_products import (
     within,
 )
 from .elementwise import normalize, swiglu_lanes
+from .entry import by_address
 from .jit import kernel, parallel
 from .remembering import KEY, VALUE, remember_head, rotate
 from .rounding import quantize_row
@@ -90,7 +91,7 @@ def _attend_share(
         heads = min(last - item, per_kv - head % per_kv)
         at = (layer * n_kv_heads + head // per_kv) * rows[row].capacity
         sizes = (rows[row].pos, width, width, plan.scaling)
-        attend(q, mixed, item * width, 1, heads, n_heads * width, sizes, _place(rows[row]), at, scratch)
+        attend(q, mixed, item * width, ONE, heads, n_heads * width, sizes, _place(rows[row]), at, scratch)
         item += heads
 
 
@@ -208,8 +209,17 @@ def _walk(
     tick(ticks, HEAD, t)
 
 
+call_walk, walk_code = by_address(_walk, *[types.int64] * 8)
+
+
 @parallel
+def _share_out(
+    code: int, n_threads: int, plan: int, n: int, first_logit: int, adapted: int, clock: int, logits: int
+) -> None:
+    for thread in prange(n_threads):
+        call_walk(code, np.int64(thread), n_threads, plan, n, first_logit, adapted, clock, logits)
+
+
 def walk(n_threads: int, plan: int, n: int, first_logit: int, adapted: int, clock: int, logits: int) -> None:
     """A step, by so many threads; the arguments are those of `Decoder.step`."""
-    for thread in prange(n_threads):
-        _walk(np.int64(thread), n_threads, plan, n, first_logit, adapted, clock, logits)
+    _share_out(walk_code(), n_threads, plan, n, first_logit, adapted, clock, logits)

@@ -102,16 +102,10 @@ def _add_lora_row(x: Any, a: Any, b: Any, out: Any, token: int, inner: Any) -> N
         out[token * d + i] += total
 
 
-@kernel
-def _add_lora_one(x: Any, a: Any, b: Any, out: Any, rank: int) -> None:
-    """A single token is too little work to wake another thread."""
-    _add_lora_row(x, a, b, out, 0, np.empty(rank, np.float32))
-
-
 @parallel
 def _add_lora_many(x: Any, a: Any, b: Any, out: Any, rank: int, n_tokens: int) -> None:
     for token in prange(n_tokens):
-        _add_lora_row(x, a, b, out, token, np.empty(rank, np.float32))
+        _add_lora_row(x, a, b, out, np.int64(token), np.empty(rank, np.float32))
 
 
 def add_lora(x: Array, a: Array, b: Array, out: Array) -> None:
@@ -121,7 +115,7 @@ def add_lora(x: Array, a: Array, b: Array, out: Array) -> None:
         return
     flat = (np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(a).reshape(-1))
     transposed = np.ascontiguousarray(b.T).reshape(-1)
-    if len(x) == 1:
-        _add_lora_one(*flat, transposed, out.reshape(-1), rank)
+    if len(x) == 1:  # too little work to wake another thread
+        _add_lora_row(*flat, transposed, out.reshape(-1), 0, np.empty(rank, np.float32))
     else:
         _add_lora_many(*flat, transposed, out.reshape(-1), rank, len(x))

@@ -9,11 +9,12 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import prange
+from numba import prange, types
 from numpy.typing import NDArray
 
 from . import blocks, reference, simd
 from .blocks import TILES, TOKEN_BYTES, TOKENS
+from .entry import by_address
 from .jit import kernel, parallel
 from .packed_kernels import (
     AFFINE,
@@ -159,39 +160,52 @@ def add_int8(codes: int, scale: int, quads: int, x: Any, x_scale: Any, x_total: 
 
 
 @kernel
-def _alone(
-    format: int, places: Any, sizes: Any, n_tiles: int, n_quarters: int, x: Any, x_scale: Any, x_total: Any, out: Any
-) -> None:
-    codes, scale, extra, quarter_codes, quarter_scale = places
-    tiles, quarters = (ZERO, n_tiles), (ZERO, n_quarters)
-    multiply(format, codes, scale, extra, sizes, x, x_scale, x_total, ZERO, len(out), out, tiles)
-    k, column = sizes[3], n_tiles * 16
-    multiply_quarters(quarter_codes, quarter_scale, k, x, x_scale, ZERO, len(out), out, column, quarters)
-
-
-@parallel
-def _together(
+def _multiply_share(
     format: int,
     places: Any,
     sizes: Any,
-    n_tiles: int,
-    n_quarters: int,
+    counts: Any,
     x: Any,
     x_scale: Any,
     x_total: Any,
     out: Any,
-    n_threads: int,
+    share: int,
+    shares: int,
 ) -> None:
+    """What one of so many threads does: a range of tiles, and of the tokens for quarter tiles. counts: of both."""
     codes, scale, extra, quarter_codes, quarter_scale = places
+    n_tiles, n_quarters = counts
     pairs, n = (n_tiles + TILES - 1) // TILES, len(out)
-    shares = max(min(pairs, n_threads), 1)
+    first, last = pairs * share // shares * TILES, pairs * (share + 1) // shares * TILES
+    tiles = (first, min(last, n_tiles))
+    multiply(format, codes, scale, extra, sizes, x, x_scale, x_total, np.int64(0), n, out, tiles)
+    begin, end, quarters = n * share // shares, n * (share + 1) // shares, (ZERO, n_quarters)
+    k, column = sizes[3], n_tiles * 16
+    multiply_quarters(quarter_codes, quarter_scale, k, x, x_scale, begin, end, out, column, quarters)
+
+
+call_share, share_code = by_address(
+    _multiply_share,
+    *(types.int64, types.UniTuple(types.int64, 5), types.UniTuple(types.int64, 5), types.UniTuple(types.int64, 2)),
+    *(types.int8[::1], types.float32[:, ::1], types.int32[:, ::1], types.float32[:, ::1], types.int64, types.int64),
+)
+
+
+@parallel
+def _multiply(
+    code: int,
+    format: int,
+    places: Any,
+    sizes: Any,
+    counts: Any,
+    x: Any,
+    x_scale: Any,
+    x_total: Any,
+    out: Any,
+    shares: int,
+) -> None:
     for share in prange(shares):
-        first, last = pairs * share // shares * TILES, pairs * (share + 1) // shares * TILES
-        tiles = (first, min(last, n_tiles))
-        multiply(format, codes, scale, extra, sizes, x, x_scale, x_total, ZERO, n, out, tiles)
-        begin, end, quarters = n * share // shares, n * (share + 1) // shares, (ZERO, n_quarters)
-        k, column = sizes[3], n_tiles * 16
-        multiply_quarters(quarter_codes, quarter_scale, k, x, x_scale, begin, end, out, column, quarters)
+        call_share(code, format, places, sizes, counts, x, x_scale, x_total, out, np.int64(share), shares)
 
 
 def extra_address(weight: QuantizedTensor) -> int:
@@ -212,11 +226,11 @@ def packed_product(activations: reference.Activations, weight: QuantizedTensor) 
     sizes = (weight.tile_lines, weight.n_groups, weight.group_size // STEP, x.shape[1], out.shape[1])
     whole = weight.codes.ctypes.data, weight.scale.ctypes.data, extra_address(weight)
     places = (*whole, address(weight.quarter_codes), address(weight.quarter_scale))
-    format, flat = FORMAT_NUMBER[weight.format], x.reshape(-1)
+    counts, flat = (n_tiles, n_quarters), x.reshape(-1)
+    arguments = (FORMAT_NUMBER[weight.format], places, sizes, counts, flat, x_scale, x_total, out)
     if weight.nbytes * len(x) < _WORTH_A_THREAD:
-        _alone(format, places, sizes, n_tiles, n_quarters, flat, x_scale, x_total, out)
+        _multiply_share(*arguments, 0, 1)
     else:
-        n_threads = numba.get_num_threads()
-        _together(format, places, sizes, n_tiles, n_quarters, flat, x_scale, x_total, out, n_threads)
+        _multiply(share_code(), *arguments, max(min((n_tiles + TILES - 1) // TILES, numba.get_num_threads()), 1))
     d = weight.shape[0]
     return out if out.shape[1] == d else np.ascontiguousarray(out[:, :d])

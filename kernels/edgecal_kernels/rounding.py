@@ -42,7 +42,7 @@ def _quantize_rows(x: Any, codes: Any, scale: Any, total: Any) -> None:
 @parallel
 def _quantize_rows_together(x: Any, codes: Any, scale: Any, total: Any) -> None:
     for row in prange(x.shape[0]):
-        quantize_row(x, row * x.shape[1], x.shape[1], codes, scale, total, row)
+        quantize_row(x, row * x.shape[1], x.shape[1], codes, scale, total, np.int64(row))
 
 
 def quantize_rows(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:

@@ -1,0 +1,44 @@
+import numba
+import numpy as np
+import pytest
+from numba import types
+
+from edgecal_kernels.entry import by_address
+
+numba_types = types.float32[::1], types.UniTuple(types.int64, 2), types.int64
+
+
+def _fill(target, pair, at):
+    if at == 13:
+        raise ValueError("thirteen")
+    target[at] = pair[0] + pair[1]
+
+
+call_fill, fill_code = by_address(numba.njit(_fill), *numba_types)
+
+
+@numba.njit(parallel=True)
+def filled(code, target):
+    for i in numba.prange(len(target)):
+        call_fill(code, target, (np.int64(i), np.int64(100)), np.int64(i))
+
+
+@numba.njit
+def fill_one(code, target, at):
+    call_fill(code, target, (at, at), at)
+
+
+def test_threads_call_a_kernel_by_its_address():
+    target = np.zeros(12, np.float32)
+    filled(fill_code(), target)
+    np.testing.assert_array_equal(target, np.arange(100, 112))
+
+
+def test_an_error_of_the_callee_reaches_the_caller():
+    with pytest.raises(ValueError, match="thirteen"):
+        fill_one(fill_code(), np.zeros(20, np.float32), 13)
+
+
+def test_other_types_do_not_compile():
+    with pytest.raises(numba.TypingError):
+        fill_one(fill_code(), np.zeros(4, np.float64), 1)
