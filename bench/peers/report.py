@@ -227,10 +227,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
                 middle, low, high = found["median"], found["p10"], found["p90"]
             axis.barh(place, middle, color=colours[place], alpha=1.0 if variant == BASE else 0.55)
             axis.plot([low, high], [place, place], color="black", linewidth=1)
-            axis.annotate(f" {middle:.3g}", (max(middle, high), place), va="center", fontsize=8)
+            axis.annotate(f" {float(f'{middle:.3g}'):,g}", (max(middle, high), place), va="center", fontsize=8)
         axis.set_title(title, fontsize=10)
         axis.set_yticks(range(len(bars)), labels, fontsize=8)
-        axis.margins(x=0.15)
+        axis.margins(x=0.18)
     axes.flat[0].invert_yaxis()
     figure.suptitle(f"{result['model']}, {result['settings']['threads']} threads, {result['machine']['cpu']}")
     figure.savefig(path, dpi=120)
