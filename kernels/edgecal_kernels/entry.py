@@ -23,7 +23,6 @@ def by_address(function: Any, *arguments: Any) -> tuple[Any, Callable[[], int]]:
     The former takes the address and then the arguments, of the Numba types `arguments`; others do not compile. The
     latter compiles the kernel if it is not on disk, and is for Python.
     """
-    signature = types.void(*arguments)
 
     @intrinsic
     def call(context: Any, code: Any, *given: Any) -> Any:
@@ -44,7 +43,8 @@ def by_address(function: Any, *arguments: Any) -> tuple[Any, Callable[[], int]]:
 
     @lru_cache(maxsize=1)
     def code() -> int:
-        compiled = function.get_compile_result(signature)
+        function.compile(arguments)  # by types alone, as a call does: a signature would be another name on disk
+        compiled = function.overloads[arguments]
         return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
 
     return call, code

@@ -1,3 +1,11 @@
+"""Calls of compiled code by its address."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
 import numba
 import numpy as np
 import pytest
@@ -42,3 +50,29 @@ def test_an_error_of_the_callee_reaches_the_caller():
 def test_other_types_do_not_compile():
     with pytest.raises(numba.TypingError):
         fill_one(fill_code(), np.zeros(4, np.float64), 1)
+
+
+KEPT = """
+import sys
+import numba
+import numpy as np
+from numba import types
+from edgecal_kernels.entry import by_address
+
+@numba.njit(cache=True)
+def double(x):
+    x[0] *= 2
+
+_, code = by_address(double, types.float32[::1])
+double(np.ones(1, np.float32)) if sys.argv[1] == "call" else code()
+print(len(double.stats.cache_misses), len(double.stats.cache_hits))
+"""
+
+
+def test_an_address_is_of_the_code_that_a_call_has_left_on_disk(tmp_path):
+    (tmp_path / "kept.py").write_text(KEPT)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    for way, found in ("call", "1 0"), ("address", "0 1"):
+        command = [sys.executable, str(tmp_path / "kept.py"), way]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+        assert done.stdout.strip() == found, done.stderr
