@@ -16,6 +16,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic as _numba_intrinsic
 
+from .clock import PARTS
 from .isa import declare
 from .jit import kernel
 
@@ -69,18 +70,6 @@ def floats(address: int, n: int, width: int) -> Any:
     return carray(pointer(address), (n, width), np.float32)
 
 
-@kernel
-def rounded(codes: int, scale: int, total: int, n: int, width: int, at: int) -> Any:
-    """Buffers for n rows in int8, from element `at` (a multiple of 32) of those at the addresses: codes flat, scales
-    and sums (n, width / 32)."""
-    steps = width // 32
-    return (
-        carray(pointer(codes + at), (n * width,), np.int8),
-        carray(pointer(scale + at // 8), (n, steps), np.float32),
-        carray(pointer(total + at // 8), (n, steps), np.int32),
-    )
-
-
 @intrinsic
 def now(context: Any) -> Any:
     """Nanoseconds of the monotonic clock, Python's perf_counter_ns."""
@@ -98,10 +87,16 @@ def now(context: Any) -> Any:
 
 
 @kernel
-def tick(clock: Any, part: int, last: int) -> int:
-    """Charge the time since `last` to `part`; the time now. Nothing when `clock` is empty."""
-    if clock.size == 0:
+def charge(clock: int, part: int, time: int) -> None:
+    """Add a time to a part of the clock whose counters lie at an address."""
+    carray(pointer(clock), (len(PARTS),), np.int64)[part] += time
+
+
+@kernel
+def tick(clock: int, part: int, last: int) -> int:
+    """Charge the time since `last` to `part`; the time now. Nothing when there is no clock (0)."""
+    if clock == 0:
         return last
     time = now()
-    clock[part] += time - last
+    charge(clock, part, time - last)
     return time

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from . import simd
+from . import blocks, simd
 from .clock import LORA
-from .decoder_plan import now, pointer, tick
+from .decoder_plan import LINEAR, PAIR, ROW, charge, now, pointer, tick
 from .jit import kernel
 from .packed_kernels import AFFINE, INT4, INT4_F16, INT6, INT8, ZERO
 from .packed_matmul import add_int8, multiply, multiply_quarters
-from .rounding import quantize_row
-from .sync import barrier
+from .rounding import further, quantize_row
+from .sync import WORDS, barrier
 
 # NumPy's integers: Numba compiles a function anew for every Python integer that it finds written in a call
 ONE: Any = np.int64(1)
@@ -64,28 +64,36 @@ def within(first: int, last: int, start: int, n: int) -> Any:
 
 
 @kernel
-def round_rows(x: Any, n: int, k: int, buffers: Any) -> None:
-    """int8 codes, scales and sums of n rows of x, k columns each."""
-    codes, scale, total = buffers
+def round_rows(x: int, n: int, k: int, rounded: Any) -> None:
+    """int8 codes, scales and sums of n rows of k columns at the address x, to those at `rounded`."""
     for row in range(n):
-        quantize_row(x, row * x.shape[1], k, codes, scale, total, row)
+        quantize_row(x + row * k * 4, k, further(rounded, row * k))
 
 
 @kernel
-def inner_products(
-    step: Any, space: Any, words: Any, layer: int, first: int, last: int, k: int, clock: Any, t: int
-) -> int:
-    """A* x of modules [first, last) for each row that has an adapter: inner[module - first, row]; then a barrier.
+def _inner(plan: Any, row: int, of_group: int) -> int:
+    """Where A* x of a row is, for a module at this place of its group."""
+    return plan.inner + (of_group * plan.most + row) * plan.inner_width * 4
 
-    The threads share the tiles of A*. Returns the time.
+
+@kernel
+def _pairs(plan: Any) -> Any:
+    return carray(pointer(plan.pairs), (plan.n_slots, plan.n_layers, 7), PAIR)
+
+
+@kernel
+def inner_products(plan: Any, step: Any, layer: int, first: int, last: int, k: int, x: Any, t: int) -> int:
+    """A* x of modules [first, last) for each row that has an adapter; then a barrier.
+
+    x: where the k columns of each row are in int8. The threads share the tiles of A*. Returns the time.
     """
-    _, pairs, rows, adapted, thread, n_threads = step
+    thread, n_threads, n, adapted, clock = step
     if not adapted:
         return t
-    (codes, scale, total), inner, _ = space
-    n = rows.shape[0]
+    pairs, rows, d = _pairs(plan), carray(pointer(plan.rows), (n,), ROW), plan.inner_width
     for module in range(first, last):
-        out = inner[module - first]
+        out = _inner(plan, ZERO, module - first)
+        place = (thread + module) % n_threads
         row = 0
         while row < n:
             slot, end = rows[row].slot, row + 1
@@ -93,69 +101,76 @@ def inner_products(
                 end += 1
             pair = pairs[slot, layer, module]
             if pair.rank > 0:
-                sizes = (pair.a_lines, pair.a_groups, ONE, k, out.shape[1])
-                tiles, quarters = rows_share(pair.a_tiles, pair.quarters, (thread + module) % n_threads, n_threads)
-                a, a_scale, width = pair.a_codes, pair.a_scale, pair.a_tiles * 16
-                multiply(_INT8, a, a_scale, ZERO, sizes, codes, scale, total, row, end, out, tiles)
-                a, a_scale = pair.quarter_codes, pair.quarter_scale
-                multiply_quarters(a, a_scale, k, codes, scale, row, end, out, width, quarters)
-                if thread == 0:
+                tiles, quarters = rows_share(pair.a_tiles, pair.quarters, place, n_threads)
+                sizes, width = (pair.a_lines, pair.a_groups, ONE, k, d), pair.a_tiles * 16
+                if tiles[0] < tiles[1]:
+                    multiply(_INT8, pair.a_codes, pair.a_scale, ZERO, sizes, x, row, end, out, tiles)
+                if quarters[0] < quarters[1]:
+                    a, a_scale = pair.quarter_codes, pair.quarter_scale
+                    multiply_quarters(a, a_scale, k, d, x, row, end, out, width, quarters)
+                if place == n_threads - 1:  # it has the last rows
                     for i in range(row, end):
-                        out[i, width + pair.quarters * 4 : pair.padded] = np.float32(0)
+                        _clear(out + i * d * 4, width + pair.quarters * 4, pair.padded)
             row = end
-    barrier(words, thread, n_threads)
+    barrier(carray(pointer(plan.words), (n_threads * WORDS,), np.int64), thread, n_threads)
     return tick(clock, LORA, t)
 
 
 @kernel
-def _adapt(pair: Any, row: int, inner: Any, buffers: Any, out: Any, tiles: Any) -> None:
-    """out += B* inner + bias* for one row; `buffers` are for the inner vector in int8."""
-    codes, scale, total = buffers
+def _clear(x: int, start: int, stop: int) -> None:
+    for i in range(start, stop):
+        simd.store_one(x, i, np.float32(0))
+
+
+@kernel
+def _adapt(pair: Any, inner: int, rounded: Any, out: int, tiles: Any) -> None:
+    """out += B* inner + bias* for one row; `rounded` is room for the inner vector in int8."""
     if pair.rank > 0:
-        quantize_row(inner, row * inner.shape[1], pair.padded, codes, scale, total, ZERO)
-        for step in range(pair.padded // 32):
-            scale[0, step] *= np.float32(pair.scaling)  # a power of two: as good as scaling `inner`
-        add_int8(pair.b_codes, pair.b_scale, pair.b_lines, codes, scale, total, out[row], tiles)
+        quantize_row(inner, pair.padded, rounded)
+        scale, factor = rounded[1], np.float32(pair.scaling)
+        for step in range(pair.padded // 32):  # a power of two: as good as scaling `inner`
+            simd.store_one(scale, step, blocks.read_float(scale + step * 4) * factor)
+        add_int8(pair.b_codes, pair.b_scale, pair.b_lines, rounded, out, tiles)
     if pair.bias != 0:
-        _add_bias(out, row, pair.bias, tiles)
+        _add_bias(out, pair.bias, tiles)
 
 
 @kernel
-def _add_bias(out: Any, row: int, bias: Any, tiles: Any) -> None:
-    for tile in range(tiles[0], tiles[1]):
-        at = row * out.shape[1] + tile * 16
-        simd.store(out, at, simd.add(simd.load(out, at), simd.load(bias, tile * 16)))
+def _add_bias(out: int, bias: int, tiles: Any) -> None:
+    for at in range(tiles[0] * 16, tiles[1] * 16, 16):
+        simd.store(out, at, simd.add(simd.load(out, at), simd.load(bias, at)))
 
 
 @kernel
-def product(linear: Any, n: int, buffers: Any, out: Any, tiles: Any) -> None:
-    """These tiles of out = W x + bias for n rows; `buffers` hold x in int8."""
-    codes, x_scale, total = buffers
-    sizes = (linear.tile_lines, linear.groups, linear.per_group, linear.inputs, out.shape[1])
-    weight, scale, extra = linear.codes, linear.scale, linear.extra
-    multiply(linear.format, weight, scale, extra, sizes, codes, x_scale, total, np.int64(0), n, out, tiles)
+def product(linear: Any, n: int, x: Any, out: int, tiles: Any) -> None:
+    """These tiles of out = W x + bias for n rows; x: where they are in int8."""
+    d = linear.tiles * 16
+    sizes = (linear.tile_lines, linear.groups, linear.per_group, linear.inputs, d)
+    multiply(linear.format, linear.codes, linear.scale, linear.extra, sizes, x, ZERO, n, out, tiles)
     if linear.bias != 0:
         for row in range(n):
-            _add_bias(out, row, linear.bias, tiles)
+            _add_bias(out + row * d * 4, linear.bias, tiles)
 
 
 @kernel
 def adapted_product(
-    step: Any, space: Any, layer: int, module: int, first: int, out: Any, tiles: Any, clock: Any, part: int
+    plan: Any, step: Any, layer: int, module: int, first: int, x: Any, out: int, tiles: Any, part: int
 ) -> None:
     """These tiles of a module of the group that begins with `first`, with its adapters, whose time goes to LORA."""
-    table, pairs, rows, adapted, _, _ = step
-    buffers, inner, inner_buffers = space
-    n = rows.shape[0]
-    product(table[layer, module], n, buffers, out, tiles)
+    thread, _, n, adapted, clock = step
+    linear = carray(pointer(plan.table), (plan.n_layers + 1, 7), LINEAR)[layer, module]
+    product(linear, n, x, out, tiles)
     if adapted:
-        before = now() if clock.size else ZERO
+        before = now() if clock != 0 else ZERO
+        pairs, rows = _pairs(plan), carray(pointer(plan.rows), (n,), ROW)
+        own = further((plan.inner_codes, plan.inner_scale, plan.inner_total), thread * plan.inner_width)
         for row in range(n):
-            _adapt(pairs[rows[row].slot, layer, module], row, inner[module - first], inner_buffers, out, tiles)
-        if clock.size:
+            inner, target = _inner(plan, row, module - first), out + row * linear.tiles * 64
+            _adapt(pairs[rows[row].slot, layer, module], inner, own, target, tiles)
+        if clock != 0:
             spent = now() - before
-            clock[LORA] += spent
-            clock[part] -= spent
+            charge(clock, LORA, spent)
+            charge(clock, part, -spent)
 
 
 @kernel

@@ -28,8 +28,8 @@ import numpy as np
 from numba import carray, prange, types
 
 from .attention import attend, attention_scratch
-from .clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, NORM, OUTPUT, PARTS, QKV, ROPE
-from .decoder_plan import LINEAR, PAIR, PLAN, ROW, floats, now, pointer, rounded, tick
+from .clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, NORM, OUTPUT, QKV, ROPE
+from .decoder_plan import LINEAR, PLAN, ROW, floats, now, pointer, tick
 from .decoder_products import (
     ONE,
     ZERO,
@@ -48,12 +48,11 @@ from .elementwise import normalize, swiglu_lanes
 from .entry import by_address
 from .jit import kernel, parallel
 from .remembering import KEY, VALUE, remember_head, rotate
-from .rounding import quantize_row
+from .rounding import further, quantize_row
 from .sync import WORDS, barrier
 
 Q_PROJ, K_PROJ, V_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ, _END = np.arange(8)
 HEAD_PROJ, EMBEDDING = 0, 1  # in the row of the table behind the last layer
-_N_PARTS = len(PARTS)
 
 
 @kernel
@@ -96,10 +95,10 @@ def _attend_share(
 
 
 @kernel
-def _round_wide(plan: Any, x: Any, start: int, stop: int) -> None:
-    """Elements [start, stop) of flat x, of whole steps, into the buffers that all threads see."""
-    codes, scale, total = rounded(plan.wide_codes, plan.wide_scale, plan.wide_total, ONE, stop - start, start)
-    quantize_row(x, start, stop - start, codes, scale, total, ZERO)
+def _round_wide(plan: Any, x: int, start: int, stop: int) -> None:
+    """Elements [start, stop) of x, of whole steps, into the buffers that all threads see."""
+    wide = plan.wide_codes, plan.wide_scale, plan.wide_total
+    quantize_row(x + start * 4, stop - start, further(wide, start))
 
 
 @kernel
@@ -112,33 +111,21 @@ def _walk(
     hidden_size, wide, eps = plan.hidden_size, plan.intermediate_size, plan.eps
     words = carray(pointer(plan.words), (n_threads * WORDS,), np.int64)
     table = carray(pointer(plan.table), (n_layers + 1, 7), LINEAR)
-    pairs = carray(pointer(plan.pairs), (plan.n_slots, n_layers, 7), PAIR)
     rows = carray(pointer(plan.rows), (n,), ROW)
-    ticks = carray(pointer(clock), (_N_PARTS if clock != 0 and thread == 0 else 0,), np.int64)
+    ticks = clock if thread == 0 else ZERO
     x, down = floats(plan.x, n, hidden_size), floats(plan.down, n, hidden_size)
     q, mixed = floats(plan.q, n, n_heads * width), floats(plan.mixed, n, n_heads * width)
     k, v = floats(plan.k, n, n_kv_heads * width), floats(plan.v, n, n_kv_heads * width)
-    gate, up = floats(plan.gate, n, wide), floats(plan.up, n, wide)
-    inner = carray(pointer(plan.inner), (3, plan.most, plan.inner_width), np.float32)
-    normed = floats(plan.normed + thread * plan.most * hidden_size * 4, n, hidden_size)
-    own = rounded(plan.codes, plan.scale, plan.total, n, hidden_size, thread * plan.most * hidden_size)
-    mixed_codes = rounded(plan.wide_codes, plan.wide_scale, plan.wide_total, n, n_heads * width, ZERO)
-    gate_codes = rounded(plan.wide_codes, plan.wide_scale, plan.wide_total, n, wide, ZERO)
-    inner_codes = rounded(
-        plan.inner_codes, plan.inner_scale, plan.inner_total, ONE, plan.inner_width, thread * plan.inner_width
-    )
+    own_normed = plan.normed + thread * plan.most * hidden_size * 4
+    normed = floats(own_normed, n, hidden_size)
+    of_normed = further((plan.codes, plan.scale, plan.total), thread * plan.most * hidden_size)
+    of_wide = plan.wide_codes, plan.wide_scale, plan.wide_total
     norms = floats(plan.norms, 2 * n_layers + 1, hidden_size)
     centered = plan.norm_biases != 0
     norm_biases = floats(plan.norm_biases, 2 * n_layers + 1, hidden_size) if centered else norms
     cos, sin = floats(plan.cos, plan.positions, plan.half), floats(plan.sin, plan.positions, plan.half)
     flat_q, flat_k, flat_v, flat_mixed = q.reshape(-1), k.reshape(-1), v.reshape(-1), mixed.reshape(-1)
-    flat_gate, flat_up = gate.reshape(-1), up.reshape(-1)
-    step = (table, pairs, rows, adapted, thread, n_threads)
-    of_normed, of_mixed, of_gate = (
-        (own, inner, inner_codes),
-        (mixed_codes, inner, inner_codes),
-        (gate_codes, inner, inner_codes),
-    )
+    step = (thread, n_threads, n, adapted, ticks)
     scratch = attention_scratch(n_heads // n_kv_heads, width)
     # The same in every layer: a thread's share of each group of products
     kv_tiles, q_tiles, per_head = n_kv_heads * width // 16, n_heads * width // 16, width // 16
@@ -153,19 +140,19 @@ def _walk(
     head = table[n_layers, HEAD_PROJ]
     head_share = share(head.tiles, thread, n_threads)
 
-    t = now() if ticks.size else ZERO
+    t = now() if ticks != 0 else ZERO
     for row in range(thread, n, n_threads):
         embed(table[n_layers, EMBEDDING], rows[row].id, x, row)
     barrier(words, thread, n_threads)
     t = tick(ticks, EMBED, t)
     for layer in range(n_layers):
         normalize(x, norms[2 * layer], norm_biases[2 * layer], eps, centered, normed)
-        round_rows(normed, n, hidden_size, own)
+        round_rows(own_normed, n, hidden_size, of_normed)
         t = tick(ticks, NORM, t)
-        t = inner_products(step, of_normed, words, layer, Q_PROJ, O_PROJ, hidden_size, ticks, t)
-        adapted_product(step, of_normed, layer, Q_PROJ, Q_PROJ, q, q_share, ticks, QKV)
-        adapted_product(step, of_normed, layer, K_PROJ, Q_PROJ, k, k_share, ticks, QKV)
-        adapted_product(step, of_normed, layer, V_PROJ, Q_PROJ, v, v_share, ticks, QKV)
+        t = inner_products(plan, step, layer, Q_PROJ, O_PROJ, hidden_size, of_normed, t)
+        adapted_product(plan, step, layer, Q_PROJ, Q_PROJ, of_normed, plan.q, q_share, QKV)
+        adapted_product(plan, step, layer, K_PROJ, Q_PROJ, of_normed, plan.k, k_share, QKV)
+        adapted_product(plan, step, layer, V_PROJ, Q_PROJ, of_normed, plan.v, v_share, QKV)
         t = tick(ticks, QKV, t)
         _remember(plan, rows, layer, KEY, flat_k, k_share, cos, sin)
         _remember(plan, rows, layer, VALUE, flat_v, v_share, cos, sin)
@@ -173,37 +160,37 @@ def _walk(
         barrier(words, thread, n_threads)
         t = tick(ticks, QKV, t)
         _attend_share(plan, rows, layer, flat_q, flat_mixed, items, cos, sin, scratch)
-        _round_wide(plan, flat_mixed, items[0] * width, items[1] * width)
+        _round_wide(plan, plan.mixed, items[0] * width, items[1] * width)
         barrier(words, thread, n_threads)
         t = tick(ticks, ATTENTION, t)
-        t = inner_products(step, of_mixed, words, layer, O_PROJ, GATE_PROJ, n_heads * width, ticks, t)
-        adapted_product(step, of_mixed, layer, O_PROJ, O_PROJ, down, x_share, ticks, OUTPUT)
+        t = inner_products(plan, step, layer, O_PROJ, GATE_PROJ, n_heads * width, of_wide, t)
+        adapted_product(plan, step, layer, O_PROJ, O_PROJ, of_wide, plan.down, x_share, OUTPUT)
         add_tiles(x, down, x_share)
         barrier(words, thread, n_threads)
         t = tick(ticks, OUTPUT, t)
         normalize(x, norms[2 * layer + 1], norm_biases[2 * layer + 1], eps, centered, normed)
-        round_rows(normed, n, hidden_size, own)
+        round_rows(own_normed, n, hidden_size, of_normed)
         t = tick(ticks, NORM, t)
-        t = inner_products(step, of_normed, words, layer, GATE_PROJ, DOWN_PROJ, hidden_size, ticks, t)
-        adapted_product(step, of_normed, layer, GATE_PROJ, GATE_PROJ, gate, wide_share, ticks, GATE_UP)
-        adapted_product(step, of_normed, layer, UP_PROJ, GATE_PROJ, up, wide_share, ticks, GATE_UP)
+        t = inner_products(plan, step, layer, GATE_PROJ, DOWN_PROJ, hidden_size, of_normed, t)
+        adapted_product(plan, step, layer, GATE_PROJ, GATE_PROJ, of_normed, plan.gate, wide_share, GATE_UP)
+        adapted_product(plan, step, layer, UP_PROJ, GATE_PROJ, of_normed, plan.up, wide_share, GATE_UP)
         for row in range(n):
             start, stop = row * wide + wide_share[0] * 16, row * wide + wide_share[1] * 16
             for i in range(start, stop, 16):
-                swiglu_lanes(flat_gate, flat_up, i)
-            _round_wide(plan, flat_gate, start, stop)
+                swiglu_lanes(plan.gate, plan.up, i)
+            _round_wide(plan, plan.gate, start, stop)
         barrier(words, thread, n_threads)
         t = tick(ticks, GATE_UP, t)
-        t = inner_products(step, of_gate, words, layer, DOWN_PROJ, _END, wide, ticks, t)
-        adapted_product(step, of_gate, layer, DOWN_PROJ, DOWN_PROJ, down, x_share, ticks, DOWN)
+        t = inner_products(plan, step, layer, DOWN_PROJ, _END, wide, of_wide, t)
+        adapted_product(plan, step, layer, DOWN_PROJ, DOWN_PROJ, of_wide, plan.down, x_share, DOWN)
         add_tiles(x, down, x_share)
         barrier(words, thread, n_threads)
         t = tick(ticks, DOWN, t)
     wanted = x[first_logit:]
     normalize(wanted, norms[2 * n_layers], norm_biases[2 * n_layers], eps, centered, normed)
-    round_rows(normed, n - first_logit, hidden_size, own)
+    round_rows(own_normed, n - first_logit, hidden_size, of_normed)
     t = tick(ticks, NORM, t)
-    product(head, n - first_logit, own, floats(logits, n - first_logit, head.tiles * 16), head_share)
+    product(head, n - first_logit, of_normed, logits, head_share)
     if clock != 0:
         barrier(words, thread, n_threads)
     tick(ticks, HEAD, t)

@@ -31,6 +31,7 @@ from .packed_kernels import (
     vector,
 )
 from .quant import QUARTER_ROWS, STEP, TILE_ROWS, Array, QuantizedTensor
+from .rounding import further
 from .simd import dot4_int8, fma, load, load_half, mul, splat, splat_int, store
 
 FORMAT_NUMBER = {"int8": INT8, "int4_f16": INT4_F16, "int4_affine": AFFINE, "int6": INT6, "int4": INT4}
@@ -46,35 +47,27 @@ def multiply(
     extra: int,
     sizes: Any,
     x: Any,
-    x_scale: Any,
-    x_total: Any,
     first: int,
     last: int,
-    out: Any,
+    out: int,
     tiles: Any,
 ) -> None:
     """Tokens [first, last) of x against a range of tiles, into the same rows of `out`.
 
-    `format` is one of FORMAT_NUMBER; `codes`, `scale`, `extra` (`extra_address`) are addresses, x (flat), x_scale,
-    x_total (the rounded activations) and `out` arrays whose rows lie k, x_scale.shape[1] and d elements apart. sizes as
-    in `packed_kernels`.
+    `format` is one of FORMAT_NUMBER. Everything lies at addresses, for an array that is handed on is seven to nine
+    numbers to write: `codes`, `scale`, `extra` (`extra_address`), x = codes, scales and sums of the rounded
+    activations, and `out`, whose rows are d elements. sizes as in `packed_kernels`.
 
     Trap: a number that is written in a call or in a tuple is a part of its type, and `multiply` would be compiled anew
     for it; np.int64(0) is not.
     """
     k, d = sizes[3], sizes[4]
-    steps, stride = k // 32, x_scale.shape[1] * 4
-    xs, scales, totals, target = (
-        blocks.address(x),
-        blocks.address(x_scale),
-        blocks.address(x_total),
-        blocks.address(out),
-    )
+    steps, stride = k // 32, k // 32 * 4
     if last - first == 1:
-        at = first * stride
-        there = target + first * d * 4
-        vector(format, codes, scale, extra, sizes, xs + first * k, scales + at, totals + at, there, tiles)
+        xs, scales, totals = further(x, first * k)
+        vector(format, codes, scale, extra, sizes, xs, scales, totals, out + first * d * 4, tiles)
         return
+    xs, scales, totals = x
     # Packed tokens are read once per pair of tiles and stay in the second cache meanwhile.
     fitting = max(_CHUNK_BYTES // (max(steps, 1) * TOKEN_BYTES) // TOKENS, 1) * TOKENS
     most = min(fitting, (last - first + TOKENS - 1) // TOKENS * TOKENS)
@@ -103,7 +96,7 @@ def multiply(
             beside = min(TILES, tiles[1] - tile) - 1  # an odd tile at the end is its own second
             place = 0
             while place < n - n % 2:
-                here, there = packed + place * steps * TOKEN_BYTES, target + (first + place) * d * 4
+                here, there = packed + place * steps * TOKEN_BYTES, out + (first + place) * d * 4
                 if TOKENS == 4 and place < whole:
                     block(format, codes, scale, extra, sizes, here, 4, there, (tile, beside), blocks.zeros4())
                     place += 4
@@ -114,7 +107,7 @@ def multiply(
                 token = first + n - 1
                 at = token * stride
                 own = (tile, tile + beside + 1)
-                there = target + token * d * 4
+                there = out + token * d * 4
                 vector(format, codes, scale, extra, sizes, xs + token * k, scales + at, totals + at, there, own)
         first += n
 
@@ -124,11 +117,11 @@ def multiply_quarters(
     codes: int,
     scale: int,
     k: int,
+    d: int,
     x: Any,
-    x_scale: Any,
     first: int,
     last: int,
-    out: Any,
+    out: int,
     column: int,
     tiles: Any,
 ) -> None:
@@ -137,25 +130,25 @@ def multiply_quarters(
     Token by token: they are the few last rows of an adapter's A*.
     """
     for token in range(first, last):
-        here = blocks.address(x_scale) + token * x_scale.shape[1] * 4
-        there = blocks.address(out) + (token * out.shape[1] + column) * 4
-        quarter_tiles(codes, scale, k // 32, blocks.address(x) + token * k, here, there, tiles)
+        here, scales, _ = further(x, token * k)
+        quarter_tiles(codes, scale, k // 32, here, scales, out + (token * d + column) * 4, tiles)
 
 
 @kernel
-def add_int8(codes: int, scale: int, quads: int, x: Any, x_scale: Any, x_total: Any, out: Any, tiles: Any) -> None:
+def add_int8(codes: int, scale: int, quads: int, x: Any, out: int, tiles: Any) -> None:
     """One token, as `multiply`, added to what `out` holds: an adapter's B*, whose tiles have so many column quads."""
     n_groups = (quads + 7) // 8
+    xs, scales, totals = x
     for tile in range(tiles[0], tiles[1]):
         acc = splat(np.float32(0))
         for step in range(n_groups):
             at = (tile * quads + step * 8) * 64
-            dots = splat_int(np.int32(-INT8_OFFSET) * x_total[0, step])
+            dots = splat_int(np.int32(-INT8_OFFSET) * blocks.read_int(totals + step * 4))
             for quad in range(min(8, quads - step * 8)):
                 simd.prefetch_once(codes, at + quad * 64 + AHEAD)
-                dots = dot4_int8(dots, int8_line(codes, at + quad * 64), x, step * 32 + quad * 4)
-            group = (tile * n_groups + step) * 16
-            acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(x_scale[0, step])), acc)
+                dots = dot4_int8(dots, int8_line(codes, at + quad * 64), xs, step * 32 + quad * 4)
+            group, factor = (tile * n_groups + step) * 16, blocks.read_float(scales + step * 4)
+            acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(factor)), acc)
         store(out, tile * 16, simd.add(load(out, tile * 16), acc))
 
 
@@ -176,12 +169,13 @@ def _multiply_share(
     codes, scale, extra, quarter_codes, quarter_scale = places
     n_tiles, n_quarters = counts
     pairs, n = (n_tiles + TILES - 1) // TILES, len(out)
+    rounded, target = (blocks.address(x), blocks.address(x_scale), blocks.address(x_total)), blocks.address(out)
     first, last = pairs * share // shares * TILES, pairs * (share + 1) // shares * TILES
     tiles = (first, min(last, n_tiles))
-    multiply(format, codes, scale, extra, sizes, x, x_scale, x_total, np.int64(0), n, out, tiles)
+    multiply(format, codes, scale, extra, sizes, rounded, ZERO, n, target, tiles)
     begin, end, quarters = n * share // shares, n * (share + 1) // shares, (ZERO, n_quarters)
-    k, column = sizes[3], n_tiles * 16
-    multiply_quarters(quarter_codes, quarter_scale, k, x, x_scale, begin, end, out, column, quarters)
+    k, d, column = sizes[3], sizes[4], n_tiles * 16
+    multiply_quarters(quarter_codes, quarter_scale, k, d, rounded, begin, end, target, column, quarters)
 
 
 call_share, share_code = by_address(

@@ -220,8 +220,8 @@ def store_sums_of_four(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 def _emit_store_one(lane: ir.Type) -> Callable:
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], v[0], v[1], lane, lane)
-        if lane is i8:
-            value = builder.fptosi(v[2], i8)
+        if lane in (i8, i32):
+            value = builder.fptosi(v[2], lane)
         elif lane is f16:
             value = builder.fptrunc(v[2], f16)
         else:
@@ -236,6 +236,7 @@ def _emit_store_one(lane: ir.Type) -> Callable:
 store_one = _operation(types.void, None, types.intp, types.float32)(_emit_store_one(f32))
 store_one_half = _operation(types.void, None, types.intp, types.float32)(_emit_store_one(f16))
 store_one_int8 = _operation(types.void, None, types.intp, types.float32)(_emit_store_one(i8))
+store_one_int32 = _operation(types.void, None, types.intp, types.float32)(_emit_store_one(i32))
 
 
 @_operation(types.void, None, types.intp, F32x16)
