@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
-from . import simd
+from . import blocks, simd
 from .cached import FP16, FP32, INT8, KEY_GROUP, PAIRS, Cached
 from .elementwise import exp_lanes
 from .entry import by_address
@@ -36,23 +36,35 @@ from .small_products import multiply_rows
 
 BLOCK = np.int64(64)  # positions
 ROWS = 64  # of an item, about: a block of keys and values and what belongs to the rows stay in the first-level cache
-_ZERO, _LANES = np.int64(0), np.int64(16)
+_ZERO: Any = np.int64(0)
+_LANES: Any = np.int64(16)
 _WORTH_A_THREAD = 1 << 18  # multiply-adds from which it is worth waking other threads
 
 
 @kernel
 def attention_scratch(n_rows: int, width: int) -> Any:
-    """Buffers for an item of up to `n_rows` rows: keys, values, queries, mixtures, weights, highest scores, sums."""
+    """A buffer for an item of up to `n_rows` rows."""
     rows = (n_rows + 3) // 4 * 4
-    return (
-        np.empty(BLOCK * width, np.float32),
-        np.empty(BLOCK * width, np.float32),
-        np.zeros(rows * width, np.float32),
-        np.zeros(rows * width, np.float32),
-        np.zeros(rows * BLOCK, np.float32),
-        np.zeros(rows, np.float32),
-        np.zeros(rows * 16, np.float32),
-    )
+    return np.empty(2 * BLOCK * width + rows * (2 * width + BLOCK + _LANES + 1), np.float32)
+
+
+@kernel
+def _parts(scratch: int, rows: int, width: int) -> Any:
+    """Where in the buffer keys, values, queries, mixtures, weights, sums and highest scores lie; rows is a multiple of
+    four."""
+    values = scratch + BLOCK * width * 4
+    queries = values + BLOCK * width * 4
+    mixed = queries + rows * width * 4
+    weights = mixed + rows * width * 4
+    sums = weights + rows * BLOCK * 4
+    return scratch, values, queries, mixed, weights, sums, sums + rows * _LANES * 4
+
+
+@kernel
+def _clear(x: int, start: int, stop: int) -> None:
+    """Elements [start, stop), whole vectors."""
+    for i in range(start, stop, 16):
+        store(x, i, splat(np.float32(0)))
 
 
 @kernel
@@ -84,19 +96,26 @@ def _widen_keys(place: Any, at: int, tiles: int, width: int, out: Any) -> None:
 
 
 @kernel
-def _place_query(q: Any, source: int, head_dim: int, width: int, kind: int, queries: Any, target: int) -> None:
-    """A query in the order in which the keys' channels lie."""
-    for i in range(target, target + width):
-        queries[i] = np.float32(0)
+def _copy(source: int, target: int, n: int, factor: Any) -> None:
+    """n float32 at an address, times a factor, to another."""
+    whole = n - n % 16
+    for i in range(0, whole, 16):
+        store(target, i, mul(load(source, i), splat(factor)))
+    for i in range(whole, n):
+        simd.store_one(target, i, simd.load_one(source, i) * factor)
+
+
+@kernel
+def _place_query(q: int, head_dim: int, kind: int, query: int) -> None:
+    """A query at an address to another, in the order in which the keys' channels lie."""
     if kind != INT8:
-        for i in range(head_dim):
-            queries[target + i] = q[source + i]
+        _copy(q, query, head_dim, np.float32(1))
         return
     half = (head_dim + 1) // 2
     for i in range(half):
-        queries[target + i // PAIRS * KEY_GROUP + i % PAIRS] = q[source + i]
+        simd.store_one(query, i // PAIRS * KEY_GROUP + i % PAIRS, simd.load_one(q, i))
     for i in range(head_dim - half):
-        queries[target + i // PAIRS * KEY_GROUP + PAIRS + i % PAIRS] = q[source + half + i]
+        simd.store_one(query, i // PAIRS * KEY_GROUP + PAIRS + i % PAIRS, simd.load_one(q, half + i))
 
 
 @kernel
@@ -115,7 +134,7 @@ def _fetch(place: Any, at: int, width: int) -> None:
 
 @kernel
 def _weigh(
-    row: int, seen: int, scaling: Any, place: Any, scale_at: int, weights: Any, highest: Any, sums: Any
+    row: int, seen: int, scaling: Any, place: Any, scale_at: int, weights: int, highest: int, sums: int
 ) -> float:
     """Scores of a block, in `weights`, to weights, for a row that sees its first `seen` positions.
 
@@ -123,24 +142,25 @@ def _weigh(
     scales.
     """
     _, _, _, value_scales, kind, _ = place
-    at = row * BLOCK
+    at, stop = row * BLOCK, (seen + 15) // 16 * 16
     top = splat(np.float32(-np.inf))
-    for j in range(0, BLOCK, 16):
+    for j in range(0, stop, 16):
         store(weights, at + j, mul(load(weights, at + j), splat(scaling)))
-    for j in range(seen, BLOCK):
-        weights[at + j] = np.float32(-np.inf)
-    for j in range(0, BLOCK, 16):
+    for j in range(seen, stop):
+        simd.store_one(weights, at + j, np.float32(-np.inf))
+    for j in range(0, stop, 16):
         top = simd.maximum(top, load(weights, at + j))
-    before = highest[row]
+    before = simd.load_one(highest, row)
     now = max(before, simd.max_lanes(top))
-    highest[row] = now
-    for j in range(0, BLOCK, 16):
+    simd.store_one(highest, row, now)
+    for j in range(0, stop, 16):
         store(weights, at + j, exp_lanes(simd.sub(load(weights, at + j), splat(now))))
-    for j in range(seen, BLOCK):
-        weights[at + j] = np.float32(0)
+    for j in range(seen, stop):
+        simd.store_one(weights, at + j, np.float32(0))
+    _clear(weights, at + stop, at + BLOCK)
     shrink = exp_lanes(splat(before - now))
     total = mul(load(sums, row * 16), shrink)
-    for j in range(0, BLOCK, 16):
+    for j in range(0, stop, 16):
         weight = load(weights, at + j)
         total = add(total, weight)
         if kind == INT8:
@@ -151,28 +171,26 @@ def _weigh(
 
 @kernel
 def attend(
-    q: Any, out: Any, first: int, tokens: int, heads: int, per_token: int, sizes: Any, place: Any, at: int, scratch: Any
+    q: int, out: int, first: int, tokens: int, heads: int, per_token: int, sizes: Any, place: Any, at: int, scratch: int
 ) -> None:
     """One item: `tokens` tokens from position `pos` on, times the `heads` query heads of one key head.
 
     Element `first` of q and out is the first token's first head; the next token is `per_token` elements on, the next
     head head_dim. sizes = (pos, head_dim, width, scaling); place = `Cached.addresses`; the key head's position 0 is
-    position `at` of the cache as a whole, (layer * K + head) * capacity. q and out are flat.
+    position `at` of the cache as a whole, (layer * K + head) * capacity. q, out and scratch (`attention_scratch`) are
+    addresses.
     """
-    keys, values, queries, mixed, weights, highest, sums = scratch
     pos, head_dim, width, scaling = sizes
     n_rows, vectors = tokens * heads, width // 16
     padded = (n_rows + 3) // 4 * 4
+    keys, values, queries, mixed, weights, sums, highest = _parts(scratch, padded, width)
+    _clear(queries, _ZERO if head_dim < width else n_rows * width, padded * width)
     for row in range(n_rows):
         source = first + row // heads * per_token + row % heads * head_dim
-        _place_query(q, source, head_dim, width, place[4], queries, row * width)
-        highest[row] = np.float32(-np.inf)
-    for i in range(n_rows * width, padded * width):
-        queries[i] = np.float32(0)
-    for i in range(padded * width):
-        mixed[i] = np.float32(0)
-    for i in range(padded * 16):
-        sums[i] = np.float32(0)
+        _place_query(q + source * 4, head_dim, place[4], queries + row * width * 4)
+        simd.store_one(highest, row, np.float32(-np.inf))
+    _clear(mixed, _ZERO, padded * width)
+    _clear(sums, _ZERO, padded * 16)
     length = pos + tokens
     halves, whole = simd.halves(place[0]), simd.whole(place[0])
     value_halves, value_whole = simd.halves(place[1]), simd.whole(place[1])
@@ -190,8 +208,7 @@ def attend(
         early = max(0, start - pos) * heads  # rows that end before this block
         for row in range(early // 4 * 4, n_rows, 4):
             some = min(4, n_rows - row)
-            for i in range(row * BLOCK, (row + 4) * BLOCK):
-                weights[i] = np.float32(0)
+            _clear(weights, row * BLOCK, (row + 4) * BLOCK)
             layout = (_LANES, 16 * width, BLOCK)
             source, target = row * width, row * BLOCK
             begin = (at + start) * width
@@ -201,12 +218,12 @@ def attend(
                 scales = (place[2], (at + start) * groups, groups * 16)
                 multiply_rows(some, queries, source, width, width, whole, begin, layout, tiles, weights, target, scales)
             else:
-                multiply_rows(some, queries, source, width, width, keys, _ZERO, layout, tiles, weights, target, None)
+                copied = simd.singles(keys)
+                multiply_rows(some, queries, source, width, width, copied, _ZERO, layout, tiles, weights, target, None)
             for r in range(row, row + some):
                 seen = min(BLOCK, pos + r // heads + 1 - start)
                 if seen <= 0:
-                    for i in range(r * BLOCK, (r + 1) * BLOCK):
-                        weights[i] = np.float32(0)
+                    _clear(weights, r * BLOCK, (r + 1) * BLOCK)
                 else:
                     shrink = _weigh(r, seen, np.float32(scaling), place, at + start, weights, highest, sums)
                     if shrink != np.float32(1):
@@ -223,12 +240,12 @@ def attend(
                     some, weights, target, BLOCK, seen, value_whole, begin, layout, vectors, mixed, source, None
                 )
             else:
-                multiply_rows(some, weights, target, BLOCK, seen, values, _ZERO, layout, vectors, mixed, source, None)
+                copied = simd.singles(values)
+                multiply_rows(some, weights, target, BLOCK, seen, copied, _ZERO, layout, vectors, mixed, source, None)
     for row in range(n_rows):
         target = first + row // heads * per_token + row % heads * head_dim
         normal = np.float32(1) / simd.sum_lanes(load(sums, row * 16))
-        for i in range(head_dim):
-            out[target + i] = mixed[row * width + i] * normal
+        _copy(mixed + row * width * 4, out + target * 4, head_dim, normal)
 
 
 @kernel
@@ -240,13 +257,14 @@ def _attend_share(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: i
     block = max(1, ROWS // heads)
     n_blocks = (n_tokens + block - 1) // block
     scratch = attention_scratch(min(block, n_tokens) * heads, width)
+    own_q, own_out = blocks.address(q), blocks.address(out)
     for item in range(first, n_blocks * n_kv, stride):
         head, token = item % n_kv, (n_blocks - 1 - item // n_kv) * block
         element = (token * n_heads + head * heads) * head_dim
         at = (layer * n_kv + head) * place[5]
         tokens = min(block, n_tokens - token)
         here = (pos + token, head_dim, width, scaling)
-        attend(q, out, element, tokens, heads, n_heads * head_dim, here, place, at, scratch)
+        attend(own_q, own_out, element, tokens, heads, n_heads * head_dim, here, place, at, blocks.address(scratch))
 
 
 call_share, share_code = by_address(

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numba import carray, prange, types
 
+from . import blocks
 from .attention import attend, attention_scratch
 from .clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, NORM, OUTPUT, QKV, ROPE
 from .decoder_plan import LINEAR, PLAN, ROW, floats, now, pointer, tick
@@ -75,9 +76,7 @@ def _remember(plan: Any, rows: Any, layer: int, key: bool, x: Any, tiles: Any, c
 
 
 @kernel
-def _attend_share(
-    plan: Any, rows: Any, layer: int, q: Any, mixed: Any, items: Any, cos: Any, sin: Any, scratch: Any
-) -> None:
+def _attend_share(plan: Any, rows: Any, layer: int, q: Any, items: Any, cos: Any, sin: Any, scratch: int) -> None:
     """Items [first, last) of the query heads of all rows. A share that ends within the heads of a key head takes some
     of them."""
     n_heads, n_kv_heads, width = plan.n_heads, plan.n_kv_heads, plan.head_dim
@@ -90,7 +89,7 @@ def _attend_share(
         heads = min(last - item, per_kv - head % per_kv)
         at = (layer * n_kv_heads + head // per_kv) * rows[row].capacity
         sizes = (rows[row].pos, width, width, plan.scaling)
-        attend(q, mixed, item * width, ONE, heads, n_heads * width, sizes, _place(rows[row]), at, scratch)
+        attend(plan.q, plan.mixed, item * width, ONE, heads, n_heads * width, sizes, _place(rows[row]), at, scratch)
         item += heads
 
 
@@ -114,7 +113,7 @@ def _walk(
     rows = carray(pointer(plan.rows), (n,), ROW)
     ticks = clock if thread == 0 else ZERO
     x, down = floats(plan.x, n, hidden_size), floats(plan.down, n, hidden_size)
-    q, mixed = floats(plan.q, n, n_heads * width), floats(plan.mixed, n, n_heads * width)
+    q = floats(plan.q, n, n_heads * width)
     k, v = floats(plan.k, n, n_kv_heads * width), floats(plan.v, n, n_kv_heads * width)
     own_normed = plan.normed + thread * plan.most * hidden_size * 4
     normed = floats(own_normed, n, hidden_size)
@@ -124,7 +123,7 @@ def _walk(
     centered = plan.norm_biases != 0
     norm_biases = floats(plan.norm_biases, 2 * n_layers + 1, hidden_size) if centered else norms
     cos, sin = floats(plan.cos, plan.positions, plan.half), floats(plan.sin, plan.positions, plan.half)
-    flat_q, flat_k, flat_v, flat_mixed = q.reshape(-1), k.reshape(-1), v.reshape(-1), mixed.reshape(-1)
+    flat_q, flat_k, flat_v = q.reshape(-1), k.reshape(-1), v.reshape(-1)
     step = (thread, n_threads, n, adapted, ticks)
     scratch = attention_scratch(n_heads // n_kv_heads, width)
     # The same in every layer: a thread's share of each group of products
@@ -159,7 +158,7 @@ def _walk(
         t = tick(ticks, ROPE, t)
         barrier(words, thread, n_threads)
         t = tick(ticks, QKV, t)
-        _attend_share(plan, rows, layer, flat_q, flat_mixed, items, cos, sin, scratch)
+        _attend_share(plan, rows, layer, flat_q, items, cos, sin, blocks.address(scratch))
         _round_wide(plan, plan.mixed, items[0] * width, items[1] * width)
         barrier(words, thread, n_threads)
         t = tick(ticks, ATTENTION, t)

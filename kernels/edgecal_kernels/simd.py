@@ -103,6 +103,12 @@ def halves(address: int) -> Any:
 
 
 @kernel
+def singles(address: int) -> Any:
+    """The array of float32 that begins at an address."""
+    return carray(_address(address), (1,), np.float32)
+
+
+@kernel
 def whole(address: int) -> Any:
     """The array of int8 that begins at an address."""
     return carray(_address(address), (1,), np.int8)
