@@ -1,4 +1,9 @@
-"""The products of a step: which part of the work is a thread's, and adapters on top."""
+"""The products of a step: which part of the work is a thread's, and adapters on top.
+
+`step` is what one thread is told: its number, how many there are, the rows of the step, whether any row has an adapter,
+and the address of its clock's counters (0: no clock). Matrices lie at addresses, row after row; x is three of them, the
+codes, scales and sums of activations in int8.
+"""
 
 from __future__ import annotations
 
