@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from edgecal import Engine, Recipe, SamplingOptions, Settings, demo, instruction, user_message
-from edgecal.sampler import Sampler
+from edgecal.decoding.sampler import Sampler
 from edgecal_kernels.dispatch import set_threads
 
 from .machine import facts

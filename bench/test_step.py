@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecal.adapters.lora import CompiledAdapter, CompiledPair
+from edgecal.adapters.compiled import CompiledAdapter, CompiledPair
+from edgecal.architecture import expected_shapes
 from edgecal.cache import KVCache
 from edgecal.config import ModelConfig
-from edgecal.generate import decode, prefill
-from edgecal.loading import expected_shapes
+from edgecal.decoding.generate import decode, prefill
+from edgecal.decoding.sampler import Sampler, SamplingOptions
 from edgecal.model import Model
-from edgecal.sampler import Sampler, SamplingOptions
 from edgecal_kernels.dispatch import backend
 from edgecal_kernels.quant import quantize
 

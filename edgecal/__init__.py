@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from .completion import Completion, Pass, Piece, Request, Settings
     from .config import ModelConfig
     from .conversation import Conversation
+    from .decoding.generate import TokenRecord
+    from .decoding.sampler import SamplingOptions
     from .engine import Engine
     from .errors import EdgecalError
-    from .generate import TokenRecord
     from .model import Model
-    from .sampler import SamplingOptions
-    from .tasks import instruction, user_message
-    from .tokenizer import Tokenizer
+    from .text.tasks import instruction, user_message
+    from .text.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
@@ -63,11 +63,11 @@ _HOMES = {
     "conversation": ("Conversation",),
     "engine": ("Engine",),
     "errors": ("EdgecalError",),
-    "generate": ("TokenRecord",),
+    "decoding.generate": ("TokenRecord",),
     "model": ("Model",),
-    "sampler": ("SamplingOptions",),
-    "tasks": ("instruction", "user_message"),
-    "tokenizer": ("Tokenizer",),
+    "decoding.sampler": ("SamplingOptions",),
+    "text.tasks": ("instruction", "user_message"),
+    "text.tokenizer": ("Tokenizer",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -11,11 +11,11 @@ from collections.abc import Generator
 from collections.abc import Sequence as Many
 from typing import TYPE_CHECKING
 
-from .batch import Sequence, generate_batch
 from .cache import KVCache
 from .completion import Answer, Pass, Piece, Request, numbered
-from .prefix_cache import Lease
-from .sampler import Sampler
+from .decoding.batch import Sequence, generate_batch
+from .decoding.prefix_cache import Lease
+from .decoding.sampler import Sampler
 
 if TYPE_CHECKING:
     from .engine import Engine

@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from .adapters.recipe import Recipe
+from .decoding.generate import PREFILL_CHUNK, FinishReason, TokenRecord
+from .decoding.sampler import SamplingOptions
+from .decoding.speculation import Speculate, check_speculate
 from .errors import OptionError, PromptError
-from .generate import PREFILL_CHUNK, FinishReason, TokenRecord
 from .model import Adapter
-from .sampler import SamplingOptions
-from .speculation import Speculate, check_speculate
-from .stopping import StopStrings
-from .tokenizer import TextStream, Tokenizer
+from .text.stopping import StopStrings
+from .text.tokenizer import TextStream, Tokenizer
 
 MAX_TOKENS = 256
 T = TypeVar("T")

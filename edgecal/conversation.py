@@ -30,10 +30,10 @@ from typing import Any, Literal
 
 from .adapters.recipe import Recipe
 from .completion import Piece, Settings
+from .decoding.generate import FinishReason
+from .decoding.prefix_cache import PrefixCache
 from .engine import Engine
 from .errors import ContextLengthError, PromptError, RecipeError, StorageError
-from .generate import FinishReason
-from .prefix_cache import PrefixCache
 
 _LARGEST_FILE = 64 << 20
 

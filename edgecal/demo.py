@@ -13,7 +13,7 @@ from edgecal_weights.demo_model import demo_model_path
 
 from .adapters.recipe import Recipe, Step
 from .errors import ModelNotFoundError
-from .tasks import instruction, user_message
+from .text.tasks import instruction, user_message
 
 DATA = Path(__file__).parent / "demo_data"
 ADAPTERS = ("summarize", "professional", "translate_fr")

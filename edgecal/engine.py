@@ -20,24 +20,25 @@ from edgecal_kernels.dispatch import backend as find_backend
 from edgecal_weights.checkpoint import open_checkpoint
 
 from .adapters.calibration import Calibration
-from .adapters.lora import CompiledAdapter, LoraAdapter
+from .adapters.compiled import CompiledAdapter, RunningAdapter
+from .adapters.lora import LoraAdapter
 from .adapters.recipe import Recipe, compile_recipe, compile_steps
-from .adapters.running import RunningAdapter
-from .batch import BATCH_SIZE, check_batch_size
+from .architecture import base_facts
 from .batch_stream import stream_batch
 from .cache import KVCache
 from .completion import Answer, Completion, Pass, Piece, Request, Settings, completion, numbered, per_prompt
 from .config import ModelConfig
+from .decoding.batch import BATCH_SIZE, check_batch_size
+from .decoding.generate import check_prompt, drafts_allowed, generate
+from .decoding.prefix_cache import Lease, PrefixCache
+from .decoding.sampler import Sampler
+from .decoding.speculation import StepCosts
 from .errors import OptionError, PromptError, RecipeError
-from .generate import check_prompt, drafts_allowed, generate
 from .loading import load_model
 from .memory import release_free
 from .model import Model
-from .prefix_cache import Lease, PrefixCache
-from .sampler import Sampler
-from .speculation import StepCosts
-from .tasks import user_message
-from .tokenizer import Tokenizer
+from .text.tasks import user_message
+from .text.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
@@ -99,12 +100,7 @@ class Engine:
             model = load_model(
                 checkpoint, config, find_backend(backend), weights=weights, group_size=group_size, progress=progress
             )
-            base = {
-                "model_type": config.family,
-                "hidden_size": config.hidden_size,
-                "num_hidden_layers": config.n_layers,
-                "vocab_size": config.vocab_size,
-            }
+            base = base_facts(config)
         engine = cls(model, tokenizer, base, cache_dtype=cache_dtype, prefix_cache=prefix_cache)
         for name, path in (adapters or {}).items():
             engine.add_adapter(path, name)

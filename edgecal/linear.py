@@ -16,7 +16,7 @@ from edgecal_kernels.clock import LORA, Clock
 from edgecal_kernels.quant import Array, QuantizedTensor
 from edgecal_kernels.reference import Activations
 
-from .adapters.running import RunningAdapter, RunningPair
+from .adapters.compiled import RunningAdapter, RunningPair
 
 
 class Linear:

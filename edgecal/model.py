@@ -23,8 +23,7 @@ from edgecal_kernels.clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, NORM, O
 from edgecal_kernels.decoder_weights import DecoderWeights, Place
 from edgecal_kernels.quant import Array, QuantizedTensor
 
-from .adapters.lora import CompiledAdapter
-from .adapters.running import Pack, RunningAdapter, RunningPair, run_form
+from .adapters.compiled import CompiledAdapter, Pack, RunningAdapter, RunningPair, run_form
 from .cache import BLOCK, KVCache
 from .config import ModelConfig
 from .errors import PromptError

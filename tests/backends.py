@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from edgecal.tokenizer import Tokenizer
+from edgecal.text.tokenizer import Tokenizer
 from tests.texts import TEXTS
 
 SPECIALS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]

@@ -62,7 +62,7 @@ def merging(request: pytest.FixtureRequest) -> Iterator[ModuleType | None]:
 
     found = backend("numba") if request.param == "numba" else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgecal.adapters.compiled.loaded", lambda: found)
+        patch.setattr("edgecal.adapters.merge_kernels.loaded", lambda: found)
         yield found
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from edgecal import Engine, Recipe
 from edgecal.cache import KVCache
-from edgecal.generate import decode
+from edgecal.decoding.generate import decode
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
 TEXT = "The meeting is on Monday."

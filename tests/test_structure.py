@@ -31,19 +31,17 @@ NOT_IMPORTED = ROOT / "edgecal" / "export_contract"
 KERNEL_MODULES_FOR_WEIGHTS = {"quant", "errors", "paths"}
 # Inside edgecal: a module may import from those on its left, never from those on its right
 LAYERS = [
-    {"errors", "memory", "tasks"},
-    {"config", "sampler", "stopping", "template_budget", "template_sandbox", "chat_template", "text_stream"}
-    | {"speculation"},
+    {"errors", "memory"},
+    {"config", "text"},
+    {"architecture"},
     {"adapters"},
-    {"linear", "cache", "tokenizer"},
-    {"model", "prefix_cache"},
-    {"loading", "generate"},
-    {"completion", "batch"},
+    {"linear", "cache"},
+    {"model"},
+    {"loading", "decoding"},
+    {"completion"},
     {"engine", "demo", "batch_stream"},
-    {"conversation", "inspection", "losses"},
-    {"foundation", "comparison"},
-    {"verification", "verification_live", "diagnosis", "figure"},
-    {"figure_png", "profile"},
+    {"conversation", "inspection", "search", "verification"},
+    {"profile"},
     {"cli"},
 ]
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from edgecal.architecture import expected_shapes
 from edgecal.config import ModelConfig
-from edgecal.loading import expected_shapes
 from edgecal_weights.calibration_file import (
     AdapterReference,
     BaseModelFacts,

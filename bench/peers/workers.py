@@ -140,7 +140,7 @@ class Edgecal(Worker):
 
     def _prefill(self, n: int) -> tuple[Any, Any]:
         from edgecal import KVCache
-        from edgecal.generate import prefill
+        from edgecal.decoding.generate import prefill
 
         cache = KVCache(self.engine.model.config, self.engine.cache_dtype)
         return prefill(self.engine.model, self.ids[:n], cache, self.compiled[self.variant]), cache
@@ -153,7 +153,7 @@ class Edgecal(Worker):
 
     def decode(self, n: int, depth: int) -> float:
         from edgecal import KVCache
-        from edgecal.generate import decode
+        from edgecal.decoding.generate import decode
 
         model, adapter = self.engine.model, self.compiled[self.variant]
         if depth == 0:

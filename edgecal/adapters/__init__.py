@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .calibration import Calibration
-from .lora import CompiledAdapter, CompiledPair, LoraAdapter, LoraPair, LoraShape
+from .compiled import CompiledAdapter, CompiledPair, RunningAdapter, RunningPair
+from .lora import LoraAdapter, LoraPair, LoraShape
 from .recipe import Recipe, Step, compile_recipe, compile_steps
-from .running import RunningAdapter, RunningPair
 
 __all__ = [
     "Calibration",

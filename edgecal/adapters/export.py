@@ -26,7 +26,7 @@ from edgecal_weights.peft_adapter import CONFIG_FILE, WEIGHTS_FILE
 
 from ..errors import AdapterError, StorageError
 from .calibration import component
-from .lora import CompiledAdapter
+from .compiled import CompiledAdapter
 
 DTYPES = {"fp32": np.float32, "fp16": np.float16}
 

@@ -1,4 +1,4 @@
-"""LoRA pairs: as trained (LoraAdapter), and as the engine runs them (CompiledAdapter).
+"""LoRA pairs as they were trained: one adapter, its pairs by module, read from PEFT's files when asked for.
 
 A pair changes one linear module `h = W x`, W of (d, k), by dW = scaling * B @ A with A (r, k) and B (d, r)
 (LoRA, arXiv 2106.09685). Methods take several `LoraPair`s of one module and give one `CompiledPair`, whose
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from edgecal_weights.peft_adapter import PeftAdapter
 
 from ..errors import AdapterError
-from .compiled import decode
+from .merge_kernels import decode
 
 Array = NDArray[np.float32]
 _LISTED = 3  # module names in one message
@@ -57,56 +57,6 @@ class LoraPair:
     def delta(self) -> Array:
         """dW, float32 (d, k). For looking and testing; the engine never forms it."""
         return np.float32(self.scaling) * (self.b @ self.a)
-
-
-@dataclass(frozen=True, eq=False)
-class CompiledPair:
-    """What a module adds at run time: h += b @ (a @ x) + bias.
-
-    a float32 (R, k) in C order and b float32 (d, R) in Fortran order, as the kernels read them (given otherwise,
-    they are copied), all factors folded in; R may be 0. bias float32 (d,) or None: only a calibration with
-    bias_mode "output" has one.
-    """
-
-    a: Array
-    b: Array
-    bias: Array | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "a", np.ascontiguousarray(self.a, np.float32))
-        object.__setattr__(self, "b", np.asfortranarray(self.b, np.float32))
-
-    @property
-    def rank(self) -> int:
-        return int(self.a.shape[0])
-
-    def delta(self) -> Array:
-        """dW, float32 (d, k), without the bias. For looking and testing."""
-        return self.b @ self.a
-
-
-@dataclass(frozen=True, eq=False)
-class CompiledAdapter:
-    """One pair per changed module: all that the engine knows of a recipe. Immutable, shared between requests.
-
-    `rank` is the largest one. `nbytes` counts each array once, however many modules share it.
-    `extra_parameters` and `extra_bytes` are those of the calibration alone, as it lies in its file.
-    """
-
-    method: str
-    pairs: dict[str, CompiledPair]
-    recipe_key: str
-    extra_parameters: int = 0
-    extra_bytes: int = 0
-
-    @property
-    def rank(self) -> int:
-        return max((pair.rank for pair in self.pairs.values()), default=0)
-
-    @property
-    def nbytes(self) -> int:
-        arrays = (x for pair in self.pairs.values() for x in (pair.a, pair.b, pair.bias) if x is not None)
-        return sum({id(x): x.nbytes for x in arrays}.values())
 
 
 class LoraAdapter:

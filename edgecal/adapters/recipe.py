@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 
 from ..errors import AdapterError, CalibrationError, RecipeError
 from .calibration import Calibration
-from .lora import CompiledAdapter, CompiledPair, LoraAdapter
+from .compiled import CompiledAdapter, CompiledPair
+from .lora import LoraAdapter
 from .merge import Context, Method, blas, find_method
 from .merge.workspace import Arena, scratch
 from .recipe_file import read_recipe

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.merge.registry import method_names, methods
+from ..decoding.generate import drafts_allowed
+from ..decoding.sampler import SamplingOptions
 from ..demo import find
 from ..errors import OptionError
-from ..generate import drafts_allowed
-from ..sampler import SamplingOptions
 from ._chat_input import paths
 from .options import split_adapter
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from ._inspect_tables import plain
 
 if TYPE_CHECKING:
-    from ..diagnosis import AdapterDiagnosis, Diagnosis, ModuleChange, Overlap, Term
+    from ..inspection.diagnosis import AdapterDiagnosis, Diagnosis, ModuleChange, Overlap, Term
 
 _BARS = "▁▂▃▄▅▆▇█"
 _FEWEST = 1.0  # decades between the lowest bar and the highest

@@ -11,7 +11,14 @@ from rich.table import Table
 if TYPE_CHECKING:
     from edgecal_weights.quantize_report import FormatTotal
 
-    from ..inspection import AdapterReport, CalibrationReport, ModelReport, ReferenceReport, Report, TensorsReport
+    from ..inspection.report import (
+        AdapterReport,
+        CalibrationReport,
+        ModelReport,
+        ReferenceReport,
+        Report,
+        TensorsReport,
+    )
 
 _LISTED = 3  # of a list in a comparison
 

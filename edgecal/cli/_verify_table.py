@@ -12,8 +12,8 @@ from rich.text import Text
 from ._inspect_tables import plain
 
 if TYPE_CHECKING:
-    from ..comparison import Comparison
-    from ..verification import Verification
+    from ..verification.comparison import Comparison
+    from ..verification.verify import Verification
 
 _KINDS = {"delta": "dW", "logits_last4": "logits", "greedy_ids": "greedy", "input_ids": "prompt"}
 

@@ -115,7 +115,7 @@ def measure_memory(engine: Engine, recipe: Recipe) -> dict[str, int]:
     """Fill a context of 1,024 tokens under `recipe` and say what is resident: peak, weights, kv_cache, rest (bytes)."""
     from .. import demo
     from ..cache import KVCache
-    from ..generate import prefill
+    from ..decoding.generate import prefill
     from ..memory import peak_resident
 
     ids = engine.encode(demo.prompt(recipe, demo.dialogue()))

@@ -40,7 +40,7 @@ def command(
     from edgecal_weights.checkpoint import open_checkpoint
 
     from ..demo import find
-    from ..diagnosis import diagnose
+    from ..inspection.diagnosis import diagnose
 
     if not adapters and calibration is None:
         raise click.UsageError("say what to look at: --adapter PATH, or --calibration FILE")

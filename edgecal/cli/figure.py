@@ -41,9 +41,9 @@ def command(
     from edgecal_weights.checkpoint import open_checkpoint
 
     from ..adapters.lora import LoraAdapter
+    from ..architecture import Architecture
     from ..demo import find
-    from ..figure import measure
-    from ..foundation import Foundation
+    from ..inspection.figure import measure
 
     if not (out or json_file or csv_file):
         raise click.UsageError("say what to write: --out FILE.png, --json FILE or --csv FILE")
@@ -59,8 +59,8 @@ def command(
     named = adapter_paths(options["adapters"], options["recipe_file"])
     adapters = {name: LoraAdapter.load(path, name) for name, path in named.items()}
     with open_checkpoint(find(model), revision=revision, offline=offline) as checkpoint:
-        foundation = Foundation.of(checkpoint)
-    measurement = measure(recipe, adapters, foundation, model=model)
+        architecture = Architecture.of(checkpoint)
+    measurement = measure(recipe, adapters, architecture, model=model)
     for note in measurement.notes:
         click.echo(f"note: {note}", err=True)
     if json_file:
@@ -68,7 +68,7 @@ def command(
     if csv_file:
         _write(csv_file, measurement.to_csv())
     if out:
-        from ..figure_png import save_png
+        from ..inspection.figure_png import save_png
 
         save_png(measurement, out)
         click.echo(out)

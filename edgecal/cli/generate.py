@@ -184,7 +184,7 @@ def _prompt_text(prompt: str | None, prompt_file: str | None) -> str:
 
 def _questions(options: dict[str, Any]) -> Callable[[str], str | list[dict[str, str]]]:
     """Puts the task's instruction and the system message around a text."""
-    from ..tasks import instruction, user_message
+    from ..text.tasks import instruction, user_message
 
     task, system = options["task"], options["system"]
     fields = {name: value for name in ("tone", "language") if (value := options[name]) is not None}

@@ -30,7 +30,7 @@ def command(
     Only headers are read, no weights; a hub id is downloaded first.
     """
     from ..demo import find
-    from ..inspection import inspect
+    from ..inspection.report import inspect
 
     with progress_bar("Downloading") as report_download:
         report = inspect(

@@ -15,7 +15,8 @@ from .options import adapter_paths, json_option, make_recipe, recipe_options
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..adapters.lora import CompiledAdapter, LoraAdapter
+    from ..adapters.compiled import CompiledAdapter
+    from ..adapters.lora import LoraAdapter
     from ..adapters.merge import Method
     from ..adapters.recipe import Recipe
 
@@ -130,12 +131,12 @@ def _base_shapes(base: str | None, recipe: Recipe) -> tuple[dict[str, tuple[int,
         return None, None
     from edgecal_weights.checkpoint import open_checkpoint
 
+    from ..architecture import Architecture
     from ..demo import find
-    from ..foundation import Foundation
 
     with open_checkpoint(find(base)) as checkpoint:
-        foundation = Foundation.of(checkpoint)
-    return foundation.shapes, foundation.facts
+        architecture = Architecture.of(checkpoint)
+    return architecture.shapes, architecture.facts
 
 
 def _base_name(recipe: Recipe, adapters: list[LoraAdapter], base: str | None) -> str | None:

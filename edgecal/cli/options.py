@@ -73,7 +73,7 @@ recipe_options = _all(
 
 
 def _speculate(context: click.Context, parameter: click.Parameter, value: str) -> str | int:
-    from ..speculation import check_speculate
+    from ..decoding.speculation import check_speculate
 
     number = int(value) if value.isdecimal() and value.isascii() else value
     check_speculate(number)
@@ -243,8 +243,8 @@ def make_recipe(
 
 def make_settings(options: dict[str, Any], *, raw: bool = False) -> Settings:
     """Settings from the values of `sampling_options`."""
+    from ..decoding.sampler import SamplingOptions
     from ..engine import Settings
-    from ..sampler import SamplingOptions
 
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     sampling = SamplingOptions(**{name: options[name] for name in names})

@@ -262,17 +262,17 @@ def _costs(model: str, words: tuple[str, ...], options: dict[str, Any]) -> int:
     from edgecal_weights.checkpoint import open_checkpoint
 
     from ..adapters.lora import LoraAdapter
+    from ..architecture import Architecture
     from ..demo import find
-    from ..foundation import Foundation
     from ..profile.costs import costs, to_rows
 
     recipes, paths = _gather_or_demo(model, words, options)
     with open_checkpoint(find(model), revision=options["revision"], offline=options["offline"]) as checkpoint:
-        foundation = Foundation.of(checkpoint)
+        architecture = Architecture.of(checkpoint)
     adapters = {name: LoraAdapter.load(path, name) for name, path in paths.items()}
     for adapter in adapters.values():
-        adapter.check_against(foundation.shapes)
-    rows = costs(foundation, dict(recipes), adapters)
+        adapter.check_against(architecture.shapes)
+    rows = costs(architecture, dict(recipes), adapters)
     if options["as_json"]:
         click.echo(json.dumps(to_rows(rows), ensure_ascii=False))
     else:
@@ -287,7 +287,7 @@ def _costs(model: str, words: tuple[str, ...], options: dict[str, Any]) -> int:
 def _system(model: str, words: tuple[str, ...], options: dict[str, Any]) -> int:
     from ..profile.plan import parse_lengths
     from ..profile.system import SystemAnalysis
-    from ..tasks import instruction
+    from ..text.tasks import instruction
 
     new = parse_lengths(options["new"], "-n", least=1) if options["new"] else (_ANSWER,)
     threads = parse_lengths(options["threads"], "-t", least=1) if options["threads"] else ()

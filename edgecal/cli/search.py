@@ -18,9 +18,9 @@ from .options import json_option, load_engine, model_options, split_adapter
 
 if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
-    from ..adapters.search import Progress, Search
     from ..engine import Engine
-    from ..losses import ExampleLosses
+    from ..search.losses import ExampleLosses
+    from ..search.search import Progress, Search
 
 
 @click.command("search")
@@ -71,9 +71,9 @@ def command(model: str, adapters: tuple[str, ...], as_json: bool, **options: Any
     edgecal search demo --adapter demo:summarize --adapter demo:professional \\
         --examples few.jsonl --task summarize+tone --tone professional --state search.json --out recipe.json
     """
-    from ..adapters.search import Candidates, Search
-    from ..adapters.search_record import SearchRecord
-    from ..losses import ExampleLosses, fingerprint, read_examples
+    from ..search.losses import ExampleLosses, fingerprint, read_examples
+    from ..search.record import SearchRecord
+    from ..search.search import Candidates, Search
 
     examples = read_examples(options["examples_file"], _instruction(options))
     out = Path(options["out"]).expanduser() if options["out"] else None
@@ -157,7 +157,7 @@ class _Evaluator:
 
 
 def _instruction(options: dict[str, Any]) -> str | None:
-    from ..tasks import instruction
+    from ..text.tasks import instruction
 
     fields = {name: options[name] for name in ("tone", "language") if options[name] is not None}
     if options["task"] is not None:
@@ -210,7 +210,7 @@ def _weights(weights: tuple[float, ...]) -> str:
 
 
 def _write(path: Path, recipe: Recipe) -> None:
-    from ..adapters.search_record import write_json
+    from ..search.record import write_json
 
     write_json(path, recipe.to_dict())
 

@@ -15,7 +15,7 @@ from .options import adapter_paths, json_option, load_engine, model_options, rec
 if TYPE_CHECKING:
     from ..adapters.lora import LoraAdapter
     from ..adapters.recipe import Recipe
-    from ..verification import Verification
+    from ..verification.verify import Verification
 
 # recipe options that a reference file settles itself
 _SETTLED = {"adapter_weights": "--adapter-weights", "method_options": "--option", "steps": "--step"}
@@ -54,7 +54,7 @@ def command(reference: str | None, model: str, as_json: bool, **options: Any) ->
 
     from ..adapters.lora import LoraAdapter
     from ..demo import find
-    from ..verification import Tolerances, verify
+    from ..verification.verify import Tolerances, verify
 
     if (reference is None) != options["live"]:
         raise click.UsageError("give a REFERENCE file, or --live to compute one")
@@ -83,7 +83,7 @@ def command(reference: str | None, model: str, as_json: bool, **options: Any) ->
                 )
 
     if options["live"]:
-        from ..verification_live import live_reference
+        from ..verification.live import live_reference
         from .options import make_recipe
 
         recipe = make_recipe(
@@ -125,7 +125,7 @@ def command(reference: str | None, model: str, as_json: bool, **options: Any) ->
 def _recipe(opened: Any, adapters: dict[str, LoraAdapter], options: dict[str, Any]) -> Recipe:
     from ..adapters.recipe import Recipe
     from ..demo import find
-    from ..verification import recipe_of
+    from ..verification.verify import recipe_of
 
     for key, option in _SETTLED.items():
         if options[key]:

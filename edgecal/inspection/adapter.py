@@ -12,9 +12,9 @@ from edgecal_weights.safetensors_file import SafetensorsFile
 
 from ..adapters.calibration import component
 from ..adapters.lora import LoraAdapter, LoraShape
+from ..architecture import linear_shapes
 from ..config import ModelConfig
 from ..errors import AdapterError
-from .model import linear_shapes
 from .tensors import TensorFacts, file_tensors
 
 

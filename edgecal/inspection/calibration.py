@@ -11,9 +11,9 @@ from edgecal_weights.calibration_file import AdapterReference, BaseModelFacts
 from edgecal_weights.safetensors_file import SafetensorsFile
 
 from ..adapters.calibration import BASE_FACTS, Calibration
+from ..architecture import base_facts, linear_shapes
 from ..config import ModelConfig
 from ..errors import CalibrationError
-from .model import linear_shapes
 from .tensors import TensorFacts, file_tensors
 
 
@@ -94,12 +94,7 @@ def inspect_calibration(path: Path, config: ModelConfig | None, model: str) -> C
 
 def _match(calibration: Calibration, config: ModelConfig, model: str) -> CalibrationMatch:
     wanted = calibration.content.base_model
-    found: dict[str, str | int] = {
-        "model_type": config.family,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.n_layers,
-        "vocab_size": config.vocab_size,
-    }
+    found = base_facts(config)
     differences = [
         Difference(fact, getattr(wanted, fact), found[fact])
         for fact in BASE_FACTS

@@ -18,10 +18,10 @@ from edgecal_weights.quantize_report import FormatTotal, format_totals
 from edgecal_weights.quantizer import Decision, plan
 from edgecal_weights.safetensors_file import SafetensorsFile
 
+from ..architecture import check_tensors
 from ..config import ModelConfig
 from ..errors import EdgecalError, UnsupportedModelError
-from ..loading import check_tensors, expected_shapes
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from .tensors import TensorFacts, file_tensors, totals
 
 MEMORY_CONTEXT = 1024
@@ -85,15 +85,6 @@ class ModelReport:
     def to_dict(self) -> dict[str, Any]:
         derived = {"runnable": self.refusal is None, "bits_per_weight": self.bits_per_weight}
         return {"what": self.what, **derived, **asdict(self)}
-
-
-def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(d, k) of every module that an adapter may address, as `Model.linear_shapes` has them, without a model."""
-    return {
-        name.removesuffix(".weight"): (shape[0], shape[1])
-        for name, shape in expected_shapes(config).items()
-        if name.startswith("model.layers.") and len(shape) == 2
-    }
 
 
 def inspect_model(path: Path) -> ModelReport:

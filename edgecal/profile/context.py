@@ -23,9 +23,9 @@ from typing import Any
 
 from ..adapters.recipe import Recipe
 from ..completion import Piece
+from ..decoding.generate import TokenRecord
 from ..engine import Engine
 from ..errors import OptionError
-from ..generate import TokenRecord
 from .files import write_text
 from .schema import encode
 from .split import Marks, Split, Step, split_of

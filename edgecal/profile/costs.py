@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..adapters.calibration import Calibration
-from ..adapters.lora import CompiledAdapter, LoraAdapter
+from ..adapters.compiled import CompiledAdapter
+from ..adapters.lora import LoraAdapter
 from ..adapters.recipe import Recipe, compile_recipe, compile_steps
-from ..foundation import Foundation
+from ..architecture import Architecture
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class Cost:
 
 
 def costs(
-    foundation: Foundation, recipes: Mapping[str, Recipe | None], adapters: Mapping[str, LoraAdapter]
+    architecture: Architecture, recipes: Mapping[str, Recipe | None], adapters: Mapping[str, LoraAdapter]
 ) -> list[Cost]:
     """One row per recipe. Raises what compiling a recipe raises."""
-    return [_cost(name, recipe or Recipe("zero_shot"), foundation, adapters) for name, recipe in recipes.items()]
+    return [_cost(name, recipe or Recipe("zero_shot"), architecture, adapters) for name, recipe in recipes.items()]
 
 
-def _cost(name: str, recipe: Recipe, foundation: Foundation, adapters: Mapping[str, LoraAdapter]) -> Cost:
-    shapes, facts = foundation.shapes, foundation.facts
+def _cost(name: str, recipe: Recipe, architecture: Architecture, adapters: Mapping[str, LoraAdapter]) -> Cost:
+    shapes, facts = architecture.shapes, architecture.facts
     compiled: list[CompiledAdapter | None]
     if recipe.steps:
         compiled = compile_steps(recipe, adapters, shapes, facts)

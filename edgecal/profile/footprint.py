@@ -14,7 +14,7 @@ import numpy as np
 
 from edgecal_kernels.quant import QuantizedTensor
 
-from ..adapters.running import RunningAdapter, RunningPair
+from ..adapters.compiled import RunningAdapter, RunningPair
 from ..cache import KVCache
 from ..engine import Engine
 from ..memory import resident

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from ..cache import KVCache
-from ..generate import decode, prefill
+from ..decoding.generate import decode, prefill
+from ..decoding.sampler import Sampler
 from ..model import Adapter, Model
-from ..sampler import Sampler
 from .split import Marks
 
 

@@ -24,11 +24,11 @@ import numpy as np
 from .. import __version__
 from ..adapters.recipe import Recipe
 from ..cache import KVCache
+from ..decoding.generate import prefill
+from ..decoding.sampler import Sampler
 from ..engine import Engine
 from ..errors import ContextLengthError, OptionError
-from ..generate import prefill
 from ..memory import peak_resident, release_free, reset_peak
-from ..sampler import Sampler
 from . import machine
 from .footprint import memory_now, model_facts, weights_resident
 from .loops import read_prompt, write_tokens

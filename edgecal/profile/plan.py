@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..config import ModelConfig
+from ..decoding.sampler import SamplingOptions
 from ..errors import ContextLengthError, OptionError
-from ..sampler import SamplingOptions
 
 MOST_REPEATS = 10_000
 _LISTED = 16  # lengths in one list; the run takes their product

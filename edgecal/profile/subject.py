@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from time import perf_counter
 
+from ..adapters.compiled import RunningAdapter
 from ..adapters.recipe import Recipe
-from ..adapters.running import RunningAdapter
 from ..cache import KVCache
+from ..decoding.generate import prefill
 from ..engine import Engine
-from ..generate import prefill
 from .footprint import adapter_operations
 from .results import MethodResult
 from .trace import Span

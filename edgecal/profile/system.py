@@ -22,7 +22,7 @@ from ..adapters.recipe import Recipe
 from ..engine import Engine, Settings
 from ..errors import OptionError
 from ..memory import peak_resident, release_free, reset_peak, resident
-from ..tasks import user_message
+from ..text.tasks import user_message
 from . import machine
 from .footprint import model_facts
 from .schema import encode

@@ -28,7 +28,7 @@ from numba import prange, types
 from . import blocks, simd
 from .cached import FP16, FP32, INT8, KEY_GROUP, PAIRS, Cached
 from .elementwise import exp_lanes
-from .entry import by_address
+from .function_pointer import by_address
 from .jit import kernel, parallel
 from .quant import Array
 from .simd import add, load, mul, splat, store

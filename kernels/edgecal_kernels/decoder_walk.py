@@ -29,6 +29,7 @@ from numba import carray, prange, types
 
 from . import blocks
 from .attention import attend, attention_scratch
+from .cache_write import KEY, VALUE, remember_head, rotate
 from .clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, NORM, OUTPUT, QKV, ROPE
 from .decoder_plan import LINEAR, PLAN, ROW, floats, now, pointer, tick
 from .decoder_products import (
@@ -46,9 +47,8 @@ from .decoder_products import (
     within,
 )
 from .elementwise import normalize, swiglu_lanes
-from .entry import by_address
+from .function_pointer import by_address
 from .jit import kernel, parallel
-from .remembering import KEY, VALUE, remember_head, rotate
 from .rounding import further, quantize_row
 from .sync import WORDS, barrier
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from . import isa, merging, reference
 from .attention import attention
+from .cache_write import remember, rope
 from .decoder import Decoder, DecoderWeights
 from .dense import add_lora, dense_product
 from .elementwise import layer_norm, rms_norm, swiglu
@@ -22,7 +23,6 @@ from .packed_matmul import packed_product
 from .packing import pack_int8
 from .quant import Array, QuantizedTensor
 from .reference import embed
-from .remembering import remember, rope
 from .rounding import quantize_rows
 
 NAME = "numba"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import blocks, reference, simd
 from .blocks import TILES, TOKEN_BYTES, TOKENS
-from .entry import by_address
+from .function_pointer import by_address
 from .jit import kernel, parallel
 from .packed_kernels import (
     AFFINE,

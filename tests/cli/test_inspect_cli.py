@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from edgecal.cli._inspect_tables import plain, show, size
-from edgecal.inspection import inspect
+from edgecal.inspection.report import inspect
 from tests.cli.shell import edgecal
 from tests.tiny import write_tiny_adapter, write_tiny_calibration, write_tiny_hf
 from tests.weights.fake_hub import Repo, fake_hub

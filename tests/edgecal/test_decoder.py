@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgecal import Engine, KVCache, Recipe, Settings
-from edgecal.adapters.lora import CompiledAdapter
+from edgecal.adapters.compiled import CompiledAdapter
 from edgecal.errors import PromptError
 from edgecal_kernels.clock import PARTS
 from tests.tiny import write_tiny_adapter, write_tiny_hf

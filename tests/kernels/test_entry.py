@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numba import types
 
-from edgecal_kernels.entry import by_address
+from edgecal_kernels.function_pointer import by_address
 
 numba_types = types.float32[::1], types.UniTuple(types.int64, 2), types.int64
 

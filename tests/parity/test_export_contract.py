@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from edgecal import Engine, Recipe
 from edgecal.adapters import Calibration
 from edgecal.errors import CalibrationError, FileFormatError, VerificationError
-from edgecal.verification import recipe_of, verify
-from edgecal.verification_live import SCRIPT, live_reference
+from edgecal.verification.live import SCRIPT, live_reference
+from edgecal.verification.verify import recipe_of, verify
 from edgecal_weights import calibration_file, reference_file
 from edgecal_weights.reference_file import ReferenceFile
 from tests.tiny import linear_shapes, model_config, write_tiny_adapter, write_tiny_hf
@@ -178,7 +178,7 @@ def test_live_reference_in_a_process_of_its_own(folder, engine, tmp_path):
 
 
 def test_live_reference_without_pytorch(folder, engine, monkeypatch):
-    monkeypatch.setattr("edgecal.verification_live.find_spec", lambda name: None if name == "peft" else object())
+    monkeypatch.setattr("edgecal.verification.live.find_spec", lambda name: None if name == "peft" else object())
     with pytest.raises(VerificationError, match="not installed: peft. Install them with: pip install peft"):
         live_reference(str(folder / "model"), Recipe("zero_shot"), engine.adapters).__enter__()
 

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from edgecal import Engine, Recipe
-from edgecal.losses import ExampleLosses, example_losses
+from edgecal.search.losses import ExampleLosses, example_losses
 from tests.tiny import write_tiny_adapter, write_tiny_hf
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("FutureWarning", "UserWarning")]

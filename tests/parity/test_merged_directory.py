@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 from edgecal.adapters import Recipe
 from edgecal.adapters.export import write_peft
 from edgecal.cache import KVCache
+from edgecal.decoding.generate import prefill
 from edgecal.engine import Engine
-from edgecal.generate import prefill
 from edgecal_weights.calibration_file import read_calibration, write_calibration
 from tests.tiny import COMPONENTS, write_tiny_adapter, write_tiny_calibration, write_tiny_hf
 

@@ -25,9 +25,9 @@ from transformers import (
 
 from edgecal.cache import KVCache
 from edgecal.config import ModelConfig
-from edgecal.generate import generate, prefill
+from edgecal.decoding.generate import generate, prefill
+from edgecal.decoding.sampler import Sampler, SamplingOptions
 from edgecal.model import Model
-from edgecal.sampler import Sampler, SamplingOptions
 from edgecal_kernels.quant import quantize
 from edgecal_weights.hf_config import normalize_config
 

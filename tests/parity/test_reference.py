@@ -25,10 +25,10 @@ from safetensors import safe_open
 from edgecal import Engine, Recipe
 from edgecal.adapters import Calibration, CompiledAdapter, LoraAdapter, compile_recipe
 from edgecal.cache import KVCache
+from edgecal.decoding.generate import prefill
 from edgecal.demo import ADAPTERS
 from edgecal.engine import Settings
-from edgecal.generate import prefill
-from edgecal.tasks import user_message
+from edgecal.text.tasks import user_message
 
 DELTA = 1e-6
 LOGITS = 2e-4

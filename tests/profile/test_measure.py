@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from edgecal import Engine, KVCache, Recipe
+from edgecal.decoding.generate import decode
 from edgecal.errors import AdapterError, BackendError, ContextLengthError, OptionError, RecipeError
-from edgecal.generate import decode
 from edgecal.memory import peak_resident
 from edgecal.profile import Measurement, Plan, measure
 from edgecal.profile.split import CALL, PYTHON, SAMPLING

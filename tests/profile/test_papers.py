@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from edgecal import LoraAdapter, demo
+from edgecal.architecture import Architecture
 from edgecal.errors import AdapterError, OptionError
-from edgecal.foundation import Foundation
 from edgecal.profile.costs import costs, to_rows
 from edgecal.profile.system import SystemAnalysis
 from edgecal_weights.checkpoint import open_checkpoint
@@ -63,9 +63,9 @@ def test_nothing_to_analyse(engine, folder, dialogues, repeats):
 def test_table_3_of_the_demo(smollm2_gguf):
     """The demo's own counts; the papers' models are in tests/edgecal/test_calibration.py."""
     with open_checkpoint(smollm2_gguf) as checkpoint:
-        foundation = Foundation.of(checkpoint)
+        architecture = Architecture.of(checkpoint)
     adapters = {name: LoraAdapter.load(demo.DATA / name) for name in demo.PAIR}
-    rows = {row.name: row for row in costs(foundation, {"base": None, **demo.recipes()}, adapters)}
+    rows = {row.name: row for row in costs(architecture, {"base": None, **demo.recipes()}, adapters)}
     extra = {name: row.additional_parameters for name, row in rows.items() if row.additional_parameters}
     assert extra == {"learnable_calibration": 5184, "learnable_calibration_pp": 40704, "projection_merge": 23040}
     assert {rows[name].additional_bytes for name in extra} == {4 * n for n in extra.values()}
@@ -79,7 +79,7 @@ def test_table_3_of_the_demo(smollm2_gguf):
 
 def test_an_adapter_of_another_model_is_refused(smollm2_gguf, folder):
     with open_checkpoint(smollm2_gguf) as checkpoint:
-        foundation = Foundation.of(checkpoint)
+        architecture = Architecture.of(checkpoint)
     adapters = {"summary": LoraAdapter.load(folder / "summary"), "formal": LoraAdapter.load(folder / "formal")}
     with pytest.raises(AdapterError, match=r"another base|not in this model"):
-        costs(foundation, {"linear": recipes(folder)["linear"]}, adapters)
+        costs(architecture, {"linear": recipes(folder)["linear"]}, adapters)

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from .binary_file import BinaryFile
 from .calibration_file import AdapterReference, BaseModelFacts
 from .errors import FileFormatError, WeightsError
-from .foreign_file import describe_file
+from .file_kind import describe_file
 from .peft_config import unique_keys
 from .safetensors_file import SafetensorsFile
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..compiled import plain
-from ..lora import Array, CompiledPair, LoraPair
+from ..compiled import CompiledPair
+from ..lora import Array, LoraPair
+from ..merge_kernels import plain
 from .context import PLAIN, Context
 from .factors import Combine, merge_with_roots, weighted_sum
 from .peft_linear import peft_linear

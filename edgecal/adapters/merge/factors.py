@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ...errors import AdapterError
-from ..compiled import kernels, plain
-from ..lora import Array, CompiledPair, LoraPair
+from ..compiled import CompiledPair
+from ..lora import Array, LoraPair
+from ..merge_kernels import kernels, plain
 from .context import Context
 from .pruning import Trim, trim_arguments, trimmed
 from .workspace import BLOCK, scratch

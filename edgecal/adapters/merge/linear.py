@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..lora import Array, CompiledPair, LoraPair
+from ..compiled import CompiledPair
+from ..lora import Array, LoraPair
 from .context import PLAIN, Context
 from .factors import add_weighted, merge_factors
 from .registry import method

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import RecipeError
-from ..lora import CompiledPair, LoraPair
+from ..compiled import CompiledPair
+from ..lora import LoraPair
 from .concat import stack_factors
 from .context import PLAIN, Context
 from .options import Option

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..lora import CompiledPair, LoraPair
+from ..compiled import CompiledPair
+from ..lora import LoraPair
 from .context import PLAIN, Context
 from .linear import mean_factors
 from .registry import method

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..lora import CompiledPair, LoraPair
+from ..compiled import CompiledPair
+from ..lora import LoraPair
 from .context import PLAIN, Context
 from .factors import add_weighted, merge_with_roots
 from .registry import method

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..lora import Array, CompiledPair, LoraPair
+from ..compiled import CompiledPair
+from ..lora import Array, LoraPair
 from .context import PLAIN, Context
 from .factors import check_shapes
 from .registry import method

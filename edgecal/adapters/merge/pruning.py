@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compiled import kernels, plain
 from ..lora import Array
+from ..merge_kernels import kernels, plain
 from .options import Option
 from .workspace import scratch
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import RecipeError
-from ..lora import CompiledPair, LoraPair
+from ..compiled import CompiledPair
+from ..lora import LoraPair
 from .context import Context
 from .options import Option, Value
 

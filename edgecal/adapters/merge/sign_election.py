@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..compiled import kernels, plain
 from ..lora import Array
+from ..merge_kernels import kernels, plain
 from .options import Option
 from .pruning import Trim, trim_arguments, trimmed
 from .workspace import BLOCK, scratch

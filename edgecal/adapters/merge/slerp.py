@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import RecipeError
-from ..compiled import kernels, plain
-from ..lora import Array, CompiledPair, LoraPair
+from ..compiled import CompiledPair
+from ..lora import Array, LoraPair
+from ..merge_kernels import kernels, plain
 from .concat import stack_factors
 from .context import PLAIN, Context
 from .factors import add_weighted, check_ranks, check_shapes, merge_factors

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..lora import Array, CompiledPair, LoraPair
+from ..compiled import CompiledPair
+from ..lora import Array, LoraPair
 from .context import PLAIN, Context
 from .factors import Combine, merge_with_roots
 from .peft_linear import peft_linear

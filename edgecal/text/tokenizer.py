@@ -1,0 +1,225 @@
+"""Text to ids and back, and conversations to prompts: the only place in the engine where both live.
+
+The arithmetic of tokenization is the tokenizers library's; what this file adds are the conventions around
+it that transformers keeps in Python and that decide which ids a model sees:
+
+* `tokenizer_config.json` overrules the post-processor of `tokenizer.json` where it names `add_bos_token` or
+  `add_eos_token`;
+* a truncation or padding saved in tokenizer.json (leftovers of training) does not apply to inference;
+* the text of a chat template carries its own special tokens, so a conversation is encoded without adding
+  any: this is what keeps a beginning-of-text token from being doubled;
+* the end of generation is spelled in up to three places (generation_config, config, tokenizer) that often
+  disagree. All of them end generation here: a turn that a base model's config does not end would run on
+  into an invented one.
+
+`clean_up_tokenization_spaces` is ignored, as transformers does for BPE: it corrupts text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import tokenizers
+from tokenizers import AddedToken, processors
+
+from ..errors import FileFormatError, PromptError
+from .chat_template import ChatTemplate
+from .text_stream import TextStream
+
+if TYPE_CHECKING:
+    from edgecal_weights.checkpoint import Checkpoint
+
+__all__ = ["TextStream", "Tokenizer"]
+
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class Tokenizer:
+    """A model's tokenizer with its chat template.
+
+    Args:
+        backend: owned from here on (truncation, padding and the post-processor are set on it).
+        tokenizer_config: in the spelling of tokenizer_config.json; `chat_template` may be one text, a dict
+            by name, or a list of `{"name", "template"}`.
+        config, generation_config: read for `bos_token_id` and `eos_token_id` only.
+        origin: the model's path or name, for messages.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        tokenizer_config: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+        origin: str = "the model",
+    ) -> None:
+        self.backend = backend
+        self.origin = origin
+        options = tokenizer_config or {}
+        configs = [source or {} for source in (generation_config, config)]
+        backend.no_truncation()
+        backend.no_padding()
+        self.named_tokens = self._find_named_tokens(options, configs)
+        self._mark_special()
+        self._templates = self._read_templates(options.get("chat_template"))
+        self.bos_id = self._id_of("bos_token")
+        self.eos_ids = self._find_eos_ids(configs)
+        if "add_bos_token" in options or "add_eos_token" in options:
+            self._set_post_processor(bool(options.get("add_bos_token")), bool(options.get("add_eos_token")))
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Tokenizer:
+        """The tokenizer that an opened model source carries. Raises what reading its files raises."""
+        return cls(
+            checkpoint.tokenizer(),
+            checkpoint.tokenizer_config(),
+            checkpoint.config,
+            checkpoint.generation_config,
+            origin=str(checkpoint.path),
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that stand for text; the model's logits may have more columns."""
+        return self.backend.get_vocab_size()
+
+    @property
+    def template_names(self) -> list[str]:
+        """Names of the chat templates; empty for a model that has none."""
+        return sorted(self._templates)
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Ids of a raw text; special tokens written out in it are recognized.
+
+        Args:
+            add_special_tokens: also put in front (or behind) what the model expects around a raw text,
+                usually the beginning-of-text token.
+
+        Raises:
+            PromptError: the text is not valid Unicode.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the text is not valid Unicode at character {error.start} (half of a surrogate pair, as "
+                "undecodable bytes of a command line or a file leave behind)"
+            ) from error
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Text of the ids; ids outside the vocabulary stand for nothing, malformed UTF-8 becomes U+FFFD."""
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def stream(self, skip_special_tokens: bool = True) -> TextStream:
+        """A fresh incremental decoder."""
+        return TextStream(self.backend, skip_special_tokens)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        template: str | None = None,
+        **variables: Any,
+    ) -> str:
+        """The prompt text of a conversation, as transformers' method of the same name makes it.
+
+        Args:
+            messages: dicts with `role` and `content`.
+            add_generation_prompt: end with the opening of the assistant's turn.
+            template: name of one of several templates; `default` if there is one (`tool_use` when `tools`
+                are given).
+            variables: passed on to the template (`tools`, `documents`, switches of the model).
+
+        Raises:
+            PromptError: no template, an unknown name, or a template that refuses or fails.
+        """
+        chosen = self._choose_template(template, variables.get("tools") is not None)
+        given: dict[str, Any] = {"tools": None, "documents": None, **self.named_tokens, **variables}
+        return chosen.render(messages, add_generation_prompt=add_generation_prompt, **given)
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """Ids of `apply_chat_template`; the template writes its own special tokens, so none are added."""
+        return self.encode(self.apply_chat_template(messages, add_generation_prompt, **variables))
+
+    def _find_named_tokens(self, options: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        """`bos_token` and the like by name, as text, for the template and for decoding."""
+        found = {}
+        for name in _NAMED_TOKENS:
+            value = options.get(name)
+            if isinstance(value, Mapping):  # transformers writes plain texts or whole AddedToken records
+                value = value.get("content")
+            if name not in options and name in ("bos_token", "eos_token"):
+                ids = [index for source in configs for index in self._ids_in(source, f"{name}_id")]
+                value = self.backend.id_to_token(ids[0]) if ids else None
+            if isinstance(value, str):
+                found[name] = value
+        return found
+
+    def _mark_special(self) -> None:
+        """Named tokens are special even where tokenizer.json lists them as ordinary pieces."""
+        added = self.backend.get_added_tokens_decoder()
+        known = {token.content for token in added.values() if token.special}
+        missing = {
+            token
+            for token in self.named_tokens.values()
+            if token not in known and self.backend.token_to_id(token) is not None
+        }
+        self.backend.add_special_tokens(
+            [AddedToken(token, normalized=False, special=True) for token in sorted(missing)]
+        )
+
+    def _find_eos_ids(self, configs: Sequence[Mapping[str, Any]]) -> frozenset[int]:
+        ids = {index for source in configs for index in self._ids_in(source, "eos_token_id")}
+        eos = self._id_of("eos_token")
+        return frozenset(ids if eos is None else ids | {eos})
+
+    def _ids_in(self, source: Mapping[str, Any], key: str) -> list[int]:
+        value = source.get(key)
+        values = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        if not all(isinstance(index, int) and not isinstance(index, bool) and index >= 0 for index in values):
+            raise FileFormatError(f"{self.origin}: {key} must be a token id or a list of token ids, found {value!r}")
+        return list(values)
+
+    def _id_of(self, name: str) -> int | None:
+        token = self.named_tokens.get(name)
+        return None if token is None else self.backend.token_to_id(token)
+
+    def _set_post_processor(self, add_bos: bool, add_eos: bool) -> None:
+        pieces, special = ["$A"], []
+        for wanted, name in ((add_bos, "bos_token"), (add_eos, "eos_token")):
+            index = self._id_of(name)
+            if wanted and index is not None:
+                special.append({"id": name, "ids": [index], "tokens": [self.named_tokens[name]]})
+                pieces = [name, *pieces] if name == "bos_token" else [*pieces, name]
+        pair = [*pieces, *("$B:1" if piece == "$A" else f"{piece}:1" for piece in pieces)]
+        self.backend.post_processor = processors.TemplateProcessing(single=pieces, pair=pair, special_tokens=special)
+
+    def _read_templates(self, value: Any) -> dict[str, ChatTemplate]:
+        if value is None:
+            return {}
+        if isinstance(value, str):
+            value = {"default": value}
+        elif isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
+            value = {entry.get("name"): entry.get("template") for entry in value}
+        if not isinstance(value, Mapping) or not all(
+            isinstance(name, str) and isinstance(source, str) for name, source in value.items()
+        ):
+            raise FileFormatError(
+                f"{self.origin}: chat_template must be a text or named texts, found {type(value).__name__}"
+            )
+        return {name: ChatTemplate(source, self.origin) for name, source in value.items()}
+
+    def _choose_template(self, name: str | None, with_tools: bool) -> ChatTemplate:
+        if not self._templates:
+            raise PromptError(f"{self.origin} has no chat template; give it a raw prompt (text to continue) instead")
+        if name is None:
+            name = "tool_use" if with_tools and "tool_use" in self._templates else "default"
+        if name not in self._templates:
+            raise PromptError(
+                f"{self.origin} has no chat template named {name!r}; choose one of {', '.join(self.template_names)}"
+            )
+        return self._templates[name]

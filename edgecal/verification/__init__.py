@@ -1,0 +1,1 @@
+"""edgecal beside PyTorch: a model and its adapters against reference files, or against PyTorch run now."""

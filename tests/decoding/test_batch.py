@@ -1,0 +1,234 @@
+"""Several answers in one loop: each with the tokens that it would get alone, for equality."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgecal import Completion, Engine, KVCache, Pass, Recipe, SamplingOptions, Settings, Step
+from edgecal.decoding.batch import LARGEST_BATCH, Sequence, generate_batch
+from edgecal.decoding.sampler import Sampler
+from edgecal.errors import ContextLengthError, OptionError, PromptError, RecipeError
+from tests.tiny import FAMILIES, write_tiny_adapter, write_tiny_calibration, write_tiny_hf
+
+PROMPTS = [
+    "Some text",
+    "Another, longer text to be answered",
+    "x",
+    "The same beginning, one",
+    "The same beginning, two",
+]
+LENGTHS = (1, 12, 5, 20, 9)
+PAIR = ("a", "b")
+STEPS = Recipe("multi_step", steps=(Step("a", "Shorten"), Step(None, "Polish"), Step("b", "Translate")))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("batch")
+    for family in FAMILIES:
+        write_tiny_hf(root / family, family, max_position_embeddings=256)
+        for seed, name in enumerate(PAIR, 1):
+            write_tiny_adapter(root / family / name, root / family, seed=seed)
+    write_tiny_calibration(root / "lcpp.safetensors", root / "llama", {name: root / "llama" / name for name in PAIR})
+    return root
+
+
+def load(folder: Path, family: str = "llama", prefix_cache: int = 0, **options: str) -> Engine:
+    chosen = {"weights": "int8", "backend": "numba", **options}
+    adapters = {name: folder / family / name for name in PAIR}
+    return Engine.load(folder / family, adapters=adapters, prefix_cache=prefix_cache, **chosen)
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Engine:
+    return load(folder)
+
+
+def facts(answer: Completion) -> tuple[object, ...]:
+    tokens = [(t.id, t.index, t.finish_reason) for t in answer.tokens]
+    passes = [(p.prompt_tokens, p.new_tokens, p.text) for p in answer.passes]
+    return answer.text, answer.finish_reason, answer.method, tokens, passes
+
+
+def recipes(folder: Path) -> list[Recipe | None]:
+    calibration = str(folder / "lcpp.safetensors")
+    return [
+        None,
+        Recipe("single", ("a",)),
+        Recipe("linear", PAIR),
+        Recipe("learnable_calibration_pp", PAIR, calibration=calibration),
+        Recipe("single", ("b",)),
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("format", ["fp32", "int8", "int4", "int4_f16", "int4_affine"])
+def test_the_tokens_of_one_by_one(folder, family, format):
+    """Each prompt with a recipe, a sampler and a length of its own."""
+    engine = load(folder, family, weights=format)
+    chosen = recipes(folder)
+    if family != "llama":
+        chosen[3] = Recipe("concat", PAIR)
+    settings = [
+        Settings(max_tokens=n, sampling=SamplingOptions(temperature=0.9 * (i % 2), seed=i))
+        for i, n in enumerate(LENGTHS)
+    ]
+    alone = [facts(engine.generate(p, recipe=r, settings=s)) for p, r, s in zip(PROMPTS, chosen, settings, strict=True)]
+    for batch_size in (1, 2, 8):
+        together = engine.generate_batch(PROMPTS, recipes=chosen, settings=settings, batch_size=batch_size)
+        assert [facts(answer) for answer in together] == alone
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.text("ab ", min_size=1).filter(str.strip), st.integers(1, 15), st.integers(0, 4)), max_size=9
+    ),
+    st.integers(1, 5),
+    st.booleans(),
+)
+def test_any_company_gives_the_same_answer(engine, folder, jobs, batch_size, reuse):
+    each = recipes(folder)
+    together_engine = load(folder, prefix_cache=1 << 22) if reuse else engine
+    sampling = SamplingOptions(temperature=1.0, top_k=20, repetition_penalty=1.1, seed=5)
+    chosen = [Settings(max_tokens=n, sampling=sampling) for _, n, _ in jobs]
+    together = together_engine.generate_batch(
+        [prompt for prompt, _, _ in jobs],
+        recipes=[each[r] for _, _, r in jobs],
+        settings=chosen,
+        batch_size=batch_size,
+    )
+    for answer, (prompt, _, r), settings_ in zip(together, jobs, chosen, strict=True):
+        assert facts(answer) == facts(engine.generate(prompt, recipe=each[r], settings=settings_))
+
+
+def test_stop_strings_end_a_sequence_and_free_its_place(engine, monkeypatch):
+    texts = [engine.generate(p, settings=Settings(max_tokens=30)).text for p in PROMPTS]
+    settings = [Settings(max_tokens=30, stop=(text[4 + i : 6 + i],)) for i, text in enumerate(texts)]
+    alone = [engine.generate(p, settings=s) for p, s in zip(PROMPTS, settings, strict=True)]
+    step, rows = engine.model.step, []
+    monkeypatch.setattr(engine.model, "step", lambda ids, *rest: rows.append(len(ids)) or step(ids, *rest))
+    together = engine.generate_batch(PROMPTS, settings=settings, batch_size=2)
+    assert [facts(a) for a in together] == [facts(a) for a in alone]
+    assert max(rows) == 2 and sum(rows) == sum(len(a.tokens) - 1 for a in alone), "no step for a complete sequence"
+
+
+def test_places_are_filled_as_they_become_free(engine):
+    """Short answers pass a long one by."""
+    requests = [
+        engine.prepare(p, settings=Settings(max_tokens=n)) for p, n in zip("abcde", (30, 3, 3, 3, 3), strict=True)
+    ]
+    ends = [index for index, piece in engine.stream_batch(requests, batch_size=2) if piece.finish_reason]
+    assert ends == [1, 2, 3, 4, 0]
+
+
+def test_end_of_sequence_and_context(folder):
+    engine = load(folder)
+    prompts = ["y" * n for n in (100, 200, 236)]
+    together = engine.generate_batch(prompts, settings=Settings(max_tokens=500))
+    assert [facts(a) for a in together] == [
+        facts(engine.generate(p, settings=Settings(max_tokens=500))) for p in prompts
+    ]
+    assert "context" in {a.finish_reason for a in together}
+    ids = [3, 4, 5, 6]
+    plain = [r.id for _, r in generate_batch(engine.model, waiting(engine, ids, 30))]
+    eos = plain[7]
+    ended = [r for _, r in generate_batch(engine.model, waiting(engine, ids, 30), eos_ids=(eos,))]
+    assert [r.id for r in ended] == plain[: plain.index(eos) + 1] and ended[-1].finish_reason == "stop"
+
+
+def waiting(engine: Engine, ids: list[int], max_tokens: int) -> deque[Sequence]:
+    sampler = Sampler(SamplingOptions(), ids)
+    return deque([Sequence(ids, sampler, lambda: KVCache(engine.model.config), max_tokens=max_tokens)])
+
+
+def test_pipelines_run_beside_others(engine):
+    chosen = [STEPS, None, STEPS, Recipe("single", ("a",)), STEPS]
+    settings = Settings(max_tokens=10)
+    together = engine.generate_batch(PROMPTS, recipes=chosen, settings=settings, batch_size=3)
+    for answer, prompt, recipe in zip(together, PROMPTS, chosen, strict=True):
+        assert facts(answer) == facts(engine.generate(prompt, recipe=recipe, settings=settings))
+        assert len(answer.passes) == (3 if recipe is STEPS else 1)
+
+
+def test_prompts_of_a_batch_share_their_beginning(folder):
+    """Even the first of them, which is still running, lends it."""
+    engine = load(folder, prefix_cache=1 << 22)
+    prompts = ["A long instruction for all of them, which is read once: " + text for text in PROMPTS]
+    answers = engine.generate_batch(prompts, settings=Settings(max_tokens=6), batch_size=4)
+    assert answers[0].reused_tokens == 0 and all(a.reused_tokens > 40 for a in answers[1:])
+    assert not engine.prefixes._leased
+    again = engine.generate_batch(prompts, settings=Settings(max_tokens=6), batch_size=4)
+    assert [a.text for a in again] == [a.text for a in answers]
+    assert all(a.reused_tokens > a.prompt_tokens - 33 for a in again), (
+        "a few tokens are not worth an entry of their own"
+    )
+
+
+def test_times_and_costs(engine):
+    passes: list[list[Pass]] = [[], []]
+    requests = [engine.prepare(p, settings=Settings(max_tokens=12)) for p in PROMPTS[:2]]
+    pieces = list(engine.stream_batch(requests, passes=passes))
+    for index in (0, 1):
+        tokens = [piece.token for i, piece in pieces if i == index]
+        assert [t.index for t in tokens] == list(range(12))
+        assert [t.at_s for t in tokens] == sorted(t.at_s for t in tokens)
+        assert passes[index][0].new_tokens == 12 and passes[index][0].total_s == tokens[-1].at_s
+        assert sum(t.model_s + t.sample_s for t in tokens) <= tokens[-1].at_s, "shares of steps, not whole ones"
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_a_batch_that_breaks_off_leaves_true_entries(folder, monkeypatch, error):
+    engine, wanted = load(folder, prefix_cache=1 << 22), load(folder)
+    requests = [engine.prepare(p, settings=Settings(max_tokens=20)) for p in PROMPTS]
+    pieces = engine.stream_batch(requests, batch_size=3)
+    assert len(list(islice(pieces, 10))) == 10
+    if error is None:
+        pieces.close()
+    else:
+
+        def interrupted(*args: object) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.model, "step", interrupted)
+            with pytest.raises(error):
+                list(pieces)
+    assert not engine.prefixes._leased
+    for prompt in PROMPTS:
+        assert facts(engine.generate(prompt)) == facts(wanted.generate(prompt))
+
+
+def test_nothing_to_do_is_no_error(engine):
+    assert engine.generate_batch([]) == []
+
+
+def test_refusals_come_first_and_name_the_prompt(engine, monkeypatch):
+    monkeypatch.setattr(engine.model, "forward", None)
+    with pytest.raises(PromptError, match="prompt 2: the prompt is empty"):
+        engine.generate_batch(["x", " "])
+    with pytest.raises(ContextLengthError, match="prompt 3: the prompt has .* shorten it by"):
+        engine.generate_batch(["x", "y", "z" * 500])
+    with pytest.raises(PromptError, match="prompt 1: a multi-step recipe works on a text"):
+        engine.generate_batch([[{"role": "user", "content": "x"}]], recipes=STEPS)
+    with pytest.raises(RecipeError, match="no adapter 'nobody' is loaded"):
+        engine.generate_batch(["x"], recipes=Recipe("single", ("nobody",)))
+    with pytest.raises(OptionError, match="2 recipes for 1 prompts: give one for all, or one for each"):
+        engine.generate_batch(["x"], recipes=[None, None])
+    with pytest.raises(OptionError, match="max_tokens must be at least 1"):
+        engine.generate_batch(["x"], settings=Settings(max_tokens=0))
+    for wrong in (0, -1, LARGEST_BATCH + 1, True, 2.5):
+        with pytest.raises(OptionError, match="the batch size must be a whole number from 1"):
+            engine.generate_batch(["x"], batch_size=wrong)
+
+
+def test_a_step_whose_prompt_outgrows_the_context_names_it(engine):
+    long = Recipe("multi_step", steps=(Step("a", "Shorten"), Step(None, "Polish " * 80)))
+    with pytest.raises(ContextLengthError, match="prompt 2: the prompt has"):
+        engine.generate_batch(["x", "y"], recipes=[None, long], settings=Settings(max_tokens=5))
