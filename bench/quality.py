@@ -109,6 +109,8 @@ def write_bf16_gguf(model: Path, original: Path, out: Path) -> None:
     import gguf
 
     from edgecal_weights.checkpoint import open_checkpoint
+    from edgecal_weights.families import BY_ARCHITECTURE
+    from edgecal_weights.gguf_config import gguf_name
 
     reader = gguf.GGUFReader(original)
     architecture = reader.fields["general.architecture"].contents()
@@ -125,36 +127,17 @@ def write_bf16_gguf(model: Path, original: Path, out: Path) -> None:
             if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
                 heads = checkpoint.config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
                 values = values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+            theirs = gguf_name(name, BY_ARCHITECTURE[architecture])
             if values.ndim == 1:
-                writer.add_tensor(gguf_name(name), values)
+                writer.add_tensor(theirs, values)
             else:
                 kind = gguf.GGMLQuantizationType.BF16
-                writer.add_tensor(gguf_name(name), gguf.quants.quantize(values, kind), raw_dtype=kind)
+                writer.add_tensor(theirs, gguf.quants.quantize(values, kind), raw_dtype=kind)
         assert set(named.names()) == set(checkpoint.names())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def gguf_name(name: str) -> str:
-    parts = {
-        "model.embed_tokens": "token_embd",
-        "model.norm": "output_norm",
-        "lm_head": "output",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }
-    for theirs, short in parts.items():
-        name = name.replace(theirs, short)
-    return name.replace("model.layers.", "blk.")
 
 
 def stored_bits(engine: Engine) -> float:

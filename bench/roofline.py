@@ -163,7 +163,7 @@ def _others() -> list[Measure]:
         ),
         Measure("round to int8", "512x2048", 512, x.nbytes * 1.25, 0, lambda: ops.quantize_rows(x)),
         Measure("rms_norm", "512x2048", 512, x.nbytes * 2, 0, lambda: ops.rms_norm(x, x[0], 1e-5)),
-        Measure("swiglu", "512x8192", 512, wide.nbytes * 3, 0, lambda: ops.swiglu(wide.copy(), wide)),
+        Measure("swiglu", "512x8192", 512, wide.nbytes * 3, 0, lambda: ops.gated(wide.copy(), wide)),
     ]
     for dtype in TYPES:
         cached = Cached(dtype, 1, 8, 1536, 64)

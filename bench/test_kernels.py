@@ -66,9 +66,9 @@ def test_rms_norm(paired: Paired, ops: Any) -> None:
     paired(lambda: ops.rms_norm(x, weight, 1e-5), 20)
 
 
-def test_swiglu(paired: Paired, ops: Any) -> None:
+def test_gated(paired: Paired, ops: Any) -> None:
     gate, up = floats(128, INTERMEDIATE), floats(128, INTERMEDIATE)
-    paired(lambda: ops.swiglu(gate.copy(), up), 5)
+    paired(lambda: ops.gated(gate.copy(), up), 5)
 
 
 def test_packing_of_an_adapter(paired: Paired, ops: Any) -> None:

@@ -7,9 +7,11 @@ adapters open the checkpoint, read its configuration and leave the weights where
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgecal_weights.checkpoint import Checkpoint
+from edgecal_weights.families import LINEARS, OUTSIDE
+from edgecal_weights.families.family import QK_NORMS
 
 from .config import ModelConfig
 from .errors import FileFormatError
@@ -41,45 +43,61 @@ def base_facts(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+_ATTENTION = ("attention_in", "q", "k", "v", "q_norm", "k_norm", "o", "attention_out")
+_ROLES = (*_ATTENTION, "mlp_in", "gate", "up", "down", "mlp_out")
+
+
+class Part(NamedTuple):
+    """A linear module (shape (d, k)) or a norm (shape (n,)) by its Hugging Face name, without `.weight`."""
+
+    name: str
+    shape: tuple[int, ...]
+    bias: bool
+
+
+def layer_parts(config: ModelConfig, layer: int) -> dict[str, Part]:
+    """By role, in the order in which a token meets them: the linear modules of `families.LINEARS`, and those norms
+    that the family has (see `Family`)."""
+    c, prefix = config, f"model.layers.{layer}"
+    d, q, kv, f = c.hidden_size, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.intermediate_size
+    shapes = {"q": (q, d), "k": (kv, d), "v": (kv, d), "o": (d, q), "gate": (f, d), "up": (f, d), "down": (d, f)}
+    biases = dict.fromkeys("qkv", c.qkv_bias) | {"o": c.o_bias} | dict.fromkeys(("gate", "up", "down"), c.mlp_bias)
+    parts = {role: Part(f"{prefix}.{name}", shapes[role], biases[role]) for role, (name, _) in LINEARS.items()}
+    for role, (name, _) in c.spec.norms.items():
+        parts[role] = Part(f"{prefix}.{name}", (c.head_dim if role in QK_NORMS else d,), c.layer_norm)
+    return {role: parts[role] for role in _ROLES if role in parts}
+
+
+def outer_parts(config: ModelConfig) -> dict[str, Part]:
+    """Embedding, final norm, and the head unless it is the embedding."""
+    table = (config.vocab_size, config.hidden_size)
+    parts = {
+        "embedding": Part(OUTSIDE["embedding"][0], table, False),
+        "norm": Part(OUTSIDE["norm"][0], (config.hidden_size,), config.layer_norm),
+    }
+    return parts if config.tie_word_embeddings else {**parts, "head": Part(OUTSIDE["head"][0], table, False)}
+
+
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """(d, k) of every module that an adapter may address, as `Model.linear_shapes` has them, without a model."""
-    return {
-        name.removesuffix(".weight"): (shape[0], shape[1])
-        for name, shape in expected_shapes(config).items()
-        if name.startswith("model.layers.") and len(shape) == 2
-    }
+    shapes = {}
+    for layer in range(config.n_layers):
+        parts = layer_parts(config, layer)
+        for role in LINEARS:
+            d, k = parts[role].shape
+            shapes[parts[role].name] = d, k
+    return shapes
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The tensors that a model of this configuration has, with their shapes."""
-    c = config
-    q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (c.vocab_size, c.hidden_size)}
-
-    def linear(name: str, d: int, k: int, bias: bool) -> None:
-        shapes[f"{name}.weight"] = (d, k)
-        if bias:
-            shapes[f"{name}.bias"] = (d,)
-
-    def norm(name: str) -> None:
-        shapes[f"{name}.weight"] = (c.hidden_size,)
-        if c.layer_norm:
-            shapes[f"{name}.bias"] = (c.hidden_size,)
-
-    for i in range(c.n_layers):
-        layer = f"model.layers.{i}"
-        norm(f"{layer}.input_layernorm")
-        linear(f"{layer}.self_attn.q_proj", q, c.hidden_size, c.qkv_bias)
-        linear(f"{layer}.self_attn.k_proj", kv, c.hidden_size, c.qkv_bias)
-        linear(f"{layer}.self_attn.v_proj", kv, c.hidden_size, c.qkv_bias)
-        linear(f"{layer}.self_attn.o_proj", c.hidden_size, q, c.o_bias)
-        norm(f"{layer}.post_attention_layernorm")
-        linear(f"{layer}.mlp.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias)
-        linear(f"{layer}.mlp.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias)
-        linear(f"{layer}.mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias)
-    norm("model.norm")
-    if not c.tie_word_embeddings:
-        shapes["lm_head.weight"] = (c.vocab_size, c.hidden_size)
+    outer = outer_parts(config)
+    layers = [part for layer in range(config.n_layers) for part in layer_parts(config, layer).values()]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in (outer["embedding"], *layers, outer["norm"], *([outer["head"]] if "head" in outer else [])):
+        shapes[f"{part.name}.weight"] = part.shape
+        if part.bias:
+            shapes[f"{part.name}.bias"] = part.shape[:1]
     return shapes
 
 

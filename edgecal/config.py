@@ -1,8 +1,9 @@
 """ModelConfig: what the forward pass needs to know about a model, from a Hugging Face config dict.
 
-The three families differ by a few fields only; model.py reads them and has no branch on the family's name. What the
-engine does not compute (sliding windows, parallel residuals, other rope scalings, other activations) is refused here
-by name, because a model that runs with an ignored option answers wrongly without a word.
+How a family spells its configuration, and what it is made of, stands in its file in `edgecal_weights.families`; the
+model reads the fields here and has no branch on the family's name. What the engine does not compute (parallel
+residuals, soft caps, other rope scalings, other activations) is refused here by name, because a model that runs with an
+ignored option answers wrongly without a word.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecal_weights.families import FAMILIES, Family
+from edgecal_weights.families.family import Bias, no_windows
+
 from .errors import FileFormatError, UnsupportedModelError
 
-FAMILIES = ("llama", "qwen2", "stablelm")
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+"""Of the MLP: the names in config.json, and ours."""
+_NULL = ("sliding_window", "rope_scaling")  # null is a value of theirs
 _MAX = {"hidden_size": 1 << 17, "num_hidden_layers": 1024, "vocab_size": 1 << 22, "intermediate_size": 1 << 20}
 
 
@@ -34,7 +40,13 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and options of a Llama-like decoder. `rotary_dim` is the part of head_dim that rope turns."""
+    """Sizes and options of a decoder. `rotary_dim` is the part of head_dim that rope turns.
+
+    `windows` has a number per layer: the positions that its attention sees, the token's own included; 0 is all of
+    them, and () is 0 for all. Layers with a window take `local_rope_theta` for their rope where it is not None, without
+    rope scaling. Scores are divided by the square root of `attention_scale` (0: head_dim). `norm_weight_offset` is
+    added to the weights of all norms when they are loaded.
+    """
 
     family: str
     hidden_size: int
@@ -54,6 +66,21 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
+    activation: str = "silu"
+    windows: tuple[int, ...] = ()
+    local_rope_theta: float | None = None
+    attention_scale: float = 0.0
+    embedding_scale: float = 1.0
+    norm_weight_offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "windows", self.windows or (0,) * self.n_layers)
+        object.__setattr__(self, "attention_scale", self.attention_scale or float(self.head_dim))
+
+    @property
+    def spec(self) -> Family:
+        """What the family is made of."""
+        return FAMILIES[self.family]
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ModelConfig:
@@ -62,49 +89,86 @@ class ModelConfig:
         Raises UnsupportedModelError for an architecture or option that is not served, FileFormatError for a
         missing or impossible value.
         """
-        family = config.get("model_type")
-        if family not in FAMILIES:
+        name = config.get("model_type")
+        if not isinstance(name, str) or name not in FAMILIES:
             raise UnsupportedModelError(
-                f"config.json: model_type {family!r} is not served; known architectures: {', '.join(FAMILIES)}"
+                f"config.json: model_type {name!r} is not served; known architectures: {', '.join(FAMILIES)}"
             )
-        _refuse_options(config, family)
+        family = FAMILIES[name]
+        given = {key: value for key, value in config.items() if value is not None or key in _NULL}
+        config = {**family.defaults, **given}
+        activation = _check_options(config, family)
         hidden_size, n_heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-        n_kv_heads = _size(config, "num_key_value_heads", n_heads)
+        n_layers, n_kv_heads = _size(config, "num_hidden_layers"), _size(config, "num_key_value_heads", n_heads)
         if n_heads % n_kv_heads:
             raise FileFormatError(
                 f"config.json: num_attention_heads {n_heads} is not a multiple of num_key_value_heads {n_kv_heads}"
             )
         head_dim = _size(config, "head_dim", hidden_size // n_heads)
-        partial = _number(config, "partial_rotary_factor", 0.25 if family == "stablelm" else 1.0)
-        rotary_dim = int(head_dim * partial)
+        rotary_dim = int(head_dim * _number(config, "partial_rotary_factor", 1.0))
         if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
             raise FileFormatError(f"config.json: rope turns {rotary_dim} of {head_dim} dimensions, not an even part")
-        attention_bias = bool(config.get("attention_bias", False))
+        windows = _windows(config, family, n_layers)
+        local_rope = family.local_rope and any(windows)
         return cls(
-            family=family,
+            family=name,
             hidden_size=hidden_size,
             intermediate_size=_size(config, "intermediate_size"),
-            n_layers=_size(config, "num_hidden_layers"),
+            n_layers=n_layers,
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,
             vocab_size=_size(config, "vocab_size"),
-            norm_eps=_number(config, "layer_norm_eps" if family == "stablelm" else "rms_norm_eps", 1e-5),
-            max_position_embeddings=_size(config, "max_position_embeddings", 2048),
+            norm_eps=_number(config, family.norm_eps_key),
+            max_position_embeddings=_size(config, "max_position_embeddings"),
             rope_theta=_number(config, "rope_theta", 10000.0),
             rotary_dim=rotary_dim,
             rope_scaling=_rope_scaling(config.get("rope_scaling"), rotary_dim // 2),
-            layer_norm=family == "stablelm",
-            qkv_bias=family == "qwen2" or bool(config.get("use_qkv_bias", False)) or attention_bias,
-            o_bias=attention_bias and family == "llama",
-            mlp_bias=bool(config.get("mlp_bias", False)) and family == "llama",
+            layer_norm=family.norm == "layer",
+            qkv_bias=_bias(config, family.qkv_bias),
+            o_bias=bool(config["o_bias"]) if "o_bias" in config else _bias(config, family.o_bias),
+            mlp_bias=_bias(config, family.mlp_bias),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            activation=activation,
+            windows=windows,
+            local_rope_theta=_number(config, "rope_local_base_freq") if local_rope else None,
+            attention_scale=_number(config, "query_pre_attn_scalar", head_dim),
+            embedding_scale=float(np.sqrt(hidden_size)) if family.scales_embedding else 1.0,
+            norm_weight_offset=float(config.get("norm_weight_offset", family.norm_weight_offset)),
         )
 
+    @property
+    def options(self) -> frozenset[str]:
+        """What this model has beside the plain frame; a back end refuses what it does not know by these names."""
+        norms = self.spec.norms
+        has = {
+            "layer_norm": self.layer_norm,
+            "qk_norm": "q_norm" in norms,
+            "output_norms": "attention_out" in norms,
+            "sliding_window": any(self.windows),
+            "local_rope": self.local_rope_theta is not None,
+            "embedding_scale": self.embedding_scale != 1,
+            self.activation: self.activation != "silu",
+        }
+        return frozenset(option for option, there in has.items() if there)
+
+    @property
+    def ropes(self) -> tuple[int, ...]:
+        """Which of `inverse_frequencies` each layer takes."""
+        return tuple(int(self.local_rope_theta is not None and window > 0) for window in self.windows)
+
     def inverse_frequencies(self) -> NDArray[np.float32]:
-        """Angle per position of each rotated pair, float32 (rotary_dim / 2,), after rope scaling."""
+        """Angle per position of each rotated pair, float32 (n_ropes, rotary_dim / 2): after rope scaling, and where
+        layers with a window have a rope of their own, theirs."""
+        if self.local_rope_theta is None:
+            return self._scaled(self._frequencies(self.rope_theta))[None]
+        return np.stack([self._scaled(self._frequencies(self.rope_theta)), self._frequencies(self.local_rope_theta)])
+
+    def _frequencies(self, theta: float) -> NDArray[np.float32]:
         exponents = np.arange(0, self.rotary_dim, 2, dtype=np.float32) / np.float32(self.rotary_dim)
-        frequencies = (1.0 / (np.float32(self.rope_theta) ** exponents)).astype(np.float32)
+        return (1.0 / (np.float32(theta) ** exponents)).astype(np.float32)
+
+    def _scaled(self, frequencies: NDArray[np.float32]) -> NDArray[np.float32]:
         scaling = self.rope_scaling
         if scaling is None:
             return frequencies
@@ -129,7 +193,7 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> in
     return value
 
 
-def _number(config: Mapping[str, Any], key: str, default: float) -> float:
+def _number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
     value = config.get(key)
     if value is None:
         value = default
@@ -138,20 +202,49 @@ def _number(config: Mapping[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
-def _refuse_options(config: Mapping[str, Any], family: str) -> None:
-    activation = config.get("hidden_act", "silu")
-    refusals = {
-        f"hidden_act {activation!r} (only silu)": activation not in ("silu", "swish"),
-        "use_sliding_window (sliding window attention)": bool(config.get("use_sliding_window", False)),
-        "sliding_window (sliding window attention)": family != "qwen2" and config.get("sliding_window") is not None,
-        "layer_types with sliding_attention": any(t != "full_attention" for t in config.get("layer_types") or ()),
-        "use_parallel_residual": bool(config.get("use_parallel_residual", False)),
-        "qk_layernorm": bool(config.get("qk_layernorm", False)),
-        "quantization_config (load the unquantized checkpoint, or a GGUF)": bool(config.get("quantization_config")),
-    }
-    for option, found in refusals.items():
-        if found:
-            raise UnsupportedModelError(f"config.json: {option} is not served for {family} models")
+def _bias(config: Mapping[str, Any], bias: Bias) -> bool:
+    return bool(config.get(bias, False)) if isinstance(bias, str) else bias
+
+
+def _check_options(config: Mapping[str, Any], family: Family) -> str:
+    """Refuse what is not computed; the activation of the MLP by our name."""
+    activation = config.get(family.activation_key)
+    if activation not in ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"config.json: {family.activation_key} {activation!r} is not served for {family.model_type} models; known: "
+            f"{', '.join(ACTIVATIONS)}"
+        )
+    for key, neutral in family.refused.items():
+        if config.get(key, neutral) not in (neutral, None):
+            raise UnsupportedModelError(
+                f"config.json: {key} {config[key]!r} is not served for {family.model_type} models"
+            )
+    if config.get("quantization_config"):
+        raise UnsupportedModelError(
+            "config.json: quantization_config is not served; load the unquantized checkpoint, or a GGUF"
+        )
+    return ACTIVATIONS[activation]
+
+
+def _windows(config: Mapping[str, Any], family: Family, n_layers: int) -> tuple[int, ...]:
+    """See ModelConfig.windows."""
+    types = config.get("layer_types")
+    if types is not None:
+        known = ("full_attention", "sliding_attention")
+        if not isinstance(types, (list, tuple)) or len(types) != n_layers or any(t not in known for t in types):
+            raise UnsupportedModelError(
+                f"config.json: layer_types must be {' or '.join(known)} for each of {n_layers} layers, found {types!r}"
+            )
+        served = family.sliding is not no_windows and config.get("use_sliding_window", True)
+        if not served and "sliding_attention" in types:
+            raise UnsupportedModelError(
+                f"config.json: layer_types with sliding_attention do not go with a {family.model_type} model"
+                + (" whose use_sliding_window is false" if "use_sliding_window" in config else "")
+            )
+    sliding = family.sliding(config, n_layers) if types is None else [t == "sliding_attention" for t in types]
+    if not any(sliding):
+        return (0,) * n_layers
+    return tuple(_size(config, "sliding_window") if slides else 0 for slides in sliding)
 
 
 def _rope_scaling(scaling: Any, pairs: int) -> RopeScaling | None:

@@ -1,7 +1,9 @@
 """The transformer: attention, MLP, layer, model. One file that reads top to bottom like the paper.
 
-Llama, Qwen2 and StableLM-2 are the same decoder with a few options: biases on Q, K and V, LayerNorm in the place of
-RMSNorm, rope on a part of the head only, a scaled rope, a tied head. The options are fields of ModelConfig.
+The families are the same decoder with a few options: biases, LayerNorm in the place of RMSNorm, norms of queries and
+keys or behind the halves of a layer, rope on a part of the head only, a scaled rope, sliding windows, another
+activation, a scaled embedding, a tied head. The options are fields of ModelConfig, the parts of a layer are those that
+`architecture.layer_parts` names; families have no code here.
 
 Everything here is float32 between the layers; what a weight is made of is Linear's business. An adapter is passed down
 to every Linear and belongs to the request, not to the model: one model serves any number of recipes.
@@ -20,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecal_kernels.clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, NORM, OUTPUT, QKV, ROPE, Clock
-from edgecal_kernels.decoder_weights import DecoderWeights, Place
+from edgecal_kernels.decoder_weights import COMPONENTS, DecoderWeights, Place
 from edgecal_kernels.quant import Array, QuantizedTensor
 
 from .adapters.compiled import CompiledAdapter, Pack, RunningAdapter, RunningPair, run_form
+from .architecture import Part, layer_parts, outer_parts
 from .cache import BLOCK, KVCache
 from .config import ModelConfig
 from .errors import PromptError
@@ -31,6 +34,7 @@ from .linear import Linear
 
 Adapter = CompiledAdapter | RunningAdapter
 Weights = Callable[[str], "QuantizedTensor | Array"]  # tensor name -> weight, quantized or float32
+Ropes = tuple[Array, Array]  # cos and sin, float32 (n_ropes, positions, rotary_dim / 2)
 
 
 class Norm:
@@ -47,104 +51,135 @@ class Norm:
 
 class Attention:
     def __init__(self, build: Builder, layer: int) -> None:
-        config, prefix = build.config, f"model.layers.{layer}.self_attn"
-        self.layer, self.config, self.ops, self.clock = layer, config, build.ops, build.clock
-        self.q_proj = build.linear(f"{prefix}.q_proj", QKV, bias=config.qkv_bias)
-        self.k_proj = build.linear(f"{prefix}.k_proj", QKV, bias=config.qkv_bias)
-        self.v_proj = build.linear(f"{prefix}.v_proj", QKV, bias=config.qkv_bias)
-        self.o_proj = build.linear(f"{prefix}.o_proj", OUTPUT, bias=config.o_bias)
+        self.layer, self.config, self.ops, self.clock = layer, build.config, build.ops, build.clock
+        self.window, self.rope = build.config.windows[layer], build.config.ropes[layer]
+        parts = layer_parts(build.config, layer)
+        self.q_proj = build.linear(parts["q"], QKV)
+        self.k_proj = build.linear(parts["k"], QKV)
+        self.v_proj = build.linear(parts["v"], QKV)
+        self.o_proj = build.linear(parts["o"], OUTPUT)
+        self.q_norm = build.norm(parts["q_norm"]) if "q_norm" in parts else None
+        self.k_norm = build.norm(parts["k_norm"]) if "k_norm" in parts else None
 
-    def __call__(self, x: Array, rope: tuple[Array, Array], cache: KVCache, adapter: RunningAdapter | None) -> Array:
+    def __call__(self, x: Array, rope: Ropes, cache: KVCache, adapter: RunningAdapter | None) -> Array:
         c, inputs = self.config, self.ops.Activations(x)
         n_tokens = len(x)
         q = self.q_proj(inputs, adapter).reshape(n_tokens, c.n_heads, c.head_dim)
         k = self.k_proj(inputs, adapter).reshape(n_tokens, c.n_kv_heads, c.head_dim)
         v = self.v_proj(inputs, adapter).reshape(n_tokens, c.n_kv_heads, c.head_dim)
-        self.ops.rope(q, *rope)
-        self.ops.rope(k, *rope)
+        if self.q_norm is not None and self.k_norm is not None:
+            q = self.q_norm(q.reshape(-1, c.head_dim)).reshape(q.shape)
+            k = self.k_norm(k.reshape(-1, c.head_dim)).reshape(k.shape)
+        cos, sin = rope[0][self.rope], rope[1][self.rope]
+        self.ops.rope(q, cos, sin)
+        self.ops.rope(k, cos, sin)
         self.ops.remember(cache.cached, self.layer, cache.length, k, v)
         self.clock.mark(ROPE)
-        mixed = self.ops.attention(q, cache.cached, self.layer, cache.length)  # (T, H * head_dim)
+        mixed = self.ops.attention(q, cache.cached, self.layer, cache.length, c.attention_scale, self.window)
         self.clock.mark(ATTENTION)
-        return self.o_proj(self.ops.Activations(mixed), adapter)
+        return self.o_proj(self.ops.Activations(mixed), adapter)  # of (T, H * head_dim)
 
 
 class MLP:
     def __init__(self, build: Builder, layer: int) -> None:
-        prefix, bias = f"model.layers.{layer}.mlp", build.config.mlp_bias
-        self.ops, self.clock = build.ops, build.clock
-        self.gate_proj = build.linear(f"{prefix}.gate_proj", GATE_UP, bias=bias)
-        self.up_proj = build.linear(f"{prefix}.up_proj", GATE_UP, bias=bias)
-        self.down_proj = build.linear(f"{prefix}.down_proj", DOWN, bias=bias)
+        self.ops, self.clock, self.activation = build.ops, build.clock, build.config.activation
+        parts = layer_parts(build.config, layer)
+        self.gate_proj = build.linear(parts["gate"], GATE_UP)
+        self.up_proj = build.linear(parts["up"], GATE_UP)
+        self.down_proj = build.linear(parts["down"], DOWN)
 
     def __call__(self, x: Array, adapter: RunningAdapter | None) -> Array:
         inputs = self.ops.Activations(x)
-        hidden = self.ops.swiglu(self.gate_proj(inputs, adapter), self.up_proj(inputs, adapter))  # (T, F)
+        gate, up = self.gate_proj(inputs, adapter), self.up_proj(inputs, adapter)
+        hidden = self.ops.gated(gate, up, self.activation)  # (T, F)
         self.clock.mark(GATE_UP)
         return self.down_proj(self.ops.Activations(hidden), adapter)
 
 
 class Layer:
-    def __init__(self, build: Builder, layer: int) -> None:
-        prefix = f"model.layers.{layer}"
-        self.clock = build.clock
-        self.input_layernorm = build.norm(f"{prefix}.input_layernorm")
-        self.attention = Attention(build, layer)
-        self.post_attention_layernorm = build.norm(f"{prefix}.post_attention_layernorm")
-        self.mlp = MLP(build, layer)
+    """Attention, then MLP, each between norms: of what goes in, and in some families of what comes out."""
 
-    def __call__(self, x: Array, rope: tuple[Array, Array], cache: KVCache, adapter: RunningAdapter | None) -> Array:
-        normed = self.input_layernorm(x)
+    def __init__(self, build: Builder, layer: int) -> None:
+        parts = layer_parts(build.config, layer)
+        self.clock = build.clock
+        self.attention_in = build.norm(parts["attention_in"])
+        self.attention = Attention(build, layer)
+        self.attention_out = build.norm(parts["attention_out"]) if "attention_out" in parts else None
+        self.mlp_in = build.norm(parts["mlp_in"])
+        self.mlp = MLP(build, layer)
+        self.mlp_out = build.norm(parts["mlp_out"]) if "mlp_out" in parts else None
+
+    @property
+    def norms(self) -> list[Norm]:
+        """Of the residual stream, in order."""
+        every = (self.attention_in, self.attention_out, self.mlp_in, self.mlp_out)
+        return [norm for norm in every if norm is not None]
+
+    def __call__(self, x: Array, rope: Ropes, cache: KVCache, adapter: RunningAdapter | None) -> Array:
+        normed = self.attention_in(x)
         self.clock.mark(NORM)
-        x = x + self.attention(normed, rope, cache, adapter)
+        x = x + _through(self.attention_out, self.attention(normed, rope, cache, adapter))
         self.clock.mark(OUTPUT)
-        normed = self.post_attention_layernorm(x)
+        normed = self.mlp_in(x)
         self.clock.mark(NORM)
-        x = x + self.mlp(normed, adapter)
+        x = x + _through(self.mlp_out, self.mlp(normed, adapter))
         self.clock.mark(DOWN)
         return x
 
 
+def _through(norm: Norm | None, x: Array) -> Array:
+    return x if norm is None else norm(x)
+
+
 class Builder:
-    """Makes the parts of a model from named weights."""
+    """Makes the parts of a model from named weights. `arrays`: every weight that was taken, by name."""
 
     def __init__(self, config: ModelConfig, weights: Weights, ops: ModuleType) -> None:
-        self.config, self.weights, self.ops, self.clock = config, weights, ops, Clock()
+        self.config, self.ops, self.clock = config, ops, Clock()
         self.linears: dict[str, Linear] = {}
+        self.arrays: dict[str, QuantizedTensor | Array] = {}
+        self._weights = weights
 
-    def dense(self, name: str) -> Array:
-        weight = self.weights(name)
+    def weight(self, name: str) -> QuantizedTensor | Array:
+        self.arrays[name] = self._weights(name)
+        return self.arrays[name]
+
+    def vector(self, name: str, offset: float = 0.0) -> Array:
+        weight = self.weight(name)
         assert isinstance(weight, np.ndarray), f"{name} is a vector and is never quantized"
+        if offset:
+            weight = self.arrays[name] = weight + np.float32(offset)
         return weight
 
-    def linear(self, name: str, part: int, *, bias: bool) -> Linear:
-        weight = self.weights(f"{name}.weight")
-        bias_vector = self.dense(f"{name}.bias") if bias else None
-        linear = Linear(name, weight, bias_vector, ops=self.ops, clock=self.clock, part=part)
-        self.linears[name] = linear
+    def linear(self, module: Part, part: int) -> Linear:
+        weight = self.weight(f"{module.name}.weight")
+        bias = self.vector(f"{module.name}.bias") if module.bias else None
+        linear = Linear(module.name, weight, bias, ops=self.ops, clock=self.clock, part=part)
+        self.linears[module.name] = linear
         return linear
 
-    def norm(self, name: str) -> Norm:
-        bias = self.dense(f"{name}.bias") if self.config.layer_norm else None
-        return Norm(self.dense(f"{name}.weight"), bias, self.config.norm_eps, self.ops)
+    def norm(self, part: Part) -> Norm:
+        weight = self.vector(f"{part.name}.weight", self.config.norm_weight_offset)
+        bias = self.vector(f"{part.name}.bias") if part.bias else None
+        return Norm(weight, bias, self.config.norm_eps, self.ops)
 
 
 class Model:
     """A decoder: token ids in, logits out, keys and values kept in a KVCache that the caller owns."""
 
     def __init__(self, config: ModelConfig, weights: Weights, ops: ModuleType) -> None:
-        build = Builder(config, weights, ops)
+        build, outer = Builder(config, weights, ops), outer_parts(config)
         self.config, self.ops = config, ops
         self.clock = build.clock  # where forward passes spend their time, while it runs
-        self.embed_tokens = weights("model.embed_tokens.weight")
+        self.embed_tokens = build.weight(f"{outer['embedding'].name}.weight")
         self.layers = [Layer(build, i) for i in range(config.n_layers)]
-        self.norm = build.norm("model.norm")
-        head = self.embed_tokens if config.tie_word_embeddings else weights("lm_head.weight")
+        self.norm = build.norm(outer["norm"])
+        head = build.weight(f"{outer['head'].name}.weight") if "head" in outer else self.embed_tokens
         self.lm_head = Linear("lm_head", head, ops=ops, clock=self.clock, part=HEAD)
-        self.linears = build.linears
+        self.linears, self.arrays = build.linears, build.arrays
         self._decoder = ops.build_decoder(self._decoder_weights())
         self._inverse_frequencies = config.inverse_frequencies()
-        self._rope = (np.zeros((0, 0), np.float32),) * 2
+        self._rope = (np.zeros((1, 0, 0), np.float32),) * 2
         self._running: WeakKeyDictionary[CompiledAdapter, RunningAdapter] = WeakKeyDictionary()
 
     @property
@@ -155,11 +190,7 @@ class Model:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights as they lie in memory; a tied head counts once."""
-        heads = [self.embed_tokens] if self.config.tie_word_embeddings else [self.embed_tokens, self.lm_head.weight]
-        biases = [linear.bias for linear in self.linears.values() if linear.bias is not None]
-        norms = [self.norm, *(n for a in self.layers for n in (a.input_layernorm, a.post_attention_layernorm))]
-        vectors = [v for n in norms for v in (n.weight, n.bias) if v is not None]
-        return sum(w.nbytes for w in (*heads, *biases, *vectors, *(m.weight for m in self.linears.values())))
+        return sum(weight.nbytes for weight in self.arrays.values())
 
     def run_form(self, adapter: Adapter | None) -> RunningAdapter | None:
         """The adapter as this model runs it: int8 pairs for modules with packed weights, float32 ones for others."""
@@ -173,11 +204,11 @@ class Model:
         linear = self.linears.get(module)
         return self.ops.pack_int8 if linear is not None and isinstance(linear.weight, QuantizedTensor) else None
 
-    def rope_table(self, n_positions: int) -> tuple[Array, Array]:
-        """cos and sin, float32 (P, rotary_dim / 2), of positions 0 .. P - 1, P >= n_positions."""
-        if len(self._rope[0]) < n_positions:
+    def rope_table(self, n_positions: int) -> Ropes:
+        """cos and sin, float32 (n_ropes, P, rotary_dim / 2), of positions 0 .. P - 1, P >= n_positions."""
+        if self._rope[0].shape[1] < n_positions:
             positions = np.arange(-(-n_positions // BLOCK) * BLOCK, dtype=np.float32)
-            angles = positions[:, None] * self._inverse_frequencies
+            angles = positions[:, None] * self._inverse_frequencies[:, None]
             self._rope = np.cos(angles), np.sin(angles)
         return self._rope
 
@@ -243,8 +274,10 @@ class Model:
         self.clock.start()
         span = slice(cache.length, cache.length + len(ids))
         cos, sin = self.rope_table(span.stop)
-        rope = cos[span], sin[span]
+        rope = cos[:, span], sin[:, span]
         x = self.ops.embed(self.embed_tokens, ids)  # (T, D)
+        if self.config.embedding_scale != 1:
+            x = x * np.float32(self.config.embedding_scale)
         self.clock.mark(EMBED)
         for layer in self.layers:
             x = layer(x, rope, cache, adapter)
@@ -271,19 +304,27 @@ class Model:
         return [None if adapter is None else adapter.pairs.get(name) for name in self.linears]
 
     def _decoder_weights(self) -> DecoderWeights:
-        c = self.config
-        parts = list(self.linears.values())  # seven per layer, in the order in which Attention and MLP make them
-        norms = [n for layer in self.layers for n in (layer.input_layernorm, layer.post_attention_layernorm)]
-        norms.append(self.norm)
-        biases = [n.bias for n in norms if n.bias is not None]
+        c, n = self.config, len(COMPONENTS)
+        parts = list(self.linears.values())  # in each layer those of COMPONENTS, as Attention and MLP make them
+        norms = [*(norm for layer in self.layers for norm in layer.norms), self.norm]
+        biases = [norm.bias for norm in norms if norm.bias is not None]
+        heads = [(layer.attention.q_norm, layer.attention.k_norm) for layer in self.layers]
         return DecoderWeights(
-            layers=[[(m.weight, m.bias) for m in parts[i : i + 7]] for i in range(0, len(parts), 7)],
+            layers=[[(m.weight, m.bias) for m in parts[i : i + n]] for i in range(0, len(parts), n)],
             head=self.lm_head.weight,
             embedding=self.embed_tokens,
-            norms=np.stack([n.weight for n in norms]),
+            norms=np.stack([norm.weight for norm in norms]),
             norm_biases=np.stack(biases) if biases else None,
+            head_norms=np.stack([norm.weight for pair in heads for norm in pair if norm is not None])
+            if "qk_norm" in c.options
+            else None,
             eps=c.norm_eps,
             n_heads=c.n_heads,
             n_kv_heads=c.n_kv_heads,
             head_dim=c.head_dim,
+            attention_scale=c.attention_scale,
+            embedding_scale=c.embedding_scale,
+            windows=c.windows,
+            ropes=c.ropes,
+            options=c.options,
         )

@@ -59,6 +59,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "use_qkv_bias": True,
         "tie_word_embeddings": False,
     },
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "head_dim": 16, "tie_word_embeddings": True},
+    "mistral": {"architectures": ["MistralForCausalLM"], "sliding_window": 24, "tie_word_embeddings": False},
+    "gemma3_text": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "head_dim": 32,
+        "sliding_window": 24,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": 20,
+    },
 }
 COMPONENTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -110,7 +119,7 @@ def tiny_weights(config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> di
     for name, shape in expected_shapes(config).items():
         values = rng.standard_normal(shape).astype(np.float32)
         if "norm" in name and name.endswith(".weight"):
-            weights[name] = 1 + np.float32(0.2) * values
+            weights[name] = np.float32(1 - config.norm_weight_offset) + np.float32(0.2) * values
         else:
             size = 0.3 if name.endswith(".bias") else 0.05 if "embed" in name else 0.2
             weights[name] = values * np.float32(size)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from edgecal_weights.families import BY_ARCHITECTURE
 from edgecal_weights.gguf_config import gguf_name
 
 Array = NDArray[np.float32]
@@ -67,7 +68,7 @@ def write_gguf(path: Path, pairs: Pairs, rank: int, architecture: str, n_heads: 
         if architecture == "llama" and module.endswith(("q_proj", "k_proj")):
             heads = n_heads if module.endswith("q_proj") else n_kv_heads
             values = values.reshape(heads, 2, -1, rank).swapaxes(1, 2).reshape(values.shape)
-        name = gguf_name(f"{module}.weight")
+        name = gguf_name(f"{module}.weight", BY_ARCHITECTURE[architecture])
         writer.add_tensor(f"{name}.lora_a", a.astype(np.float16).astype(np.float32))
         writer.add_tensor(f"{name}.lora_b", np.ascontiguousarray(values))
     writer.write_header_to_file()

@@ -1,4 +1,4 @@
-"""What a recipe compiles to: one low-rank pair per module, as merged (float32), and in the form in which a model runs it.
+"""What a recipe compiles to: one low-rank pair per module, as merged in float32, and in the form that a model runs.
 
 On a float32 base the pairs stay as they were merged. On a packed base they are rounded to int8, as activations are: a
 quarter of the memory to read per token, and the same kernels as for the base. The rounding error is about 0.5 % of what

@@ -136,8 +136,10 @@ def _size_facts(sizes: dict[str, Any]) -> list[tuple[str, object]]:
     lines = [
         ("layers", some(("n_layers", "{}"), ("hidden_size", "hidden {}"), ("intermediate_size", "feed-forward {}"))),
         ("attention", some(("n_heads", "{} heads"), ("n_kv_heads", "{} KV heads"), ("head_dim", "head_dim {}"))),
+        ("window", some(("sliding_window", "{:,} tokens"))),
         ("rope", rope),
         ("norm", some(("norm", "{}")) + (", bias on q, k, v" if sizes.get("qkv_bias") else "")),
+        ("options", ", ".join(sizes.get("options") or ())),
         ("vocabulary", some(("vocab_size", "{:,}")) + head),
         ("context", some(("max_position_embeddings", "{:,} tokens"))),
     ]

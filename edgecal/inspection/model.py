@@ -155,6 +155,8 @@ def _sizes(config: ModelConfig) -> dict[str, Any]:
         "rope_scaling": None if scaling is None else {k: v for k, v in asdict(scaling).items() if k != "factors"},
         "rotary_dim": config.rotary_dim,
         "norm": "LayerNorm" if config.layer_norm else "RMSNorm",
+        "options": sorted(config.options - {"layer_norm"}),
+        "sliding_window": max(config.windows) or None,
         "qkv_bias": config.qkv_bias,
         "tie_word_embeddings": config.tie_word_embeddings,
     }

@@ -22,31 +22,11 @@ from ..model import Model
 from .results import ModelFacts
 
 
-def arrays_of(model: Model) -> dict[str, Any]:
-    """Every weight by a name, each once: QuantizedTensor or float32."""
-    found: dict[str, Any] = {"embed_tokens": model.embed_tokens}
-    if not model.config.tie_word_embeddings:
-        found["lm_head"] = model.lm_head.weight
-    for name, linear in model.linears.items():
-        found[name] = linear.weight
-        if linear.bias is not None:
-            found[f"{name}.bias"] = linear.bias
-    norms = {"norm": model.norm}
-    for i, layer in enumerate(model.layers):
-        norms[f"{i}.input_layernorm"] = layer.input_layernorm
-        norms[f"{i}.post_attention_layernorm"] = layer.post_attention_layernorm
-    for name, norm in norms.items():
-        found[f"{name}.weight"] = norm.weight
-        if norm.bias is not None:
-            found[f"{name}.bias"] = norm.bias
-    return found
-
-
 def model_facts(engine: Engine, source: str) -> ModelFacts:
     """Everything about the base that a profile needs, without running it."""
     model, c = engine.model, engine.model.config
     formats: Counter[str] = Counter()
-    for weight in arrays_of(model).values():
+    for weight in model.arrays.values():
         formats[weight.format if isinstance(weight, QuantizedTensor) else "fp32"] += weight.nbytes
     table = 0 if c.tie_word_embeddings else model.embed_tokens.nbytes  # a step reads one row of it
     products = sum(d * k for d, k in (*model.linear_shapes.values(), model.lm_head.shape))
@@ -85,7 +65,7 @@ def _pair_operations(pair: RunningPair) -> int:
 def weights_resident(model: Model) -> int:
     """Bytes of the weights in memory now: mapped ones as far as the kernel has their pages, others whole."""
     ranges, owned = [], 0
-    for weight in arrays_of(model).values():
+    for weight in model.arrays.values():
         for array in weight.arrays.values() if isinstance(weight, QuantizedTensor) else [weight]:
             if _is_mapped(array):
                 start = array.ctypes.data

@@ -134,9 +134,9 @@ def _fetch(place: Any, at: int, width: int) -> None:
 
 @kernel
 def _weigh(
-    row: int, seen: int, scaling: Any, place: Any, scale_at: int, weights: int, highest: int, sums: int
+    row: int, hidden: int, seen: int, scaling: Any, place: Any, scale_at: int, weights: int, highest: int, sums: int
 ) -> float:
-    """Scores of a block, in `weights`, to weights, for a row that sees its first `seen` positions.
+    """Scores of a block, in `weights`, to weights, for a row that sees positions [hidden, seen) of it.
 
     Returns the factor by which the row's mixture has to shrink. With int8, weights, once summed, take the values'
     scales.
@@ -146,6 +146,8 @@ def _weigh(
     top = splat(np.float32(-np.inf))
     for j in range(0, stop, 16):
         store(weights, at + j, mul(load(weights, at + j), splat(scaling)))
+    for j in range(hidden):
+        simd.store_one(weights, at + j, np.float32(-np.inf))
     for j in range(seen, stop):
         simd.store_one(weights, at + j, np.float32(-np.inf))
     for j in range(0, stop, 16):
@@ -155,6 +157,8 @@ def _weigh(
     simd.store_one(highest, row, now)
     for j in range(0, stop, 16):
         store(weights, at + j, exp_lanes(simd.sub(load(weights, at + j), splat(now))))
+    for j in range(hidden):
+        simd.store_one(weights, at + j, np.float32(0))
     for j in range(seen, stop):
         simd.store_one(weights, at + j, np.float32(0))
     _clear(weights, at + stop, at + BLOCK)
@@ -176,11 +180,11 @@ def attend(
     """One item: `tokens` tokens from position `pos` on, times the `heads` query heads of one key head.
 
     Element `first` of q and out is the first token's first head; the next token is `per_token` elements on, the next
-    head head_dim. sizes = (pos, head_dim, width, scaling); place = `Cached.addresses`; the key head's position 0 is
-    position `at` of the cache as a whole, (layer * K + head) * capacity. q, out and scratch (`attention_scratch`) are
-    addresses.
+    head head_dim. sizes = (pos, head_dim, width, scaling, window); place = `Cached.addresses`; the key head's position
+    0 is position `at` of the cache as a whole, (layer * K + head) * capacity. q, out and scratch (`attention_scratch`)
+    are addresses.
     """
-    pos, head_dim, width, scaling = sizes
+    pos, head_dim, width, scaling, window = sizes
     n_rows, vectors = tokens * heads, width // 16
     padded = (n_rows + 3) // 4 * 4
     keys, values, queries, mixed, weights, sums, highest = _parts(scratch, padded, width)
@@ -196,7 +200,8 @@ def attend(
     value_halves, value_whole = simd.halves(place[1]), simd.whole(place[1])
     direct = n_rows <= 8 and place[4] != FP32  # one pass or two over a block cost less than a copy of it
     groups = width // KEY_GROUP
-    for start in range(0, length, BLOCK):
+    begin_block = max(_ZERO, pos - window + 1) // BLOCK * BLOCK if window > 0 else _ZERO
+    for start in range(begin_block, length, BLOCK):
         # Tiles of keys are whole; of values only what is filled: a cache may end within the block
         present = min(BLOCK, length - start)
         tiles = (present + 15) // 16
@@ -206,7 +211,8 @@ def attend(
             _widen_keys(place, at + start, tiles, width, keys)
             _widen(place[4], place[1], (at + start) * width, present * width, values)
         early = max(0, start - pos) * heads  # rows that end before this block
-        for row in range(early // 4 * 4, n_rows, 4):
+        late = min(tokens, start + BLOCK + window - 1 - pos) * heads if window > 0 else n_rows  # their window is later
+        for row in range(early // 4 * 4, late, 4):
             some = min(4, n_rows - row)
             _clear(weights, row * BLOCK, (row + 4) * BLOCK)
             layout = (_LANES, 16 * width, BLOCK)
@@ -222,10 +228,11 @@ def attend(
                 multiply_rows(some, queries, source, width, width, copied, _ZERO, layout, tiles, weights, target, None)
             for r in range(row, row + some):
                 seen = min(BLOCK, pos + r // heads + 1 - start)
-                if seen <= 0:
+                hidden = max(_ZERO, pos + r // heads + 1 - window - start) if window > 0 else _ZERO
+                if seen <= hidden:
                     _clear(weights, r * BLOCK, (r + 1) * BLOCK)
                 else:
-                    shrink = _weigh(r, seen, np.float32(scaling), place, at + start, weights, highest, sums)
+                    shrink = _weigh(r, hidden, seen, np.float32(scaling), place, at + start, weights, highest, sums)
                     if shrink != np.float32(1):
                         for i in range(r * width, (r + 1) * width, 16):
                             store(mixed, i, mul(load(mixed, i), splat(shrink)))
@@ -252,7 +259,7 @@ def attend(
 def _attend_share(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: int, first: int, stride: int) -> None:
     """Items first, first + stride, ...; shape = (T, H, K). Late tokens, which see most, come first."""
     n_tokens, n_heads, n_kv = shape
-    pos, head_dim, width, scaling = sizes
+    pos, head_dim, width, scaling, window = sizes
     heads = n_heads // n_kv
     block = max(1, ROWS // heads)
     n_blocks = (n_tokens + block - 1) // block
@@ -263,14 +270,14 @@ def _attend_share(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: i
         element = (token * n_heads + head * heads) * head_dim
         at = (layer * n_kv + head) * place[5]
         tokens = min(block, n_tokens - token)
-        here = (pos + token, head_dim, width, scaling)
+        here = (pos + token, head_dim, width, scaling, window)
         attend(own_q, own_out, element, tokens, heads, n_heads * head_dim, here, place, at, blocks.address(scratch))
 
 
 call_share, share_code = by_address(
     _attend_share,
     *(types.float32[::1], types.float32[::1], types.UniTuple(types.int64, 3)),
-    *(types.Tuple((types.int64, types.int64, types.int64, types.float64)), types.UniTuple(types.int64, 6)),
+    *(types.Tuple((types.int64, types.int64, types.int64, types.float64, types.int64)), types.UniTuple(types.int64, 6)),
     *(types.int64, types.int64, types.int64),
 )
 
@@ -281,13 +288,15 @@ def _attention(code: int, q: Any, out: Any, shape: Any, sizes: Any, place: Any, 
         call_share(code, q, out, shape, sizes, place, layer, np.int64(chunk), np.int64(32))
 
 
-def attention(q: Array, cached: Cached, layer: int, pos: int) -> Array:
+def attention(
+    q: Array, cached: Cached, layer: int, pos: int, scale: float | None = None, window: int = 0
+) -> Array:
     """As `reference.attention`."""
     n_tokens, n_heads, head_dim = q.shape
     n_kv, width = cached.values.shape[1], cached.values.shape[3]
     out = np.empty((n_tokens, n_heads * head_dim), np.float32)
     flat = np.ascontiguousarray(q).reshape(-1)
-    sizes = (pos, head_dim, width, 1.0 / math.sqrt(head_dim))
+    sizes = (pos, head_dim, width, 1.0 / math.sqrt(scale or head_dim), window)
     arguments = flat, out.reshape(-1), (n_tokens, n_heads, n_kv), sizes, cached.addresses, layer
     if (pos + n_tokens) * out.size < _WORTH_A_THREAD:
         _attend_share(*arguments, 0, 1)

@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .clock import Clock
-from .decoder_plan import LINEAR, PAIR, PLAN, ROW
+from .decoder_plan import LAYER, LINEAR, PAIR, PLAN, ROW
 from .decoder_walk import walk
-from .decoder_weights import DecoderWeights, Pair, Place
+from .decoder_weights import ACTIVATIONS, N_COMPONENTS, DecoderWeights, Pair, Place
+from .errors import BackendError
 from .packed_matmul import FORMAT_NUMBER, address, extra_address
 from .quant import STEP, TILE_ROWS, Array, QuantizedTensor
 from .sync import WORDS
@@ -36,19 +37,32 @@ class Decoder:
     """
 
     MAX_ROWS = 16
+    KNOWN = frozenset({"layer_norm", "qk_norm", "output_norms", "sliding_window", "local_rope", "embedding_scale"}) | {
+        *ACTIVATIONS
+    }
+    """Options of a model (`DecoderWeights.options`) that a step computes."""
 
     def __init__(self, weights: DecoderWeights) -> None:
         self._weights = weights
         self._lock = threading.Lock()
         self._table = _describe(weights)
-        self._pairs = np.zeros((1, len(weights.layers), 7), PAIR)  # slot 0: no adapter
+        self._pairs = np.zeros((1, len(weights.layers), N_COMPONENTS), PAIR)  # slot 0: no adapter
         self._ranks = {0: 0}  # of the adapters, in whole steps
         self._slots: WeakKeyDictionary[Hashable, int] = WeakKeyDictionary()
         self._scratch = _Scratch(weights, self._table, 1, 1, 0)
 
     @classmethod
     def build(cls, weights: DecoderWeights) -> Decoder | None:
-        """None where a weight is float32 or a size does not fill whole registers."""
+        """None where a weight is float32 or a size does not fill whole registers.
+
+        BackendError for a model with an option that a step does not compute: it would answer wrongly without a word.
+        """
+        unknown = sorted(weights.options - cls.KNOWN)
+        if unknown:
+            raise BackendError(
+                f"the compiled decoder does not know {', '.join(unknown)}; it knows {', '.join(sorted(cls.KNOWN))}. "
+                "EDGECAL_BACKEND=numpy runs the model without it"
+            )
         linears = [*(w for layer in weights.layers for w, _ in layer), weights.head, weights.embedding]
         packed = all(isinstance(w, QuantizedTensor) for w in linears)
         whole = all(w.shape[1] % STEP == 0 and w.shape[0] % TILE_ROWS == 0 for w in linears[:-2])
@@ -67,7 +81,7 @@ class Decoder:
         """Logits (N - first_logit, V) of tokens [first_logit, N) of `ids`, N <= MAX_ROWS.
 
         Row i has its keys and values written at `places[i]` before any row attends, so rows may follow one another in
-        one cache. `rotation`: cos and sin, float32 (positions, half), of all positions that occur.
+        one cache. `rotation`: cos and sin, float32 (n_ropes, positions, half), of all positions that occur.
         """
         n, head = len(ids), self._weights.head.shape[0]
         logits = np.empty((n - first_logit, -(-head // TILE_ROWS) * TILE_ROWS), np.float32)
@@ -139,6 +153,7 @@ class _Scratch:
             "inner_codes": np.zeros((n_threads, inner_width), np.int8),
             "inner_scale": floats(n_threads, inner_width // STEP),
             "inner_total": np.zeros((n_threads, inner_width // STEP), np.int32),
+            "layers": np.array(list(zip(w.windows, w.ropes, strict=True)), LAYER),
         }
         numbers = {
             "inner_width": inner_width,
@@ -146,13 +161,17 @@ class _Scratch:
             "n_layers": len(w.layers),
             "norms": w.norms.ctypes.data,
             "norm_biases": address(w.norm_biases),
+            "norms_per_layer": len(w.norms) // len(w.layers),
+            "head_norms": address(w.head_norms),
+            "activation": ACTIVATIONS.index(w.activation),
             "hidden_size": hidden_size,
             "intermediate_size": intermediate_size,
             "n_heads": w.n_heads,
             "n_kv_heads": w.n_kv_heads,
             "head_dim": w.head_dim,
             "eps": w.eps,
-            "scaling": 1.0 / math.sqrt(w.head_dim),
+            "scaling": 1.0 / math.sqrt(w.attention_scale),
+            "embedding_scale": w.embedding_scale,
         }
         self.plan = np.zeros(1, PLAN)
         for name, value in {**numbers, **{name: x.ctypes.data for name, x in self._buffers.items()}}.items():
@@ -170,7 +189,7 @@ class _Scratch:
         if self._rotation is None or self._rotation[0] is not cos:
             self._rotation = cos, sin
             self.plan["cos"], self.plan["sin"] = cos.ctypes.data, sin.ctypes.data
-            self.plan["positions"], self.plan["half"] = cos.shape
+            self.plan["positions"], self.plan["half"] = cos.shape[1:]
 
     def adapt(self, pairs: NDArray) -> None:
         """Use this table of adapters."""
@@ -180,8 +199,8 @@ class _Scratch:
 
 
 def _describe(weights: DecoderWeights) -> NDArray:
-    """The table of linear modules (layers + 1, 7), head and embedding in the last row."""
-    table = np.zeros((len(weights.layers) + 1, 7), LINEAR)
+    """The table of linear modules (layers + 1, N_COMPONENTS), head and embedding in the last row."""
+    table = np.zeros((len(weights.layers) + 1, N_COMPONENTS), LINEAR)
     for i, row in enumerate([*weights.layers, [(weights.head, None), (weights.embedding, None)]]):
         for j, (weight, bias) in enumerate(row):
             assert isinstance(weight, QuantizedTensor)
@@ -201,11 +220,12 @@ def _describe(weights: DecoderWeights) -> NDArray:
 
 
 def _describe_pairs(pairs: Sequence[Pair | None], n_layers: int) -> NDArray:
-    table = np.zeros((n_layers, 7), PAIR)
+    table = np.zeros((n_layers, N_COMPONENTS), PAIR)
     for i, pair in enumerate(pairs):
         if pair is None:
             continue
-        place = table[i // 7, i % 7 : i % 7 + 1]
+        layer, module = divmod(i, N_COMPONENTS)
+        place = table[layer, module : module + 1]
         place["bias"] = address(pair.bias)
         if pair.a is not None:
             assert isinstance(pair.a, QuantizedTensor) and isinstance(pair.b, QuantizedTensor)

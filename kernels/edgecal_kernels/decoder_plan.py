@@ -39,6 +39,8 @@ ROW = np.dtype(
     [(name, np.int64) for name in ("keys", "values", "key_scales", "value_scales", "kind", "capacity")]
     + [(name, np.int64) for name in ("pos", "slot", "id")]
 )
+# What a layer's attention sees and turns by: its window (0: everything before it) and its table of rotations.
+LAYER = np.dtype([("window", np.int64), ("rope", np.int64)])
 # All that stays the same from step to step: addresses and sizes.
 PLAN = np.dtype(
     [(name, np.int64) for name in ("words", "table", "pairs", "rows", "n_layers", "n_slots", "most")]
@@ -46,9 +48,10 @@ PLAN = np.dtype(
     + [(name, np.int64) for name in ("normed", "codes", "scale", "total")]
     + [(name, np.int64) for name in ("wide_codes", "wide_scale", "wide_total")]
     + [(name, np.int64) for name in ("inner_codes", "inner_scale", "inner_total")]
-    + [(name, np.int64) for name in ("norms", "norm_biases", "cos", "sin", "positions", "half")]
+    + [(name, np.int64) for name in ("norms", "norm_biases", "norms_per_layer", "head_norms", "layers")]
+    + [(name, np.int64) for name in ("cos", "sin", "positions", "half", "activation")]
     + [(name, np.int64) for name in ("hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim")]
-    + [("eps", np.float64), ("scaling", np.float64)]
+    + [("eps", np.float64), ("scaling", np.float64), ("embedding_scale", np.float64)]
 )
 
 intrinsic: Any = _numba_intrinsic

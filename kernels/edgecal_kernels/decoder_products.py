@@ -15,6 +15,7 @@ from numba import carray
 from . import blocks, simd
 from .clock import LORA
 from .decoder_plan import LINEAR, PAIR, ROW, charge, now, pointer, tick
+from .decoder_weights import N_COMPONENTS
 from .jit import kernel
 from .packed_kernels import AFFINE, INT4, INT4_F16, INT6, INT8, ZERO
 from .packed_matmul import add_int8, multiply, multiply_quarters
@@ -83,7 +84,7 @@ def _inner(plan: Any, row: int, of_group: int) -> int:
 
 @kernel
 def _pairs(plan: Any) -> Any:
-    return carray(pointer(plan.pairs), (plan.n_slots, plan.n_layers, 7), PAIR)
+    return carray(pointer(plan.pairs), (plan.n_slots, plan.n_layers, N_COMPONENTS), PAIR)
 
 
 @kernel
@@ -163,7 +164,7 @@ def adapted_product(
 ) -> None:
     """These tiles of a module of the group that begins with `first`, with its adapters, whose time goes to LORA."""
     thread, _, n, adapted, clock = step
-    linear = carray(pointer(plan.table), (plan.n_layers + 1, 7), LINEAR)[layer, module]
+    linear = carray(pointer(plan.table), (plan.n_layers + 1, N_COMPONENTS), LINEAR)[layer, module]
     product(linear, n, x, out, tiles)
     if adapted:
         before = now() if clock != 0 else ZERO

@@ -1,4 +1,4 @@
-"""exp, SwiGLU and the norms, sixteen lanes at a time."""
+"""exp, the gated activations of the MLP and the norms, sixteen lanes at a time."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 
 from . import simd
+from .decoder_weights import ACTIVATIONS
 from .jit import kernel
 from .quant import Array
 from .simd import add, fma, load, mul, splat, store
+
+GELU_TANH = ACTIVATIONS.index("gelu_tanh")
+_SLOPE, _CUBE = np.float32(2 * math.sqrt(2 / math.pi)), np.float32(0.044715)
 
 
 @kernel
@@ -31,62 +35,76 @@ def exp_lanes(x: Any) -> Any:
 
 
 @kernel
-def swiglu_lanes(gate: Any, up: Any, i: int) -> None:
+def gated_lanes(activation: int, gate: Any, up: Any, i: int) -> None:
+    """`reference.gated` for 16 elements; `activation` is a place in ACTIVATIONS."""
     g = load(gate, i)
-    # exp_lanes holds at -87 below, so the argument is held above too: silu is 0 there in float32
-    negative = simd.sub(splat(np.float32(0)), simd.maximum(g, splat(np.float32(-87.0))))
+    slope = g
+    if activation == GELU_TANH:
+        cubed = mul(mul(mul(splat(_CUBE), g), g), g)
+        slope = mul(splat(_SLOPE), add(g, cubed))
+    # exp_lanes holds at -87 below, so the argument is held above too: the result is 0 there in float32
+    negative = simd.sub(splat(np.float32(0)), simd.maximum(slope, splat(np.float32(-87.0))))
     store(gate, i, mul(simd.div(g, add(splat(np.float32(1.0)), exp_lanes(negative))), load(up, i)))
 
 
 @kernel
-def _swiglu(gate: Any, up: Any) -> None:
+def _gated(activation: int, gate: Any, up: Any) -> None:
     """Flat arrays. The tail takes the same lanes through a buffer, so an element's bits do not depend on its place."""
     n = gate.size
     whole = n - n % 16
     for i in range(0, whole, 16):
-        swiglu_lanes(gate, up, i)
+        gated_lanes(activation, gate, up, i)
     if whole < n:
         tail = np.zeros((2, 16), np.float32)
         tail[0, : n - whole], tail[1, : n - whole] = gate[whole:], up[whole:]
-        swiglu_lanes(tail[0], tail[1], 0)
+        gated_lanes(activation, tail[0], tail[1], 0)
         gate[whole:] = tail[0, : n - whole]
 
 
-def swiglu(gate: Array, up: Array) -> Array:
-    """As `reference.swiglu`."""
-    _swiglu(gate.reshape(-1), up.reshape(-1))
+def gated(gate: Array, up: Array, activation: str = "silu") -> Array:
+    """As `reference.gated`."""
+    _gated(ACTIVATIONS.index(activation), gate.reshape(-1), up.reshape(-1))
     return gate
 
 
 @kernel
-def normalize(x: Any, weight: Any, bias: Any, eps: float, centered: bool, out: Any) -> None:
-    n, d = x.shape
+def normalize_row(
+    x: Any, at: int, d: int, weight: Any, bias: Any, first: int, eps: float, centered: bool, out: Any, to: int
+) -> None:
+    """d elements of flat x from `at` on into flat `out` from `to` on; weights and biases count from `first`."""
     whole = d - d % 16
-    for row in range(n):
-        at = row * d
-        mean = np.float32(0)
-        if centered:
-            sums = splat(np.float32(0))
-            for i in range(0, whole, 16):
-                sums = add(sums, load(x, at + i))
-            total = simd.sum_lanes(sums)
-            for i in range(whole, d):
-                total += x[row, i]
-            mean = total / np.float32(d)
-        squares = splat(np.float32(0))
-        shift = splat(mean)
+    mean = np.float32(0)
+    if centered:
+        sums = splat(np.float32(0))
         for i in range(0, whole, 16):
-            value = simd.sub(load(x, at + i), shift)
-            squares = fma(value, value, squares)
-        total = simd.sum_lanes(squares)
+            sums = add(sums, load(x, at + i))
+        total = simd.sum_lanes(sums)
         for i in range(whole, d):
-            total += (x[row, i] - mean) * (x[row, i] - mean)
-        factor = np.float32(1.0) / np.float32(math.sqrt(total / np.float32(d) + np.float32(eps)))
+            total += x[at + i]
+        mean = total / np.float32(d)
+    squares = splat(np.float32(0))
+    shift = splat(mean)
+    for i in range(0, whole, 16):
+        value = simd.sub(load(x, at + i), shift)
+        squares = fma(value, value, squares)
+    total = simd.sum_lanes(squares)
+    for i in range(whole, d):
+        total += (x[at + i] - mean) * (x[at + i] - mean)
+    factor = np.float32(1.0) / np.float32(math.sqrt(total / np.float32(d) + np.float32(eps)))
+    for i in range(d):
+        out[to + i] = (x[at + i] - mean) * factor * weight[first + i]
+    if centered:
         for i in range(d):
-            out[row, i] = (x[row, i] - mean) * factor * weight[i]
-        if centered:
-            for i in range(d):
-                out[row, i] += bias[i]
+            out[to + i] += bias[first + i]
+
+
+@kernel
+def normalize(x: Any, weight: Any, bias: Any, eps: float, centered: bool, out: Any) -> None:
+    """Every row of x (n, d) into `out`."""
+    n, d = x.shape
+    flat, target = x.reshape(-1), out.reshape(-1)
+    for row in range(n):
+        normalize_row(flat, row * d, d, weight, bias, np.int64(0), eps, centered, target, row * d)
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:

@@ -18,7 +18,7 @@ from .attention import attention
 from .cache_write import remember, rope
 from .decoder import Decoder, DecoderWeights
 from .dense import add_lora, dense_product
-from .elementwise import layer_norm, rms_norm, swiglu
+from .elementwise import gated, layer_norm, rms_norm
 from .packed_matmul import packed_product
 from .packing import pack_int8
 from .quant import Array, QuantizedTensor
@@ -34,6 +34,7 @@ __all__ = [
     "attention",
     "build_decoder",
     "embed",
+    "gated",
     "isa",
     "layer_norm",
     "matmul",
@@ -43,7 +44,6 @@ __all__ = [
     "remember",
     "rms_norm",
     "rope",
-    "swiglu",
 ]
 
 

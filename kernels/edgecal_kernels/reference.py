@@ -28,6 +28,7 @@ from .quant import (
 )
 
 NAME = "numpy"
+_GELU_SLOPE, _GELU_CUBE = np.float32(2 * np.sqrt(2 / np.pi)), np.float32(0.044715)
 _BLOCK_TILES = 64  # 1,024 rows are dequantized at a time, so that a large head needs no large temporary
 
 
@@ -120,10 +121,14 @@ def rope(x: Array, cos: Array, sin: Array) -> None:
     x[:, :, half : 2 * half] = second * c + first * s
 
 
-def swiglu(gate: Array, up: Array) -> Array:
-    """silu(gate) * up; overwrites `gate`."""
-    with np.errstate(over="ignore"):  # exp(-x) may become inf, and then silu is 0 as it should
-        gate /= 1 + np.exp(-gate)
+def gated(gate: Array, up: Array, activation: str = "silu") -> Array:
+    """activation(gate) * up; overwrites `gate`. "silu": x / (1 + exp(-x)) (SwiGLU, Shazeer 2020, arXiv 2002.05202);
+    "gelu_tanh": x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3), which is GELU's form with tanh (GeGLU)."""
+    slope = gate
+    if activation == "gelu_tanh":
+        slope = _GELU_SLOPE * (gate + _GELU_CUBE * gate * gate * gate)
+    with np.errstate(over="ignore"):  # exp(-x) may become inf, and then the result is 0 as it should
+        gate /= 1 + np.exp(-slope)
     gate *= up
     return gate
 
@@ -133,19 +138,25 @@ def remember(cached: Cached, layer: int, pos: int, keys: Array, values: Array) -
     cached.write(layer, pos, keys, values)
 
 
-def attention(q: Array, cached: Cached, layer: int, pos: int) -> Array:
+def attention(
+    q: Array, cached: Cached, layer: int, pos: int, scale: float | None = None, window: int = 0
+) -> Array:
     """Causal attention of T queries at positions pos.. over a layer's cache: float32 (T, H * head_dim).
 
     q (T, H, head_dim); the cache holds positions [0, pos + T). Query heads share key heads in order (head h reads
-    h // (H / K)).
+    h // (H / K)). Scores are divided by sqrt(scale), head_dim's unless given. With a `window` a query sees that many
+    positions, its own the last of them.
     """
     n_new, n_heads, head_dim = q.shape
     k, v = cached.read(layer, pos + n_new)  # (K, S, head_dim)
     n_kv, length = k.shape[:2]
     queries = q.reshape(n_new, n_kv, -1, head_dim).transpose(1, 2, 0, 3)  # (K, H/K, T, head_dim)
-    scores = queries @ k[:, None].transpose(0, 1, 3, 2) / np.float32(np.sqrt(head_dim))
-    future = np.arange(length) > pos + np.arange(n_new)[:, None]
-    scores[:, :, future] = -np.inf
+    scores = queries @ k[:, None].transpose(0, 1, 3, 2) / np.float32(np.sqrt(scale or head_dim))
+    own, positions = pos + np.arange(n_new)[:, None], np.arange(length)
+    hidden = positions > own
+    if window:
+        hidden |= positions <= own - window
+    scores[:, :, hidden] = -np.inf
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=-1, keepdims=True)

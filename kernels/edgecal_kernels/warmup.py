@@ -16,7 +16,7 @@ import numpy as np
 from . import cpu
 from .cached import Cached
 from .clock import Clock
-from .decoder_weights import DecoderWeights, Place
+from .decoder_weights import N_COMPONENTS, DecoderWeights, Place
 from .dispatch import backend, kernel_cache_directory
 from .errors import BackendError
 from .quant import FORMATS, quantize
@@ -66,7 +66,7 @@ def compile_all() -> float:
     ops.pack_int8(np.asfortranarray(tile_and_quarter))
     ops.rms_norm(x, x[0], 1e-5)
     ops.layer_norm(x, x[0], x[0], 1e-5)
-    ops.swiglu(x.copy(), x)
+    ops.gated(x.copy(), x)
     _decode(ops)
     _merge(ops.merging)
     _, name, features = cpu.compile_target()
@@ -84,9 +84,24 @@ def compile_all() -> float:
 def _decode(ops: Any) -> None:
     """One token through a decoder of one layer."""
     square = quantize(np.ones((32, 32), np.float32), "int8")
-    weights = DecoderWeights([[(square, None)] * 7], square, square, np.ones((3, 32), np.float32), None, 1e-5, 2, 2, 16)
+    weights = DecoderWeights(
+        [[(square, None)] * N_COMPONENTS],
+        square,
+        square,
+        norms=np.ones((3, 32), np.float32),
+        norm_biases=None,
+        head_norms=None,
+        eps=1e-5,
+        n_heads=2,
+        n_kv_heads=2,
+        head_dim=16,
+        attention_scale=16,
+        embedding_scale=1,
+        windows=(0,),
+        ropes=(0,),
+    )
     cached = Cached("fp16", 1, 2, 16, 16)
-    half = np.ones((1, 8), np.float32)
+    half = np.ones((1, 1, 8), np.float32)
     ops.build_decoder(weights).step([0], [Place(cached, 0, None, list)], (half, half), Clock())
 
 

@@ -14,12 +14,12 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
-import edgecal.generate
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import edgecal.decoding.generate
 from edgecal import Engine, KVCache, Recipe, SamplingOptions, Settings
 from edgecal.decoding.generate import TokenRecord, generate
 from edgecal.decoding.sampler import Sampler
@@ -106,7 +106,7 @@ def oracle(answer: list[int], seed: int = 0) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Oracle, "answer", answer)
         patch.setattr(Oracle, "seed", seed)
-        patch.setattr(edgecal.generate, "Speculator", Oracle)
+        patch.setattr(edgecal.decoding.generate, "Speculator", Oracle)
         yield
 
 

@@ -17,9 +17,7 @@ from edgecal import Engine, KVCache, Recipe, Settings
 from edgecal.adapters.compiled import CompiledAdapter
 from edgecal.errors import PromptError
 from edgecal_kernels.clock import PARTS
-from tests.tiny import write_tiny_adapter, write_tiny_hf
-
-FAMILIES = ("llama", "qwen2", "stablelm")
+from tests.tiny import FAMILIES, write_tiny_adapter, write_tiny_hf
 
 
 @pytest.fixture(scope="module")

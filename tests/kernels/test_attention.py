@@ -54,6 +54,21 @@ def test_attention(fast, rng, head_dim, dtype, heads):
         np.testing.assert_allclose(fast.attention(q, cached, 1, pos), expected, rtol=0, atol=BUDGET)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("window", [1, 5, 64, 65, 100, 1000])
+def test_attention_in_a_window(fast, rng, dtype, window):
+    """Of some positions only, and with scores divided by another root than head_dim's."""
+    for head_dim, (n_heads, n_kv) in ((64, (9, 3)), (256, (4, 1))):
+        cached = filled(rng, reference, dtype, n_kv, head_dim, 240)
+        for pos, n_tokens in ((0, 1), (0, 40), (37, 5), (100, 1), (128, 1), (60, 150), (239, 1), (0, 240)):
+            q = rng.standard_normal((n_tokens, n_heads, head_dim)).astype(np.float32)
+            expected = reference.attention(q, cached, 1, pos, 40.0, window)
+            np.testing.assert_allclose(fast.attention(q, cached, 1, pos, 40.0, window), expected, rtol=0, atol=BUDGET)
+            for i in range(0, n_tokens, 50):  # what lies before the window must not show, nor what comes after
+                alone = fast.attention(q[i : i + 1], cached, 1, pos + i, 40.0, window)
+                np.testing.assert_allclose(alone, expected[i : i + 1], rtol=0, atol=BUDGET)
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     st.integers(0, 200), st.integers(1, 70), st.sampled_from(HEADS), st.sampled_from(list(TYPES)), st.integers(0, 99)
@@ -71,15 +86,15 @@ def test_attention_anywhere(pos, n_tokens, heads, dtype, seed):
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("head_dim", [64, 80])
-def test_a_row_has_the_same_bits_in_any_chunk_on_any_threads(fast, rng, dtype, heads, head_dim, threads):
+@pytest.mark.parametrize(("head_dim", "window"), [(64, 0), (80, 0), (64, 30), (64, 100)])
+def test_a_row_has_the_same_bits_in_any_chunk_on_any_threads(fast, rng, dtype, heads, head_dim, window, threads):
     """What lies behind a position (a rejected guess, a longer prompt) must not show either."""
     n_heads, n_kv = heads
     keys, values = rng.standard_normal((2, 300, n_kv, head_dim)).astype(np.float32)
     q = rng.standard_normal((300, n_heads, head_dim)).astype(np.float32)
     cached = Cached(dtype, 1, n_kv, 304, head_dim)
     fast.remember(cached, 0, 0, keys, values)
-    whole = fast.attention(q, cached, 0, 0)
+    whole = fast.attention(q, cached, 0, 0, window=window)
     for n_threads in {1, numba.config.NUMBA_NUM_THREADS}:
         threads(n_threads)
         for size in (1, 3, 17, 64, 150):
@@ -87,9 +102,9 @@ def test_a_row_has_the_same_bits_in_any_chunk_on_any_threads(fast, rng, dtype, h
             for i in range(0, 300, size):
                 step = slice(i, i + size)
                 fast.remember(grown, 0, i, keys[step], values[step])
-                found = fast.attention(q[step], grown, 0, i)
-                np.testing.assert_array_equal(found, whole[step])
-                np.testing.assert_array_equal(fast.attention(q[step], cached, 0, i), whole[step])
+                for cache in (grown, cached):
+                    found = fast.attention(q[step], cache, 0, i, window=window)
+                    np.testing.assert_array_equal(found, whole[step])
 
 
 def largest_of_groups(x):

@@ -6,8 +6,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from edgecal_kernels import cpu, reference
+from edgecal_kernels.decoder_weights import ACTIVATIONS
 from edgecal_kernels.dispatch import backend
 from edgecal_kernels.errors import BackendError
 from edgecal_kernels.quant import FORMATS, quantize
@@ -88,7 +90,7 @@ def test_activations_round_to_the_same_codes(fast, rng, shape):
 
 
 @pytest.mark.parametrize("width", [1, 16, 70, 576])
-def test_norms_and_swiglu(fast, rng, width):
+def test_norms_and_gated(fast, rng, width):
     x = (rng.standard_normal((5, width)) * 20).astype(np.float32)
     weight, bias = (rng.standard_normal(width).astype(np.float32) for _ in range(2))
     np.testing.assert_allclose(
@@ -97,9 +99,21 @@ def test_norms_and_swiglu(fast, rng, width):
     expected = reference.layer_norm(x, weight, bias, 1e-5)
     np.testing.assert_allclose(fast.layer_norm(x, weight, bias, 1e-5), expected, rtol=1e-5, atol=5e-6)
     gate = x * 10
-    np.testing.assert_allclose(
-        fast.swiglu(gate.copy(), x), reference.swiglu(gate.copy(), x), rtol=1e-6, atol=1e-30
-    )
+    for activation in ACTIVATIONS:
+        expected = reference.gated(gate.copy(), x, activation)
+        np.testing.assert_allclose(fast.gated(gate.copy(), x, activation), expected, rtol=2e-6, atol=1e-30)
+
+
+def test_gated_is_the_activation_of_pytorch(ops, rng):
+    """Both activations beside PyTorch's in float64; their errors near 0, where GELU's cube matters, and far out."""
+    gate = np.concatenate([rng.standard_normal(4000), rng.standard_normal(1000) * 30]).astype(np.float32)
+    exact = torch.from_numpy(gate.astype(np.float64))
+    for activation, theirs in (
+        ("silu", torch.nn.functional.silu(exact)),
+        ("gelu_tanh", torch.nn.functional.gelu(exact, approximate="tanh")),
+    ):
+        found = ops.gated(gate[None].copy(), np.ones_like(gate[None]), activation)[0]
+        np.testing.assert_allclose(found, theirs.numpy(), rtol=2e-6, atol=1e-6)
 
 
 _PROBE = """

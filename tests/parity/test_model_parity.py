@@ -14,11 +14,17 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PretrainedConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     StableLmConfig,
     StableLmForCausalLM,
 )
@@ -137,6 +143,98 @@ CASES = {
             partial_rotary_factor=0.5,
         ),
     ),
+    "qwen2-window": (
+        Qwen2ForCausalLM,
+        Qwen2Config(
+            **SMALL,
+            hidden_size=64,
+            intermediate_size=90,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            use_sliding_window=True,
+            sliding_window=20,
+            max_window_layers=1,
+        ),
+    ),
+    "qwen3": (
+        Qwen3ForCausalLM,
+        Qwen3Config(
+            **SMALL,
+            hidden_size=64,
+            intermediate_size=96,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=24,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "qwen3-biases": (
+        Qwen3ForCausalLM,
+        Qwen3Config(
+            **SMALL,
+            hidden_size=56,
+            intermediate_size=90,
+            num_attention_heads=3,
+            num_key_value_heads=1,
+            head_dim=32,
+            attention_bias=True,
+            rms_norm_eps=1e-5,
+        ),
+    ),
+    "mistral": (
+        MistralForCausalLM,
+        MistralConfig(
+            **SMALL,
+            hidden_size=64,
+            intermediate_size=96,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=20,
+            sliding_window=17,
+        ),
+    ),
+    "mistral-no-window": (
+        MistralForCausalLM,
+        MistralConfig(
+            **SMALL,
+            hidden_size=64,
+            intermediate_size=96,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            sliding_window=None,
+        ),
+    ),
+    "gemma3": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(
+            **{**SMALL, "num_hidden_layers": 5},
+            hidden_size=48,
+            intermediate_size=80,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            head_dim=32,
+            sliding_window=12,
+            layer_types=[*["sliding_attention"] * 2, "full_attention", *["sliding_attention"] * 2],
+            query_pre_attn_scalar=20,
+        ),
+    ),
+    "gemma3-scaled-rope": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(
+            **{**SMALL, "num_hidden_layers": 7},
+            hidden_size=64,
+            intermediate_size=96,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=16,
+            sliding_window=33,
+            attention_bias=True,
+            rope_parameters={
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        ),
+    ),
 }
 
 
@@ -215,7 +313,7 @@ def test_greedy(case, ops, rng):
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "int4_f16", "int4_affine"])
-@pytest.mark.parametrize("case", ["llama-odd-sizes", "qwen2", "stablelm"])
+@pytest.mark.parametrize("case", ["llama-odd-sizes", "qwen2", "stablelm", "qwen3", "mistral", "gemma3"])
 def test_back_ends_agree_on_quantized_weights(case, format, rng):
     """Median difference of the logits within 1e-4.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgecal import Engine, KVCache
-from edgecal.profile.footprint import arrays_of, memory_now, model_facts, weights_resident
+from edgecal.profile.footprint import memory_now, model_facts, weights_resident
 from edgecal_kernels.bandwidth import plain_read
 from edgecal_weights.checkpoint import PACKED_FILE, open_checkpoint
 from edgecal_weights.quantizer import quantize_checkpoint
@@ -23,7 +23,7 @@ PAGE = 4096
 def test_the_arrays_are_all_weights(tmp_path, family, weights):
     engine = Engine.load(write_tiny_hf(tmp_path / family, family), weights=weights)
     facts, model = model_facts(engine, "x"), engine.model
-    assert sum(x.nbytes for x in arrays_of(model).values()) == model.weight_bytes == facts.weight_bytes
+    assert sum(x.nbytes for x in model.arrays.values()) == model.weight_bytes == facts.weight_bytes
     assert sum(facts.formats.values()) == facts.weight_bytes
     if weights == "fp32":  # to the byte what lies in the file
         with open_checkpoint(tmp_path / family) as checkpoint:
@@ -45,7 +45,7 @@ def test_mapped_weights_count_as_far_as_they_were_touched(tmp_path):
     quantize_checkpoint_to(source, tmp_path / "packed")
     engine = Engine.load(tmp_path / "packed")
     model = engine.model
-    for weight in arrays_of(model).values():
+    for weight in model.arrays.values():
         for array in (weight.codes, weight.scale) if hasattr(weight, "codes") else (weight,):
             np.asarray(array).sum()
     after, weights = memory_now(model)[1], model.weight_bytes

@@ -25,6 +25,8 @@ ARCH = {
     "llama": gguf.MODEL_ARCH.LLAMA,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "stablelm": gguf.MODEL_ARCH.STABLELM,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "gemma3": gguf.MODEL_ARCH.GEMMA3,
 }
 
 
@@ -37,13 +39,18 @@ def weights(
         return (rng.standard_normal(shape) * 0.05).astype(np.float32)
 
     kv = KV_HEADS * HEAD_DIM
-    bias = family != "llama" if bias is None else bias
+    bias = family in ("qwen2", "stablelm") if bias is None else bias
+    layer_norms = {"input_layernorm": HIDDEN, "post_attention_layernorm": HIDDEN}
+    if family in ("qwen3", "gemma3"):
+        layer_norms |= {"self_attn.q_norm": HEAD_DIM, "self_attn.k_norm": HEAD_DIM}
+    if family == "gemma3":
+        layer_norms |= {"pre_feedforward_layernorm": HIDDEN, "post_feedforward_layernorm": HIDDEN}
     norms = ("weight", "bias") if family == "stablelm" else ("weight",)
     w = {"model.embed_tokens.weight": normal(VOCAB, HIDDEN)}
     for i in range(LAYERS):
         layer = f"model.layers.{i}"
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            w |= {f"{layer}.{norm}.{kind}": 1 + normal(HIDDEN) for kind in norms}
+        for norm, size in layer_norms.items():
+            w |= {f"{layer}.{norm}.{kind}": 1 + normal(size) for kind in norms}
         for module, rows in (("q_proj", HIDDEN), ("k_proj", kv), ("v_proj", kv)):
             w[f"{layer}.self_attn.{module}.weight"] = normal(rows, HIDDEN)
             if bias:
@@ -91,6 +98,8 @@ def write_gguf(
         "rope.dimension_count": HEAD_DIM // 4 if family == "stablelm" else HEAD_DIM,
         "rope.freq_base": 12345.0,
     }
+    if family == "gemma3":
+        keys["attention.sliding_window"] = 16
     epsilon = "layer_norm_epsilon" if family == "stablelm" else "layer_norm_rms_epsilon"
     keys[f"attention.{epsilon}"] = 2.0**-16
     keys |= {key.replace("__", "."): value for key, value in overrides.items()}

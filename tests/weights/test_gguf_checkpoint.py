@@ -15,6 +15,7 @@ from edgecal_kernels.errors import EdgecalError
 from edgecal_kernels.quant import dequantize
 from edgecal_weights.checkpoint import open_checkpoint
 from edgecal_weights.errors import FileFormatError, ModelNotFoundError, UnsupportedModelError
+from edgecal_weights.families import BY_ARCHITECTURE
 from edgecal_weights.gguf_blocks import COUNTERPARTS
 from edgecal_weights.gguf_checkpoint import GGUFCheckpoint
 from edgecal_weights.gguf_config import gguf_name, hf_name
@@ -22,7 +23,7 @@ from edgecal_weights.gguf_config import gguf_name, hf_name
 from . import samples
 from .samples import HEAD_DIM, HEADS, KV_HEADS, LAYERS, VOCAB, permuted, random_blocks, weights, write_gguf
 
-FAMILIES = ("llama", "qwen2", "stablelm")
+FAMILIES = ("llama", "qwen2", "stablelm", "qwen3", "gemma3")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -122,17 +123,17 @@ def test_packing_needs_little_more_than_its_result(tmp_path, rng):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_names_agree_with_the_gguf_package(rng, family):
-    table = gguf.get_tensor_name_map(samples.ARCH[family], LAYERS)
+    table, spec = gguf.get_tensor_name_map(samples.ARCH[family], LAYERS), BY_ARCHITECTURE[family]
     for name in weights(family, rng, bias=True):
         theirs = table.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert gguf_name(name) == theirs and hf_name(theirs) == name
+        assert gguf_name(name, spec) == theirs and hf_name(theirs, spec) == name
     for stranger in (
         "blk.0.ffn_gate_exps.weight",
         "blk.x.attn_q.weight",
         "output.scale",
         "blk.00.attn_q.weight",
     ):
-        assert hf_name(stranger) is None
+        assert hf_name(stranger, spec) is None
 
 
 def test_configurations(tmp_path, rng):

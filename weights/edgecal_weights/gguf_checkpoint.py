@@ -1,7 +1,7 @@
 """A GGUF model, seen as if it were a Hugging Face checkpoint.
 
 Three things differ beyond names. Shapes are stored fastest dimension first. A head that shares the
-embedding is not stored at all. And for the architecture `llama` (only), the converter reorders the rows of
+embedding is not stored at all. And for Llama (`Family.gguf_pairs_rows`), the converter reorders the rows of
 q_proj and k_proj within each head, because llama.cpp rotates neighbouring pairs (0, 1), (2, 3) ... where
 Hugging Face rotates (0, h/2), (1, h/2 + 1) ...: row 2i + j of a head of h rows is Hugging Face's row
 i + j * h/2. Rows are whole runs of blocks, so the order is restored on the stored bytes, before decoding, and
@@ -26,7 +26,7 @@ from edgecal_kernels.quant import STEP, TILE_ROWS, QuantizedTensor, packed_shape
 from . import gguf_blocks
 from .checkpoint import Checkpoint, Fidelity, check_rows
 from .errors import FileFormatError, ModelNotFoundError, UnsupportedModelError
-from .gguf_config import ROPE_FACTORS, architecture, hf_name, model_config, token_id
+from .gguf_config import ROPE_FACTORS, family_of, hf_name, model_config, token_id
 from .gguf_file import GGUFFile, GGUFTensor
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class GGUFCheckpoint(Checkpoint):
         try:
             self._open_parts()
             self.metadata = self._files[0].metadata
-            architecture(self.metadata, self.path)  # before the tensors, whose names depend on it
+            self.family = family_of(self.metadata, self.path)  # before the tensors, whose names depend on it
             self._place = self._names()
             self.config = model_config(
                 self.metadata,
@@ -107,7 +107,7 @@ class GGUFCheckpoint(Checkpoint):
             for tensor in file.tensors.values():
                 if tensor.name == ROPE_FACTORS or _COMPUTED.match(tensor.name):
                     continue
-                name = hf_name(tensor.name)
+                name = hf_name(tensor.name, self.family)
                 if name is None:
                     raise UnsupportedModelError(
                         f"{file.path}: tensor {tensor.name!r} has no place in a "
@@ -138,7 +138,7 @@ class GGUFCheckpoint(Checkpoint):
 
     def _permuted_heads(self) -> dict[str, int]:
         """{tensor whose rows are reordered: its number of heads}."""
-        if self.config["model_type"] != "llama":
+        if not self.family.gguf_pairs_rows:
             return {}
         head_dim = self.config["head_dim"]
         if head_dim % 2:

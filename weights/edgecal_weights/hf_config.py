@@ -6,6 +6,7 @@ well, and `dtype`. The rest of edgecal knows the first form with `rope_type` and
 
     rope_parameters {rope_theta, rope_type: default}        -> rope_theta, rope_scaling None
     rope_parameters {rope_theta, rope_type: llama3, factor} -> rope_theta, rope_scaling {rope_type, factor}
+    rope_parameters {full_attention: {...}, sliding_attention: {rope_theta}} -> and rope_local_base_freq
     rope_scaling {type: linear, factor}                     -> rope_scaling {rope_type: linear, factor}
 
 Chat templates have lived in three places: a file chat_template.jinja (which transformers prefers where it
@@ -61,11 +62,7 @@ def normalize_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if parameters is not None:
         if not isinstance(parameters, dict):
             raise FileFormatError(f"{path}: rope_parameters is {parameters!r}, expected an object")
-        if any(isinstance(value, dict) for value in parameters.values()):
-            raise UnsupportedModelError(
-                f"{path}: rope_parameters differ by layer type ({', '.join(parameters)}), which is not served"
-            )
-        scaling = dict(parameters)
+        scaling = _by_layer_type(parameters, config, path)
         for key in ("rope_theta", "partial_rotary_factor"):
             if key in scaling:
                 config[key] = scaling.pop(key)
@@ -78,6 +75,23 @@ def normalize_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if isinstance(dtype, str):
         config["dtype"] = dtype.removeprefix("torch.")
     return config
+
+
+def _by_layer_type(parameters: dict[str, Any], config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The parameters of layers that see everything; those of layers with a window are one key in transformers 4's
+    spelling, `rope_local_base_freq`, which goes into `config`."""
+    if not any(isinstance(value, dict) for value in parameters.values()):
+        return dict(parameters)
+    local, full = parameters.get("sliding_attention") or {}, parameters.get("full_attention") or {}
+    unknown = set(parameters) - {"sliding_attention", "full_attention"}
+    if unknown or local.get("rope_type", "default") != "default":
+        raise UnsupportedModelError(
+            f"{path}: rope_parameters by layer type are served for full_attention and a plain sliding_attention; "
+            f"found {', '.join(sorted(unknown)) or local!r}"
+        )
+    if "rope_theta" in local:
+        config["rope_local_base_freq"] = local["rope_theta"]
+    return dict(full)
 
 
 def _scaling(scaling: Any, path: Path) -> dict[str, Any] | None:
