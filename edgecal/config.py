@@ -219,6 +219,11 @@ def _check_options(config: Mapping[str, Any], family: Family) -> str:
             raise UnsupportedModelError(
                 f"config.json: {key} {config[key]!r} is not served for {family.model_type} models"
             )
+    if config.get("rope_local_base_freq") and not family.local_rope:
+        raise UnsupportedModelError(
+            f"config.json: layers with a window have a rope of their own (rope_parameters by layer type, or "
+            f"rope_local_base_freq), which is not served for {family.model_type} models"
+        )
     if config.get("quantization_config"):
         raise UnsupportedModelError(
             "config.json: quantization_config is not served; load the unquantized checkpoint, or a GGUF"

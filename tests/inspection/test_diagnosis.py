@@ -190,7 +190,7 @@ def test_another_file_in_the_place_of_a_calibration(folder, tmp_path):
 
 
 def test_weight_norm_reads_in_blocks(folder, monkeypatch):
-    monkeypatch.setattr("edgecal.diagnosis._BLOCK", 100)
+    monkeypatch.setattr("edgecal.inspection.diagnosis._BLOCK", 100)
     weight = load_file(folder / "model" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
     with open_checkpoint(folder / "model") as checkpoint:
         norm = weight_norm(checkpoint, "model.layers.0.mlp.up_proj.weight")

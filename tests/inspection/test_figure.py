@@ -64,7 +64,7 @@ def test_numbers_are_those_of_the_dense_matrices(folder):
 
 
 def test_large_modules_are_sampled_evenly_and_always_alike(folder, monkeypatch):
-    monkeypatch.setattr("edgecal.figure._SAMPLE", 1000)
+    monkeypatch.setattr("edgecal.inspection.figure._SAMPLE", 1000)
     first, second = (measured(folder, Recipe("concat", PAIR)) for _ in range(2))
     assert first.to_dict() == second.to_dict()
     for m in first.modules:

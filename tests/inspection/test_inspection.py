@@ -67,7 +67,11 @@ def test_a_model(tmp_path, family):
     config, tensors = model_config(path), load_file(path / "model.safetensors")
     assert (report.what, report.kind, report.architecture, report.refusal) == ("model", "huggingface", family, None)
     for name, value in report.sizes.items():
-        if name not in ("norm", "rope_scaling"):
+        if name == "options":
+            assert set(value) == config.options - {"layer_norm"}
+        elif name == "sliding_window":
+            assert value == (max(config.windows) or None)
+        elif name not in ("norm", "rope_scaling"):
             assert value == getattr(config, name)
     assert report.sizes["norm"] == ("LayerNorm" if family == "stablelm" else "RMSNorm")
     assert report.parameters == sum(w.size for w in tensors.values())

@@ -57,16 +57,18 @@ def test_attention(fast, rng, head_dim, dtype, heads):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("window", [1, 5, 64, 65, 100, 1000])
 def test_attention_in_a_window(fast, rng, dtype, window):
-    """Of some positions only, and with scores divided by another root than head_dim's."""
+    """Of some positions only, and with scores divided by another root than head_dim's: they are up to 2.5 times as
+    large then, and so are the errors of their weights."""
     for head_dim, (n_heads, n_kv) in ((64, (9, 3)), (256, (4, 1))):
         cached = filled(rng, reference, dtype, n_kv, head_dim, 240)
         for pos, n_tokens in ((0, 1), (0, 40), (37, 5), (100, 1), (128, 1), (60, 150), (239, 1), (0, 240)):
             q = rng.standard_normal((n_tokens, n_heads, head_dim)).astype(np.float32)
             expected = reference.attention(q, cached, 1, pos, 40.0, window)
-            np.testing.assert_allclose(fast.attention(q, cached, 1, pos, 40.0, window), expected, rtol=0, atol=BUDGET)
+            found = fast.attention(q, cached, 1, pos, 40.0, window)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=2.5 * BUDGET)
             for i in range(0, n_tokens, 50):  # what lies before the window must not show, nor what comes after
                 alone = fast.attention(q[i : i + 1], cached, 1, pos + i, 40.0, window)
-                np.testing.assert_allclose(alone, expected[i : i + 1], rtol=0, atol=BUDGET)
+                np.testing.assert_array_equal(alone, found[i : i + 1])
 
 
 @settings(deadline=None, max_examples=40)

@@ -257,7 +257,7 @@ def test_other_architectures_types_and_tensors_are_refused_by_name(tmp_path, rng
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(UnsupportedModelError, match="'phi3'; known: llama, qwen2, stablelm"):
+    with pytest.raises(UnsupportedModelError, match="'phi3'; known: llama, qwen2, qwen3, stablelm, gemma3"):
         GGUFCheckpoint(tmp_path / "phi.gguf")
 
     def experts(writer):

@@ -135,9 +135,26 @@ def test_configurations_that_make_no_sense(tmp_path, written):
         normalize_config(written, tmp_path)
 
 
-def test_rope_per_layer_type_is_refused(tmp_path):
+def test_ropes_by_layer_type(tmp_path):
+    full, local = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}, {"rope_type": "default", "rope_theta": 1e4}
+    found = normalize_config({"rope_parameters": {"full_attention": full, "sliding_attention": local}}, tmp_path)
+    assert found == {
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"full_attention": {"rope_theta": 1.0}, "chunked_attention": {"rope_theta": 2.0}},
+        {"full_attention": {"rope_theta": 1.0}, "sliding_attention": {"rope_type": "linear", "factor": 2.0}},
+    ],
+)
+def test_other_ropes_by_layer_type_are_refused(tmp_path, written):
     with pytest.raises(UnsupportedModelError, match="full_attention"):
-        normalize_config({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, tmp_path)
+        normalize_config({"rope_parameters": written}, tmp_path)
 
 
 def test_shards(model_dir):
