@@ -15,9 +15,12 @@ from tests.tiny import write_tiny_adapter, write_tiny_hf
 MEDIAN_BUDGET, TIPPED_BUDGET = 1e-6, 0.05  # both of the largest logit
 
 
-@pytest.mark.parametrize("format", ["int8", "int6", "int4", "int4_f16", "int4_affine"])
-def test_back_ends_agree(tmp_path, format):
-    model = write_tiny_hf(tmp_path / "model")
+FORMATS = ("int8", "int6", "int4", "int4_f16", "int4_affine")
+
+
+@pytest.mark.parametrize(("family", "format"), [*(("llama", format) for format in FORMATS), ("gemma3_text", "int8")])
+def test_back_ends_agree(tmp_path, family, format):
+    model = write_tiny_hf(tmp_path / "model", family)
     lora = write_tiny_adapter(tmp_path / "lora", model)
     fast, plain = (
         Engine.load(model, weights=format, backend=name, adapters={"a": lora}) for name in ("numba", "numpy")

@@ -313,7 +313,7 @@ def test_greedy(case, ops, rng):
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "int4_f16", "int4_affine"])
-@pytest.mark.parametrize("case", ["llama-odd-sizes", "qwen2", "stablelm", "qwen3", "mistral", "gemma3"])
+@pytest.mark.parametrize("case", ["llama-odd-sizes", "qwen2", "stablelm", "qwen3", "mistral"])
 def test_back_ends_agree_on_quantized_weights(case, format, rng):
     """Median difference of the logits within 1e-4.
 
