@@ -26,9 +26,7 @@ PROMISED_TO_BLOCKS = {**PROMISED, "neon_i8mm": [r"\bsmmla\b"]}
 # rest of a kernel, so that compiling takes a second.
 _PROBE = """
 import json, numba, numpy as np
-from edgecal_kernels import cpu, isa
-isa.activate(cpu.detect_isa())
-from edgecal_kernels import blocks, simd
+from edgecal_kernels import blocks, isa, simd
 
 @numba.njit
 def nibbles(line, x, start, out):
