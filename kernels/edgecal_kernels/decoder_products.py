@@ -16,14 +16,19 @@ from . import blocks, simd
 from .clock import LORA
 from .decoder_plan import LINEAR, PAIR, ROW, charge, now, pointer, tick
 from .jit import kernel
-from .packed_kernels import AFFINE, INT4, INT4_F16, INT6, INT8, ZERO
+from .packed_kernels import FORMAT_NUMBER, ZERO
 from .packed_matmul import add_int8, multiply, multiply_quarters
+from .quant import SPECS
 from .rounding import further, quantize_row
 from .sync import WORDS, barrier
 
 # NumPy's integers: Numba compiles a function anew for every Python integer that it finds written in a call
 ONE: Any = np.int64(1)
-_INT8 = np.int64(INT8)
+_INT8 = np.int64(FORMAT_NUMBER["int8"])
+_BITS, _CODE_OFFSETS, _HAVE_MINIMUM, _HAVE_ROW_SCALE = zip(
+    *((spec.bits, float(spec.code_offset), spec.has_minimum, spec.has_row_scale) for spec in SPECS.values()),
+    strict=True,
+)
 
 
 @kernel
@@ -189,27 +194,25 @@ def add_tiles(x: Any, y: Any, tiles: Any) -> None:
 @kernel
 def embed(linear: Any, token: int, x: Any, row: int) -> None:
     """The bits of `quant.dequantize_rows` for one row of the embedding table."""
-    tile, lane = token // 16, token % 16
-    step_bytes = 512 if linear.format == INT8 else 384 if linear.format == INT6 else 256
+    tile, lane, step_bytes = token // 16, token % 16, _BITS[linear.format] * 64
+    bits, has_minimum, offset = _BITS[linear.format], _HAVE_MINIMUM[linear.format], _CODE_OFFSETS[linear.format]
     codes = carray(pointer(linear.codes), (linear.tiles, linear.tile_lines * 64 // step_bytes, step_bytes), np.uint8)
     for step in range(linear.inputs // 32):
         group = (tile * linear.groups + step // linear.per_group) * 16 + lane
-        if linear.format == INT4:
+        if _HAVE_ROW_SCALE[linear.format]:
             root = np.float32(simd.whole(linear.scale)[group])
             scale = root * abs(root) * simd.load_one(linear.extra, token)
         else:
             scale = simd.load_one_half(linear.scale, group)
-        minimum = simd.load_one_half(linear.extra, group) if linear.format == AFFINE else np.float32(0)
+        minimum = simd.load_one_half(linear.extra, group) if has_minimum else np.float32(0)
         for column in range(32):
-            if linear.format == INT8:
+            if bits == 8:
                 value = np.float32(np.int8(codes[tile, step, column // 4 * 64 + lane * 4 + column % 4]))
             else:
                 both = codes[tile, step, column % 16 // 4 * 64 + lane * 4 + column % 4]
                 value = np.float32(both & 15 if column < 16 else both >> 4)
-            if linear.format == INT4_F16 or linear.format == INT4:
-                value -= np.float32(8)
-            elif linear.format == INT6:
+            if bits == 6:
                 upper = codes[tile, step, 256 + column // 16 * 64 + lane * 4 + column % 4] >> (column % 16 // 4 * 2)
-                value += np.float32((upper & 3) * 16) - np.float32(32)
-            value *= scale
-            x[row, step * 32 + column] = value + minimum if linear.format == AFFINE else value
+                value += np.float32((upper & 3) * 16)
+            value = (value - np.float32(offset)) * scale
+            x[row, step * 32 + column] = value + minimum if has_minimum else value

@@ -17,13 +17,10 @@ from .blocks import TILES, TOKEN_BYTES, TOKENS
 from .function_pointer import by_address
 from .jit import kernel, parallel
 from .packed_kernels import (
-    AFFINE,
     AHEAD,
-    INT4,
-    INT4_F16,
-    INT6,
-    INT8,
+    FORMAT_NUMBER,
     INT8_OFFSET,
+    OFFSETS,
     ZERO,
     block,
     int8_line,
@@ -34,7 +31,6 @@ from .quant import QUARTER_ROWS, STEP, TILE_ROWS, Array, QuantizedTensor
 from .rounding import further
 from .simd import dot4_int8, fma, load, load_half, mul, splat, splat_int, store
 
-FORMAT_NUMBER = {"int8": INT8, "int4_f16": INT4_F16, "int4_affine": AFFINE, "int6": INT6, "int4": INT4}
 _CHUNK_BYTES = 1 << 18  # of packed tokens at a time: a quarter of a usual second cache
 _WORTH_A_THREAD = 1 << 18  # bytes of weights times tokens that are worth waking other threads (20 us of work)
 
@@ -65,14 +61,13 @@ def multiply(
     steps, stride = k // 32, k // 32 * 4
     if last - first == 1:
         xs, scales, totals = further(x, first * k)
-        vector(format, codes, scale, extra, sizes, xs, scales, totals, out + first * d * 4, tiles)
+        vector(format, (codes, scale, extra, sizes, xs, scales, totals, out + first * d * 4, tiles))
         return
     xs, scales, totals = x
     # Packed tokens are read once per pair of tiles and stay in the second cache meanwhile.
     fitting = max(_CHUNK_BYTES // (max(steps, 1) * TOKEN_BYTES) // TOKENS, 1) * TOKENS
     most = min(fitting, (last - first + TOKENS - 1) // TOKENS * TOKENS)
     buffer = np.empty(most * steps * TOKEN_BYTES, np.uint8)
-    factor = -INT8_OFFSET if format == INT8 else -32 if format == INT6 else 0 if format == AFFINE else -8
     while first < last:
         n = min(most, last - first)
         packed = blocks.address(buffer)
@@ -87,7 +82,7 @@ def multiply(
                 k,
                 stride,
                 steps,
-                factor,
+                -OFFSETS[format],
                 width,
                 packed + place * steps * TOKEN_BYTES,
             )
@@ -98,17 +93,17 @@ def multiply(
             while place < n - n % 2:
                 here, there = packed + place * steps * TOKEN_BYTES, out + (first + place) * d * 4
                 if TOKENS == 4 and place < whole:
-                    block(format, codes, scale, extra, sizes, here, 4, there, (tile, beside), blocks.zeros4())
+                    block(format, (codes, scale, extra, sizes, here, 4, there, tile, beside, blocks.zeros4()))
                     place += 4
                 else:
-                    block(format, codes, scale, extra, sizes, here, 2, there, (tile, beside), blocks.zeros2())
+                    block(format, (codes, scale, extra, sizes, here, 2, there, tile, beside, blocks.zeros2()))
                     place += 2
             if n % 2:
                 token = first + n - 1
                 at = token * stride
                 own = (tile, tile + beside + 1)
                 there = out + token * d * 4
-                vector(format, codes, scale, extra, sizes, xs + token * k, scales + at, totals + at, there, own)
+                vector(format, (codes, scale, extra, sizes, xs + token * k, scales + at, totals + at, there, own))
         first += n
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from edgecal import Engine, KVCache, Recipe, Settings
+from edgecal_kernels.quant import FORMATS
 from tests.tiny import write_tiny_adapter, write_tiny_hf
 
 MEDIAN_BUDGET, TIPPED_BUDGET = 1e-6, 0.05  # both of the largest logit
 
 
-@pytest.mark.parametrize("format", ["int8", "int6", "int4", "int4_f16", "int4_affine"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_back_ends_agree(tmp_path, format):
     model = write_tiny_hf(tmp_path / "model")
     lora = write_tiny_adapter(tmp_path / "lora", model)
