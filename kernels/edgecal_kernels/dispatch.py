@@ -6,7 +6,6 @@ EDGECAL_BACKEND=numpy|numba, or an explicit name, overrides; tests use both.
 from __future__ import annotations
 
 import os
-import sys
 from types import ModuleType
 from typing import Any
 
@@ -38,11 +37,6 @@ def backend(name: str | None = None) -> ModuleType:
     from . import numba_ops
 
     return numba_ops
-
-
-def loaded() -> ModuleType | None:
-    """The compiled back end if this process has it already, for work that is not worth loading it."""
-    return sys.modules.get("edgecal_kernels.numba_ops")
 
 
 def set_threads(n: int | None = None) -> int:

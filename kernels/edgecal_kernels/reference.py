@@ -28,6 +28,7 @@ from .quant import (
 )
 
 NAME = "numpy"
+merging: None = None  # the methods themselves are written in NumPy
 _BLOCK_TILES = 64  # 1,024 rows are dequantized at a time, so that a large head needs no large temporary
 
 
