@@ -17,8 +17,8 @@ from .jit import kernel
 from .simd import fma, load, load_cached, load_half, load_one, mul, splat, store
 
 _ZERO, _ONE, _FOUR = np.int64(0), np.int64(1), np.int64(4)
-# Sixteen sums of 16 lanes at once, where they fit into the registers: four rows by four vectors, elsewhere by one
-_WIDE = isa.active().__name__.endswith("avx512vnni")
+# Four rows by four vectors at once, where the registers hold sixteen sums, the four vectors and a factor; else by one
+_WIDE: bool = isa.active().VECTORS >= 21
 
 
 @kernel

@@ -1,8 +1,10 @@
 """One short file per instruction set: the int8 dot products that LLVM does not find by itself.
 
-A file gives four names:
+A file gives five names:
 
     INT8_OFFSET   what `simd.as_operand` adds to signed weight bytes so that the instruction takes them (0 or 128)
+    VECTORS       how many vectors of sixteen 32-bit lanes the registers hold: 32 registers of 512 bits hold 32, 16 of
+                  256 or 32 of 128 hold 8. Attention keeps sixteen vectors of sums where there is room for them
     TOKENS, TILES the tokens (2 or 4) and 16-row tiles (1 or 2) of a block of the matrix kernel: as many as the
                   registers hold. Each token and tile needs a vector of sums besides the weights and activations
     dot4(builder, acc, w, x, signed)
