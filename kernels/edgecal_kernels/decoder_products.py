@@ -16,13 +16,13 @@ from . import blocks, simd
 from .clock import LORA
 from .decoder_plan import LINEAR, PAIR, ROW, charge, now, pointer, tick
 from .jit import kernel
-from .packed_kernels import FORMAT_NUMBER, ZERO
+from .packed_kernels import FORMAT_NUMBER, ZERO, Sizes
 from .packed_matmul import add_int8, multiply, multiply_quarters
 from .quant import SPECS
 from .rounding import further, quantize_row
 from .sync import WORDS, barrier
 
-# NumPy's integers: Numba compiles a function anew for every Python integer that it finds written in a call
+# NumPy's integers, because Numba specializes on literal Python integers
 ONE: Any = np.int64(1)
 _INT8 = np.int64(FORMAT_NUMBER["int8"])
 _BITS, _CODE_OFFSETS, _HAVE_MINIMUM, _HAVE_ROW_SCALE = zip(
@@ -33,13 +33,13 @@ _BITS, _CODE_OFFSETS, _HAVE_MINIMUM, _HAVE_ROW_SCALE = zip(
 
 @kernel
 def share(n: int, thread: int, n_threads: int) -> Any:
-    """This thread's part of so many."""
+    """This thread's part of n."""
     return n * thread // n_threads, n * (thread + 1) // n_threads
 
 
 @kernel
 def rows_share(tiles: int, quarters: int, thread: int, n_threads: int) -> Any:
-    """This thread's part of so many tiles with quarter tiles behind them: its tiles, and its quarter tiles."""
+    """This thread's part of the tiles and of the quarter tiles that follow them."""
     first, last = share(4 * tiles + quarters, thread, n_threads)
     whole = (min((first + 2) // 4, tiles), min((last + 2) // 4, tiles))
     return whole, (max(first - 4 * tiles, 0), max(last - 4 * tiles, 0))
@@ -47,7 +47,7 @@ def rows_share(tiles: int, quarters: int, thread: int, n_threads: int) -> Any:
 
 @kernel
 def pairs_share(n: int, thread: int, n_threads: int) -> Any:
-    """This thread's part of so many tiles, in twos: their 32 rows are a step of the next product."""
+    """This thread's part of n tiles, in pairs: their 32 rows are a step of the next product."""
     first, last = share(n // 2, thread, n_threads)
     return 2 * first, 2 * last
 
@@ -62,8 +62,8 @@ def heads_border(thread: int, n_threads: int, keys: int, queries: int, per_head:
     if at < keys:
         return (at + per_head // 2) // per_head * per_head
     if at > keys + queries:
-        behind = at - keys - queries
-        return keys + queries + (behind + per_head // 2) // per_head * per_head
+        after = at - keys - queries
+        return keys + queries + (after + per_head // 2) // per_head * per_head
     return at
 
 
@@ -112,7 +112,7 @@ def inner_products(plan: Any, step: Any, layer: int, first: int, last: int, k: i
             pair = pairs[slot, layer, module]
             if pair.rank > 0:
                 tiles, quarters = rows_share(pair.a_tiles, pair.quarters, place, n_threads)
-                sizes, width = (pair.a_lines, pair.a_groups, ONE, k, d), pair.a_tiles * 16
+                sizes, width = Sizes(pair.a_lines, pair.a_groups, ONE, k, d), pair.a_tiles * 16
                 if tiles[0] < tiles[1]:
                     multiply(_INT8, pair.a_codes, pair.a_scale, ZERO, sizes, x, row, end, out, tiles)
                 if quarters[0] < quarters[1]:
@@ -155,7 +155,7 @@ def _add_bias(out: int, bias: int, tiles: Any) -> None:
 def product(linear: Any, n: int, x: Any, out: int, tiles: Any) -> None:
     """These tiles of out = W x + bias for n rows; x: where they are in int8."""
     d = linear.tiles * 16
-    sizes = (linear.tile_lines, linear.groups, linear.per_group, linear.inputs, d)
+    sizes = Sizes(linear.tile_lines, linear.groups, linear.per_group, linear.inputs, d)
     multiply(linear.format, linear.codes, linear.scale, linear.extra, sizes, x, ZERO, n, out, tiles)
     if linear.bias != 0:
         for row in range(n):

@@ -1,7 +1,7 @@
-"""One of several kernels, chosen by a number when it is called: a `switch` in the generated code.
+"""One of several kernels, chosen by a number at run time: a `switch` in the generated code.
 
-Numba has no way to write it down. What is chosen with `if` must stand in the source, one branch for each kernel; here
-the kernels may come from a table.
+In Numba's Python a choice is an `if` with one branch per kernel, written out in the source. Here the kernels come from
+a table, and each is still called directly, so that LLVM may inline it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from .sync import intrinsic
 
 
 def one_of(kernels: Sequence[Any]) -> Any:
-    """For kernels that take the same arguments and return nothing: what calls them in another kernel.
+    """For kernels that take the same arguments and return nothing: an intrinsic that calls one of them from another
+    kernel.
 
-    It takes the place of a kernel in `kernels` and its arguments as a tuple. At a place where there is none, it does
-    nothing.
+    It takes the index of a kernel in `kernels` and the arguments as a tuple. An index out of range calls nothing.
     """
 
     @intrinsic
-    def call(context: Any, place: Any, arguments: Any) -> Any:
+    def call(context: Any, index: Any, arguments: Any) -> Any:
         functions = [context.resolve_value_type(kernel) for kernel in kernels]
         signatures = [function.get_call_type(context, arguments.types, {}) for function in functions]
 

@@ -11,9 +11,10 @@ that the format does not take.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
 
 from . import blocks, isa, simd
 from .blocks import TILES, TOKEN_BYTES
@@ -24,7 +25,20 @@ from .simd import dot4_int8, dot4_nibbles, fma, high_nibbles, load_half, low_nib
 
 INT8_OFFSET: int = isa.active().INT8_OFFSET
 ZERO: Any = np.int64(0)
-AHEAD = 8192  # bytes of codes: what a processor fetches by itself ends with the page and starts late in the next
+AHEAD = 8192  # bytes of codes: a processor's own prefetching ends with the page and starts late in the next
+
+
+class Sizes(NamedTuple):
+    """What the loops have to know of a packed matrix and of its product."""
+
+    tile_lines: int  # 64-byte lines of codes from one tile to the next
+    n_groups: int  # of a row
+    per_group: int  # steps of a group
+    k: int  # columns of x, in whole steps
+    d: int  # columns of out
+
+
+SIZES = types.NamedUniTuple(types.int64, len(Sizes._fields), Sizes)
 
 
 def operand_offset(format: FormatSpec) -> int:
@@ -42,10 +56,10 @@ def int8_line(codes: Any, at: int) -> Any:
 
 
 @kernel
-def _ask(codes: int, lines: int, scale: int, width: int) -> None:
-    """Ask memory for the lines of codes and the scales (of `width` bytes) of a step some way ahead.
+def _prefetch(codes: int, lines: int, scale: int, width: int) -> None:
+    """Prefetch the lines of codes and the scales (of `width` bytes) of a step AHEAD bytes later.
 
-    Two cores that do nothing but read get a tenth to a fifth more from memory than two that multiply and do not ask.
+    Two cores that only read get a tenth to a fifth more from memory than two that multiply without prefetching.
     """
     for line in range(lines):
         simd.prefetch(codes, line * 64 + AHEAD)
@@ -53,8 +67,8 @@ def _ask(codes: int, lines: int, scale: int, width: int) -> None:
 
 
 @kernel
-def _ask_once(codes: int, lines: int, scale: int, width: int) -> None:
-    """`_ask` for one token, whose weights are read once: code and cache keep their place in the second cache."""
+def _prefetch_once(codes: int, lines: int, scale: int, width: int) -> None:
+    """`_prefetch` for one token, whose weights are read once: code and KV cache stay in the second-level cache."""
     for line in range(lines):
         simd.prefetch_once(codes, line * 64 + AHEAD)
     simd.prefetch_once(scale, AHEAD * width // (lines * 4))
@@ -62,8 +76,8 @@ def _ask_once(codes: int, lines: int, scale: int, width: int) -> None:
 
 @kernel
 def _next_step(group: int, inside: int, per_group: int) -> Any:
-    """Element of the group's scales and step within the group, one step on. A division would cost as much as the dot
-    products, and the branches in it keep them from overlapping."""
+    """Element of the group's scales and step within the group, for the next step. A division would cost as much as the
+    dot products, and its branches keep them from overlapping."""
     last = inside + 1 == per_group
     return group + (16 if last else 0), 0 if last else inside + 1
 
@@ -71,10 +85,9 @@ def _next_step(group: int, inside: int, per_group: int) -> Any:
 def _vector_kernel(format: FormatSpec) -> Any:
     """One token against a range of tiles: accumulators stay in registers, weights stream once.
 
-    Everything lies at addresses. `extra` is that of the minima or of the rows' scales, for a format that has either.
-    sizes = (lines of a tile, groups of a row, steps per group, columns of x, columns of out). x has whole steps, maybe
-    fewer than `codes`, whose columns are padded to groups, or more, by zeros: an adapter's tiles may end within a step,
-    and what is read after them counts for nothing.
+    Arrays are given by their addresses; `extra` is that of the minima or of the rows' scales, for a format that has
+    either. `sizes` are Sizes. x may have fewer steps than `codes`, whose columns are padded to groups, or more, which
+    are zeros: an adapter's tiles may end within a step, and what is read after them is multiplied by 0.
     """
     bits, has_minimum, has_row_scale = format.bits, format.has_minimum, format.has_row_scale
     lines, width, offset = format.packing.step_bytes // 64, format.scale_dtype.itemsize, operand_offset(format)
@@ -83,13 +96,13 @@ def _vector_kernel(format: FormatSpec) -> Any:
     def vector(
         codes: int, scale: int, extra: int, sizes: Any, x: int, x_scale: int, x_total: int, out: int, tiles: Any
     ) -> None:
-        tile_lines, n_groups, per_group, k, _ = sizes
+        tile_lines, n_groups, per_group, k, _d = sizes
         for tile in range(tiles[0], tiles[1]):
             acc = splat(np.float32(0))
             group, inside = tile * n_groups * 16, 0
             for step in range(k // 32):
                 at = (tile * tile_lines + step * lines) * 64
-                _ask_once(codes + at, lines, scale + group * width, width)
+                _prefetch_once(codes + at, lines, scale + group * width, width)
                 total = blocks.read_int(x_total + step * 4)
                 dots = splat_int(np.int32(-offset * total))
                 if bits == 8:
@@ -148,7 +161,7 @@ def _block_kernel(format: FormatSpec) -> Any:
             at = codes + (tile * tile_lines + step * lines) * 64
             here = packed + step * n * TOKEN_BYTES
             for beyond in range(TILES):
-                _ask(at + beyond * far_codes, lines, scale + (group + beyond * far_group) * width, width)
+                _prefetch(at + beyond * far_codes, lines, scale + (group + beyond * far_group) * width, width)
             dots = blocks.begin(sums, here)
             if bits == 8:
                 for octet in range(4):
