@@ -48,6 +48,7 @@ BLOCK = {
 }
 SHAPES = {f"model.layers.{i}.{name}": shape for i in range(LAYERS) for name, shape in BLOCK.items()}
 BASE = {"model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "vocab_size": 128_256}
+KERNELS = backend("numba").merging
 BAR_MS, SWITCH_BAR_MS = 60.0, 1.0
 DENSE = ("ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
 MEMORY_METHODS = ("linear", "concat", "ties", "dare_ties")
@@ -124,7 +125,7 @@ def measure(
     for _ in range(repeats):
         compiled = None
         started, used_before = time.perf_counter(), time.process_time()
-        compiled = compile_recipe(recipe, loaded, term, shapes, BASE)
+        compiled = compile_recipe(recipe, loaded, term, shapes, BASE, KERNELS)
         wall.append(1e3 * (time.perf_counter() - started))
         processor.append(1e3 * (time.process_time() - used_before))
     assert compiled is not None
@@ -160,9 +161,9 @@ def measure_memory(method: str, adapters: list[LoraAdapter]) -> dict[str, Any]:
     """What a compiled recipe adds to the resident memory, beside its own arrays: three are kept."""
     loaded = {adapter.name: adapter for adapter in adapters}
     recipe = Recipe(method, tuple(loaded))
-    compile_recipe(recipe, loaded, None, SHAPES, BASE)
+    compile_recipe(recipe, loaded, None, SHAPES, BASE, KERNELS)
     before = resident_mb()
-    kept = [compile_recipe(recipe, loaded, None, SHAPES, BASE) for _ in range(3)]
+    kept = [compile_recipe(recipe, loaded, None, SHAPES, BASE, KERNELS) for _ in range(3)]
     after = resident_mb()
     pairs = sum(compiled.nbytes for compiled in kept if compiled is not None) / 1e6
     return {"method": method, "resident_mb_per_recipe": (after - before) / 3, "pairs_mb_per_recipe": pairs / 3}
@@ -175,7 +176,7 @@ def measure_switch(adapters: list[LoraAdapter]) -> float:
     compiled = {}
     for method, names in choices:
         recipe = Recipe(method, names)
-        compiled[recipe.key] = compile_recipe(recipe, loaded, None, SHAPES, BASE)
+        compiled[recipe.key] = compile_recipe(recipe, loaded, None, SHAPES, BASE, KERNELS)
     rounds = 1000
     started = time.perf_counter()
     for i in range(rounds):
@@ -191,7 +192,6 @@ def main() -> int:
     parser.add_argument("--svd", action="store_true", help="the SVD forms too; those of dW take half a minute each")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
-    backend("numba")
     chosen = [
         m.name
         for m in methods()

@@ -130,11 +130,11 @@ class Engine:
         """
         if recipe is None:
             return [None]
-        shapes = self.model.linear_shapes
+        shapes, kernels = self.model.linear_shapes, self.model.ops.merging
         if recipe.steps:
-            return compile_steps(recipe, self.adapters, shapes, self.base)
+            return compile_steps(recipe, self.adapters, shapes, self.base, kernels)
         calibration = self._calibration(recipe.calibration)
-        return [compile_recipe(recipe, self.adapters, calibration, shapes, self.base)]
+        return [compile_recipe(recipe, self.adapters, calibration, shapes, self.base, kernels)]
 
     def compile(self, recipe: Recipe | None) -> list[RunningAdapter | None]:
         """One adapter per pass (None: the bare base), ready to run; kept, so that a recipe is compiled once."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -53,17 +51,6 @@ def export() -> Path:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20261122)
-
-
-@pytest.fixture(scope="module", params=["numpy", "numba"])
-def merging(request: pytest.FixtureRequest) -> Iterator[ModuleType | None]:
-    """Merging in NumPy and with the compiled kernels in turn, whatever the process has loaded."""
-    from edgecal_kernels.dispatch import backend
-
-    found = backend("numba") if request.param == "numba" else None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgecal.adapters.merge_kernels.loaded", lambda: found)
-        yield found
 
 
 @pytest.fixture(params=["numpy", "numba"])

@@ -114,8 +114,8 @@ class Edgecal(Worker):
             recipe = Recipe("learnable_calibration_pp", names, calibration="in memory")
             calibration = self._calibration([engine.adapters[name] for name in names])
         self.recipes[variant] = recipe
-        shapes = engine.model.linear_shapes
-        self.compiled[variant] = compile_recipe(recipe, engine.adapters, calibration, shapes, engine.base)
+        shapes, kernels = engine.model.linear_shapes, engine.model.ops.merging
+        self.compiled[variant] = compile_recipe(recipe, engine.adapters, calibration, shapes, engine.base, kernels)
 
     def _calibration(self, adapters: list[Any]) -> Any:
         """A random LC++ calibration for these adapters; s = 4 as in the paper."""

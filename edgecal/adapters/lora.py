@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from edgecal_weights.peft_adapter import PeftAdapter
 
 from ..errors import AdapterError
-from .merge_kernels import decode
+from .merge_kernels import Kernels, decoder
 
 Array = NDArray[np.float32]
 _LISTED = 3  # module names in one message
@@ -110,14 +110,16 @@ class LoraAdapter:
             identity=(file.sha256, tuple(sorted((m, x.scaling) for m, x in file.modules.items()))),
         )
 
-    def pair(self, module: str, empty: Callable[[str, tuple[int, ...]], Array] | None = None) -> LoraPair:
+    def pair(
+        self, module: str, empty: Callable[[str, tuple[int, ...]], Array] | None = None, kernels: Kernels = None
+    ) -> LoraPair:
         """`pairs[module]`; factors that have to be read go into `empty("a", shape)` and `empty("b", shape)`, so that a
-        caller who needs them for a moment can give the same memory again and again."""
+        caller who needs them for a moment can give the same memory again and again. `kernels` convert them then."""
         if empty is None or not isinstance(self.pairs, _FilePairs):
             return self.pairs[module]
         d, k, rank = self.shapes[module]
         buffer = empty("raw", (_BUFFER // 4,)).view(np.uint8)
-        return self.pairs.read(module, empty("a", (rank, k)), empty("b", (d, rank)), buffer, decode)
+        return self.pairs.read(module, empty("a", (rank, k)), empty("b", (d, rank)), buffer, decoder(kernels))
 
     @property
     def ranks(self) -> tuple[int, ...]:

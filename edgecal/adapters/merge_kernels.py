@@ -1,25 +1,23 @@
-"""The compiled kernels of merging, where a process has them.
+"""The compiled kernels of merging, as the methods are handed them.
 
-A process that runs a model has the compiled back end, and merges with it several times as fast as NumPy. One that
-merges and writes the result (`edgecal merge`) would wait longer for Numba than for NumPy, so nothing is loaded here.
-Both give the same bits (but for `slerp`, whose inner products are rounded in another order), on any number of threads.
+A process that runs a model on the compiled back end has them, and merges several times as fast as with NumPy. One that
+merges and writes the result (`edgecal merge`) would wait longer for Numba than for NumPy. So whoever compiles a recipe
+says which it is (`compile_recipe`), and nothing depends on what else a process has loaded. Both give the same bits (but
+for `slerp`, whose inner products are rounded in another order), on any number of threads.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecal_kernels.dispatch import loaded
-from edgecal_weights.binary_file import decode_floats
+from edgecal_weights.binary_file import Decode, decode_floats
 
-
-def kernels() -> Any | None:
-    """`edgecal_kernels.merging`, or None where NumPy serves."""
-    backend = loaded()
-    return None if backend is None else backend.merging
+Kernels = ModuleType | None
+"""`edgecal_kernels.merging`, the `merging` of a back end; None: NumPy, in which the methods are written."""
 
 
 def plain(x: NDArray[Any]) -> NDArray[Any]:
@@ -27,12 +25,17 @@ def plain(x: NDArray[Any]) -> NDArray[Any]:
     return np.require(x, requirements=["C", "A", "W"])
 
 
-def decode(raw: NDArray[np.uint8], dtype: str, out: NDArray[np.float32]) -> None:
-    """As `edgecal_weights.binary_file.decode_floats`."""
-    compiled = kernels()
-    if compiled is None or dtype not in ("F16", "BF16"):
-        decode_floats(raw, dtype, out)
-    elif dtype == "F16":
-        compiled.decode_half(raw.view(np.uint16), out)
-    else:
-        compiled.decode_bfloat(raw.view(np.uint16), out.view(np.uint32))
+def decoder(kernels: Kernels) -> Decode:
+    """`edgecal_weights.binary_file.decode_floats`, with these kernels."""
+    if kernels is None:
+        return decode_floats
+
+    def decode(raw: NDArray[np.uint8], dtype: str, out: NDArray[np.float32]) -> None:
+        if dtype == "F16":
+            kernels.decode_half(raw.view(np.uint16), out)
+        elif dtype == "BF16":
+            kernels.decode_bfloat(raw.view(np.uint16), out.view(np.uint32))
+        else:
+            decode_floats(raw, dtype, out)
+
+    return decode

@@ -26,9 +26,10 @@ from typing import Any, NamedTuple
 from ..errors import AdapterError, CalibrationError, RecipeError
 from .calibration import Calibration
 from .compiled import CompiledAdapter, CompiledPair
-from .lora import LoraAdapter
+from .lora import LoraAdapter, LoraPair
 from .merge import Context, Method, blas, find_method
 from .merge.workspace import Arena, scratch
+from .merge_kernels import Kernels
 from .recipe_file import read_recipe
 from .recipe_spelling import arguments
 
@@ -189,12 +190,14 @@ def compile_recipe(
     calibration: Calibration | None,
     shapes: Mapping[str, tuple[int, int]],
     base: Mapping[str, Any] | None,
+    kernels: Kernels = None,
 ) -> CompiledAdapter | None:
     """One low-rank pair per module, or None for zero_shot.
 
     `adapters` are the loaded ones by name, `calibration` is the recipe's (loaded), `shapes` the (d, k) of the
     model's linear modules by path, `base` its model_type, hidden_size, num_hidden_layers and vocab_size; None when the
-    model is not at hand and only the adapters can be compared with the calibration.
+    model is not at hand and only the adapters can be compared with the calibration. `kernels` are the compiled ones of
+    merging (a back end's `merging`), worth it where they are loaded anyway; without them NumPy merges.
     Raises RecipeError for a name that is not loaded (and for multi_step: see `compile_steps`), AdapterError
     and CalibrationError when the parts do not fit each other. Modules that no adapter changes stay as they
     are. Modules are merged in parallel; of several that cannot be, the first in the model's order is named.
@@ -225,11 +228,12 @@ def compile_recipe(
         d, k = changed[module]
         positions = tuple(i for i, adapter in enumerate(chosen) if module in adapter.shapes)
         term = calibration.for_module(module, d, k) if calibration else None
-        context = Context(term, options, module, (d, k), recipe.adapters, positions, largest_rank, arena)
-        pairs = [
-            chosen[i].pair(module, lambda factor, shape, i=i: scratch(f"adapter {i} {factor}", shape))  # type: ignore[misc]
-            for i in positions
-        ]
+        context = Context(term, options, module, (d, k), recipe.adapters, positions, largest_rank, arena, kernels)
+
+        def read(i: int) -> LoraPair:
+            return chosen[i].pair(module, lambda factor, shape: scratch(f"adapter {i} {factor}", shape), kernels)
+
+        pairs = [read(i) for i in positions]
         try:
             return merge(pairs, [weights[i] for i in positions], context)
         except AdapterError as error:
@@ -249,6 +253,7 @@ def compile_steps(
     adapters: Mapping[str, LoraAdapter],
     shapes: Mapping[str, tuple[int, int]],
     base: Mapping[str, Any] | None,
+    kernels: Kernels = None,
 ) -> list[CompiledAdapter | None]:
     """One compiled adapter per step of a multi_step recipe; a step without an adapter gives None.
 
@@ -257,7 +262,8 @@ def compile_steps(
     if not recipe.steps:
         raise RecipeError(f"{recipe.method} has no steps")
     compiled = {
-        name: compile_recipe(Recipe("single", (name,)), adapters, None, shapes, base) for name in recipe.adapter_names
+        name: compile_recipe(Recipe("single", (name,)), adapters, None, shapes, base, kernels)
+        for name in recipe.adapter_names
     }
     return [None if step.adapter is None else compiled[step.adapter] for step in recipe.steps]
 

@@ -15,15 +15,15 @@ def command(as_json: bool) -> None:
     """Compile the kernels for this machine and keep them on disk. Needed once per machine and version."""
     from rich.console import Console
 
-    from edgecal_kernels import cpu
-    from edgecal_kernels.dispatch import kernel_cache_directory
+    from edgecal_kernels import cpu, isa
+    from edgecal_kernels.jit import kernel_cache
     from edgecal_kernels.warmup import warm_up
 
     with Console(stderr=True, quiet=as_json).status("compiling kernels (once, under a minute)"):
         seconds = warm_up()
-    folder = kernel_cache_directory(cpu.detect_isa())
+    folder = kernel_cache()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    facts = {"cpu": cpu.cpu_model(), "instructions": cpu.detect_isa(), "folder": str(folder), "bytes": size}
+    facts = {"cpu": cpu.cpu_model(), "instructions": isa.active_name(), "folder": str(folder), "bytes": size}
     if as_json:
         click.echo(json.dumps({**facts, "seconds": round(seconds, 3)}))
         return

@@ -2,9 +2,9 @@
 
 The sums of a block are one long LLVM vector (tokens x tiles x 16 lanes), which the compiler keeps in registers like
 any other; how many fit is what an instruction set's TOKENS and TILES say. The type of `zeros4()` or `zeros2()`, passed
-into a kernel, settles for how many tokens it is compiled.
+into a kernel, decides for how many tokens it is compiled.
 
-The tokens of a block are packed before, so that what a step needs of them lies together and at constant distances:
+The tokens of a block are packed first, so that what a step needs of them lies together and at constant offsets:
 
     4 octets of columns, of each the 8 int8 of every token | start int32 | scale float32 | shift float32 per token
 
@@ -54,7 +54,7 @@ def _read(builder: Any, address: Any, offset: int, of: ir.Type, align: int = 4) 
 
 @intrinsic
 def address(context: Any, place: Any) -> Any:
-    """Of an array's first element; an address stays what it is."""
+    """The address of an array's first element; an address is returned as it is."""
 
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         if isinstance(sig.args[0], types.Integer):
@@ -119,7 +119,7 @@ def pack(
 
 @intrinsic
 def load_lines(context: Any, codes: Any, distance: Any) -> Any:
-    """A line of 64 bytes of each tile; the second tile lies `distance` bytes behind the first."""
+    """A line of 64 bytes of each tile; the second tile lies `distance` bytes after the first."""
 
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         places = [v[0], builder.add(*v)][:TILES]
@@ -212,7 +212,7 @@ def _by_tile(builder: Any, block: Any, n: int) -> list[list[Any]]:
 
 @intrinsic
 def begin(context: Any, sums: Any, packed: Any) -> Any:
-    """Dot products of a step, not yet begun. `sums` only says for how many tokens."""
+    """The start values of a step's dot products. `sums` only says for how many tokens."""
     n = _tokens(sums)
 
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
@@ -284,7 +284,7 @@ def shift(context: Any, sums: Any, minimum: Any, packed: Any) -> Any:
 
 @intrinsic
 def multiply_rows(context: Any, sums: Any, rows: Any, distance: Any) -> Any:
-    """sums times the 16 float32 at `rows` of each tile; the second tile's lie `distance` bytes behind."""
+    """sums times the 16 float32 at `rows` of each tile; the second tile's lie `distance` bytes after them."""
 
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         found = []

@@ -4,15 +4,15 @@ A head's positions follow one another, so that attention reads memory in order. 
 lie in tiles of 16 positions, element by element, so that a register holds one element of 16 keys and a query's scores
 come out side by side, without sums across a register. head_dim is padded to 16 with zeros.
 
-float16 and float32 hold the numbers themselves, int8 holds whole numbers of [-127, 127] times a scale. Values take one
+float16 and float32 hold the numbers themselves, int8 holds integers of [-127, 127] times a scale. Values take one
 float32 scale per vector (one head, one position). Keys cannot: a few of their channels may be a hundred times as large
 as the others (a bias of the projection makes them, and rope moves their weight between the two channels of a pair), and
 a common scale would drown the others in rounding. So eight elements, four neighbouring pairs, have a float16 scale,
 max|x| / 127, and lie together: channels 4 g ... 4 g + 3 of each half at places 8 g ... 8 g + 7. That the extreme itself
 is a code times its scale matters as much as the size of the group: most of a score comes from it.
 
-float16 ends at 65,504. What is larger, infinities included, becomes that with its sign, in float16 and in int8: an
-infinity would make NaN of all that it is weighed with, even by 0. NaN stays NaN: in int8 it takes its group with it.
+float16 ends at 65,504. What is larger, infinities included, is clamped to it, in float16 and in int8: an infinity would
+turn everything that it is averaged with into NaN, even with weight 0. NaN stays NaN: in int8 with all of its group.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TYPES = {"fp16": np.float16, "fp32": np.float32, "int8": np.int8}
 FP16, FP32, INT8 = range(3)  # the places of TYPES, for kernels
 PAIRS, KEY_GROUP = 4, 8  # of keys that share a scale: pairs of rope, elements
 LARGEST = np.float32(65504)
-TINY = np.float32(2.0**-100)  # a scale below it has no inverse worth having: the numbers become 0
+TINY = np.float32(2.0**-100)  # the inverse of a smaller scale might overflow: its numbers become 0
 
 
 class Cached:
@@ -111,7 +111,7 @@ class Cached:
 
 
 def _codes(x: Array, scale: Array) -> NDArray[np.int8]:
-    """x (..., n) over scale (...) in whole numbers."""
+    """x (..., n) over scale (...), rounded to integers."""
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale >= TINY)[..., None]
     wanted = np.multiply(x, inverse, out=np.zeros_like(x), where=inverse > 0)
     return np.clip(np.rint(wanted), -127, 127).astype(np.int8)

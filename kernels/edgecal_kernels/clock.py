@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 PARTS = ("embed", "norm", "qkv", "rope", "attention", "output", "gate_up", "down", "head", "lora")
-# NumPy's integers: Numba compiles a function anew for every Python integer that it finds written in a call
+# NumPy's integers, because Numba specializes on literal Python integers
 _numbers: Any = np.arange(len(PARTS))
 EMBED, NORM, QKV, ROPE, ATTENTION, OUTPUT, GATE_UP, DOWN, HEAD, LORA = _numbers
 _NOTHING = np.zeros(0, np.int64)

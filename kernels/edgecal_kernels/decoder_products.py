@@ -17,25 +17,30 @@ from .clock import LORA
 from .decoder_plan import LINEAR, PAIR, ROW, charge, now, pointer, tick
 from .decoder_weights import N_COMPONENTS
 from .jit import kernel
-from .packed_kernels import AFFINE, INT4, INT4_F16, INT6, INT8, ZERO
+from .packed_kernels import FORMAT_NUMBER, ZERO, Sizes
 from .packed_matmul import add_int8, multiply, multiply_quarters
+from .quant import SPECS
 from .rounding import further, quantize_row
 from .sync import WORDS, barrier
 
-# NumPy's integers: Numba compiles a function anew for every Python integer that it finds written in a call
+# NumPy's integers, because Numba specializes on literal Python integers
 ONE: Any = np.int64(1)
-_INT8 = np.int64(INT8)
+_INT8 = np.int64(FORMAT_NUMBER["int8"])
+_BITS, _CODE_OFFSETS, _HAVE_MINIMUM, _HAVE_ROW_SCALE = zip(
+    *((spec.bits, float(spec.code_offset), spec.has_minimum, spec.has_row_scale) for spec in SPECS.values()),
+    strict=True,
+)
 
 
 @kernel
 def share(n: int, thread: int, n_threads: int) -> Any:
-    """This thread's part of so many."""
+    """This thread's part of n."""
     return n * thread // n_threads, n * (thread + 1) // n_threads
 
 
 @kernel
 def rows_share(tiles: int, quarters: int, thread: int, n_threads: int) -> Any:
-    """This thread's part of so many tiles with quarter tiles behind them: its tiles, and its quarter tiles."""
+    """This thread's part of the tiles and of the quarter tiles that follow them."""
     first, last = share(4 * tiles + quarters, thread, n_threads)
     whole = (min((first + 2) // 4, tiles), min((last + 2) // 4, tiles))
     return whole, (max(first - 4 * tiles, 0), max(last - 4 * tiles, 0))
@@ -43,7 +48,7 @@ def rows_share(tiles: int, quarters: int, thread: int, n_threads: int) -> Any:
 
 @kernel
 def pairs_share(n: int, thread: int, n_threads: int) -> Any:
-    """This thread's part of so many tiles, in twos: their 32 rows are a step of the next product."""
+    """This thread's part of n tiles, in pairs: their 32 rows are a step of the next product."""
     first, last = share(n // 2, thread, n_threads)
     return 2 * first, 2 * last
 
@@ -58,8 +63,8 @@ def heads_border(thread: int, n_threads: int, keys: int, queries: int, per_head:
     if at < keys:
         return (at + per_head // 2) // per_head * per_head
     if at > keys + queries:
-        behind = at - keys - queries
-        return keys + queries + (behind + per_head // 2) // per_head * per_head
+        after = at - keys - queries
+        return keys + queries + (after + per_head // 2) // per_head * per_head
     return at
 
 
@@ -108,7 +113,7 @@ def inner_products(plan: Any, step: Any, layer: int, first: int, last: int, k: i
             pair = pairs[slot, layer, module]
             if pair.rank > 0:
                 tiles, quarters = rows_share(pair.a_tiles, pair.quarters, place, n_threads)
-                sizes, width = (pair.a_lines, pair.a_groups, ONE, k, d), pair.a_tiles * 16
+                sizes, width = Sizes(pair.a_lines, pair.a_groups, ONE, k, d), pair.a_tiles * 16
                 if tiles[0] < tiles[1]:
                     multiply(_INT8, pair.a_codes, pair.a_scale, ZERO, sizes, x, row, end, out, tiles)
                 if quarters[0] < quarters[1]:
@@ -151,7 +156,7 @@ def _add_bias(out: int, bias: int, tiles: Any) -> None:
 def product(linear: Any, n: int, x: Any, out: int, tiles: Any) -> None:
     """These tiles of out = W x + bias for n rows; x: where they are in int8."""
     d = linear.tiles * 16
-    sizes = (linear.tile_lines, linear.groups, linear.per_group, linear.inputs, d)
+    sizes = Sizes(linear.tile_lines, linear.groups, linear.per_group, linear.inputs, d)
     multiply(linear.format, linear.codes, linear.scale, linear.extra, sizes, x, ZERO, n, out, tiles)
     if linear.bias != 0:
         for row in range(n):
@@ -190,27 +195,25 @@ def add_tiles(x: Any, y: Any, tiles: Any) -> None:
 @kernel
 def embed(linear: Any, token: int, x: Any, row: int) -> None:
     """The bits of `quant.dequantize_rows` for one row of the embedding table."""
-    tile, lane = token // 16, token % 16
-    step_bytes = 512 if linear.format == INT8 else 384 if linear.format == INT6 else 256
+    tile, lane, step_bytes = token // 16, token % 16, _BITS[linear.format] * 64
+    bits, has_minimum, offset = _BITS[linear.format], _HAVE_MINIMUM[linear.format], _CODE_OFFSETS[linear.format]
     codes = carray(pointer(linear.codes), (linear.tiles, linear.tile_lines * 64 // step_bytes, step_bytes), np.uint8)
     for step in range(linear.inputs // 32):
         group = (tile * linear.groups + step // linear.per_group) * 16 + lane
-        if linear.format == INT4:
+        if _HAVE_ROW_SCALE[linear.format]:
             root = np.float32(simd.whole(linear.scale)[group])
             scale = root * abs(root) * simd.load_one(linear.extra, token)
         else:
             scale = simd.load_one_half(linear.scale, group)
-        minimum = simd.load_one_half(linear.extra, group) if linear.format == AFFINE else np.float32(0)
+        minimum = simd.load_one_half(linear.extra, group) if has_minimum else np.float32(0)
         for column in range(32):
-            if linear.format == INT8:
+            if bits == 8:
                 value = np.float32(np.int8(codes[tile, step, column // 4 * 64 + lane * 4 + column % 4]))
             else:
                 both = codes[tile, step, column % 16 // 4 * 64 + lane * 4 + column % 4]
                 value = np.float32(both & 15 if column < 16 else both >> 4)
-            if linear.format == INT4_F16 or linear.format == INT4:
-                value -= np.float32(8)
-            elif linear.format == INT6:
+            if bits == 6:
                 upper = codes[tile, step, 256 + column // 16 * 64 + lane * 4 + column % 4] >> (column % 16 // 4 * 2)
-                value += np.float32((upper & 3) * 16) - np.float32(32)
-            value *= scale
-            x[row, step * 32 + column] = value + minimum if linear.format == AFFINE else value
+                value += np.float32((upper & 3) * 16)
+            value = (value - np.float32(offset)) * scale
+            x[row, step * 32 + column] = value + minimum if has_minimum else value

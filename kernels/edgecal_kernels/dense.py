@@ -1,7 +1,7 @@
 """Float32 products: the verification mode's weights, and the two thin matrices of an adapter.
 
-Not left to BLAS: its threads and those of the kernels would wait for each other, spinning, on the same cores (measured:
-a prefill with an adapter took ten times as long).
+Not left to BLAS: its threads and those of the kernels would spin against each other on the same cores (measured: a
+prefill with an adapter took ten times as long).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def dense_product(x: Array, weight: Array) -> Array:
 
 @kernel
 def lora_inner(x: Any, x_at: int, a: Any, k: int, rank: int, inner: Any) -> None:
-    """inner (R,) = A* x; `a` (R, k), an array or an address."""
+    """inner (R,) = A* x; `a` (R, k), flat."""
     for r in range(0, rank - rank % 4, 4):
         _dot_four(x, x_at, a, r * k, k, inner, r)
     for r in range(rank - rank % 4, rank):
@@ -79,7 +79,7 @@ def lora_inner(x: Any, x_at: int, a: Any, k: int, rank: int, inner: Any) -> None
 
 @kernel
 def lora_lanes(inner: Any, b: Any, d: int, rank: int, out: Any, at: int, row: int) -> None:
-    """out[at + row ... + 16] += those rows of B* inner; `b` (R, d), the transpose of lora_b."""
+    """out[at + row ... + 16] += those rows of B* inner; `b` (R, d), flat, the transpose of lora_b."""
     acc = splat(np.float32(0))
     for r in range(rank):
         acc = fma(splat(inner[r]), load(b, r * d + row), acc)

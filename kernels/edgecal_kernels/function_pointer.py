@@ -1,7 +1,7 @@
-"""Calls of compiled code by its address.
+"""Calls through function pointers.
 
-Numba compiles whatever a function calls into that function once more, and into a parallel loop several times. Behind an
-address it is compiled once. Worth it for the big bodies of parallel loops; small ones are better inlined.
+Numba compiles a callee into each of its callers, and several times into a parallel loop. Called through a pointer it is
+compiled once. Worth it for the large bodies of parallel loops; small ones are better inlined.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from .sync import intrinsic
 
 
 def by_address(function: Any, *arguments: Any) -> tuple[Any, Callable[[], int]]:
-    """For a kernel that returns nothing: what calls it in another kernel, and what says its address.
+    """For a kernel that returns nothing and takes the Numba types `arguments`: an intrinsic that calls it from another
+    kernel, and a Python function that returns its address.
 
-    The former takes the address and then the arguments, of the Numba types `arguments`; others do not compile. The
-    latter compiles the kernel if it is not on disk, and is for Python.
+    The intrinsic takes the address and then the arguments; other types do not compile. The function compiles the kernel
+    if it is not on disk.
     """
 
     @intrinsic
     def call(context: Any, code: Any, *given: Any) -> Any:
         convertible = [context.can_convert(a, b) is not None for a, b in zip(given, arguments, strict=False)]
         if len(given) != len(arguments) or not all(convertible):
-            raise TypingError(f"{function.__name__} behind an address takes {arguments}, not {given}")
+            raise TypingError(f"{function.__name__} called by its address takes {arguments}, not {given}")
 
         def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
             convention = context.call_conv

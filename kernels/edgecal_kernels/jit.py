@@ -1,24 +1,83 @@
-"""The one place that fixes how kernels are compiled.
+"""The one place that fixes how kernels are compiled, where they are kept, and how their threads wait.
 
 Compiled once and kept on disk; IEEE arithmetic (no reassociation: the order of additions is part of the result); no
 bounds checks; the GIL released.
+
+Everything here is settled when the first kernel is decorated, so it does not matter which module of kernels a program
+imports first. The folder is named by the instruction set, among others: `isa.active()` settles that, for good.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numba
 
-_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
+from . import isa
+from .paths import cache_directory
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+
+# Waiting threads of GNU OpenMP spin for milliseconds by default. On a machine that is busy otherwise that burns the
+# very core the awaited thread needs: decode fell from 160 to 10 tokens/s beside one other process. This many turns,
+# some 0.2 ms, outlast the interpreter's work between two tokens (10 % of the time of a small model's token, when the
+# threads have to be woken for each) and leave an idle process idle. OpenMP reads it at the first parallel kernel.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
+def kernel_cache_directory(isa_name: str) -> Path:
+    """Compiled kernels, a folder per installation, content of the sources, Numba version and instruction set.
+
+    Numba's own index goes by a source's path and time of change, so both are part of the name: kernels that another
+    checkout compiled are none of this one's. It adds the CPU's name and features, so one home folder may serve
+    several machines.
+    """
+    digest = hashlib.sha256(f"{numba.__version__} {isa_name}".encode())
+    here = Path(__file__).parent
+    for source in sorted([*here.glob("*.py"), *(here / "isa").glob("*.py")]):
+        digest.update(f"{source} {source.stat().st_mtime_ns}".encode())
+        digest.update(source.read_bytes())
+    return cache_directory() / "kernels" / digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def kernel_cache() -> Path:
+    """`kernel_cache_directory` of this process. It need not exist."""
+    return kernel_cache_directory(isa.active_name())
+
+
+@lru_cache(maxsize=1)
+def can_keep() -> bool:
+    """Whether compiled kernels can be kept in `kernel_cache()`. Elsewhere they are not: Numba would fall back to the
+    folder of the sources, where nothing tells one instruction set from another, and they are compiled anew instead."""
+    try:
+        kernel_cache().mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(kernel_cache(), os.W_OK)
+
+
+def _compiled(function: Callable, **options: Any) -> Any:
+    # The decorator reads the setting; afterwards it is the program's own again.
+    settings: Any = numba.config
+    before = settings.CACHE_DIR
+    settings.CACHE_DIR = str(kernel_cache())
+    try:
+        return numba.njit(cache=can_keep(), **_OPTIONS, **options)(function)
+    finally:
+        settings.CACHE_DIR = before
 
 
 def kernel(function: Callable) -> Any:
     """Decorator for a compiled function that runs in the calling thread."""
-    return numba.njit(**_OPTIONS)(function)
+    return _compiled(function)
 
 
 def parallel(function: Callable) -> Any:
     """Decorator for a compiled function whose `prange` loops share the threads."""
-    return numba.njit(parallel=True, **_OPTIONS)(function)
+    return _compiled(function, parallel=True)

@@ -42,10 +42,10 @@ def mask_between(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 
 @_operation(I32x16, types.int32, types.int64)
 def limits(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-    """`threshold` in the first `remaining` lanes (any number, also a negative one), and 1 more in those behind them."""
+    """`threshold` in the first `remaining` lanes (any integer, also a negative one), and 1 more in those after them."""
     lanes = ir.Constant(ir.VectorType(i64, LANES), list(range(LANES)))
-    behind = builder.icmp_signed(">=", lanes, isa.splat(builder, v[1], LANES))
-    return builder.add(isa.splat(builder, v[0], LANES), builder.zext(behind, I32x16.llvm))
+    after = builder.icmp_signed(">=", lanes, isa.splat(builder, v[1], LANES))
+    return builder.add(isa.splat(builder, v[0], LANES), builder.zext(after, I32x16.llvm))
 
 
 @_operation(F32x16, F32x16, I32x16)

@@ -203,7 +203,7 @@ def _gather(bits: Any, low: int, high: int, candidates: Any) -> Any:
 @kernel
 def largest_magnitudes(bits: Any, count: int, candidates: Any, counts: Any) -> Any:
     """(threshold, cut) of the `count` largest magnitudes, for 1 <= count < size: the entries before `cut` whose
-    magnitude is at least `threshold`, and those behind it where it is larger.
+    magnitude is at least `threshold`, and those after it where it is larger.
 
     `bits` uint32 is the tensor; `candidates` uint32 of its size + 4 and `counts` int64 (2048,) are overwritten.
     """

@@ -5,7 +5,7 @@ arithmetic of an output element does not depend on how many tokens or threads sh
 same bits in one chunk, in several, or token by token.
 
 Trap: Numba's disk cache notices changes of a kernel's own file but not of `simd`, `isa` or another kernel it calls;
-dispatch.py therefore keeps a cache directory per content of all these files.
+jit.py therefore keeps a cache directory per content of all these files.
 """
 
 from __future__ import annotations

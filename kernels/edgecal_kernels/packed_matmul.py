@@ -17,14 +17,13 @@ from .blocks import TILES, TOKEN_BYTES, TOKENS
 from .function_pointer import by_address
 from .jit import kernel, parallel
 from .packed_kernels import (
-    AFFINE,
     AHEAD,
-    INT4,
-    INT4_F16,
-    INT6,
-    INT8,
+    FORMAT_NUMBER,
     INT8_OFFSET,
+    OFFSETS,
+    SIZES,
     ZERO,
+    Sizes,
     block,
     int8_line,
     quarter_tiles,
@@ -34,8 +33,7 @@ from .quant import QUARTER_ROWS, STEP, TILE_ROWS, Array, QuantizedTensor
 from .rounding import further
 from .simd import dot4_int8, fma, load, load_half, mul, splat, splat_int, store
 
-FORMAT_NUMBER = {"int8": INT8, "int4_f16": INT4_F16, "int4_affine": AFFINE, "int6": INT6, "int4": INT4}
-_CHUNK_BYTES = 1 << 18  # of packed tokens at a time: a quarter of a usual second cache
+_CHUNK_BYTES = 1 << 18  # of packed tokens at a time: a quarter of a usual second-level cache
 _WORTH_A_THREAD = 1 << 18  # bytes of weights times tokens that are worth waking other threads (20 us of work)
 
 
@@ -54,62 +52,85 @@ def multiply(
 ) -> None:
     """Tokens [first, last) of x against a range of tiles, into the same rows of `out`.
 
-    `format` is one of FORMAT_NUMBER. Everything lies at addresses, for an array that is handed on is seven to nine
-    numbers to write: `codes`, `scale`, `extra` (`extra_address`), x = codes, scales and sums of the rounded
+    `format` is one of FORMAT_NUMBER. Arrays are given by their addresses, because passing a Numba array costs seven to
+    nine words a call: `codes`, `scale`, `extra` (`extra_address`), x = codes, scales and sums of the rounded
     activations, and `out`, whose rows are d elements. sizes as in `packed_kernels`.
 
-    Trap: a number that is written in a call or in a tuple is a part of its type, and `multiply` would be compiled anew
-    for it; np.int64(0) is not.
+    Trap: Numba specializes on literal integers. A number written in a call, or in a tuple that is passed, is a part of
+    its type and compiles `multiply` anew; np.int64(0) does not.
     """
-    k, d = sizes[3], sizes[4]
-    steps, stride = k // 32, k // 32 * 4
+    k, d = sizes.k, sizes.d
+    steps = k // 32
     if last - first == 1:
         xs, scales, totals = further(x, first * k)
-        vector(format, codes, scale, extra, sizes, xs, scales, totals, out + first * d * 4, tiles)
+        vector(format, (codes, scale, extra, sizes, xs, scales, totals, out + first * d * 4, tiles))
         return
-    xs, scales, totals = x
-    # Packed tokens are read once per pair of tiles and stay in the second cache meanwhile.
+    # Packed tokens are read once per pair of tiles and stay in the second-level cache meanwhile
     fitting = max(_CHUNK_BYTES // (max(steps, 1) * TOKEN_BYTES) // TOKENS, 1) * TOKENS
     most = min(fitting, (last - first + TOKENS - 1) // TOKENS * TOKENS)
     buffer = np.empty(most * steps * TOKEN_BYTES, np.uint8)
-    factor = -INT8_OFFSET if format == INT8 else -32 if format == INT6 else 0 if format == AFFINE else -8
+    packed = blocks.address(buffer)
     while first < last:
         n = min(most, last - first)
-        packed = blocks.address(buffer)
-        whole, place = n // TOKENS * TOKENS, 0
-        while place < n - n % 2:
-            width = TOKENS if place < whole else 2
-            token = first + place
-            blocks.pack(
-                xs + token * k,
-                scales + token * stride,
-                totals + token * stride,
-                k,
-                stride,
-                steps,
-                factor,
-                width,
-                packed + place * steps * TOKEN_BYTES,
-            )
-            place += width
-        for tile in range(tiles[0], tiles[1], TILES):
-            beside = min(TILES, tiles[1] - tile) - 1  # an odd tile at the end is its own second
-            place = 0
-            while place < n - n % 2:
-                here, there = packed + place * steps * TOKEN_BYTES, out + (first + place) * d * 4
-                if TOKENS == 4 and place < whole:
-                    block(format, codes, scale, extra, sizes, here, 4, there, (tile, beside), blocks.zeros4())
-                    place += 4
-                else:
-                    block(format, codes, scale, extra, sizes, here, 2, there, (tile, beside), blocks.zeros2())
-                    place += 2
-            if n % 2:
-                token = first + n - 1
-                at = token * stride
-                own = (tile, tile + beside + 1)
-                there = out + token * d * 4
-                vector(format, codes, scale, extra, sizes, xs + token * k, scales + at, totals + at, there, own)
+        here = further(x, first * k)
+        _pack_tokens(here, n, k, OFFSETS[format], packed)
+        _multiply_packed(format, codes, scale, extra, sizes, here, packed, n, out + first * d * 4, tiles)
         first += n
+
+
+@kernel
+def _pack_tokens(x: Any, n: int, k: int, offset: int, packed: int) -> None:
+    """n tokens as `block` wants them: blocks of TOKENS, then of two. An odd one is left to `vector`."""
+    xs, scales, totals = x
+    steps, stride = k // 32, k // 32 * 4
+    whole, token = n // TOKENS * TOKENS, 0
+    while token < n - n % 2:
+        width = TOKENS if token < whole else 2
+        blocks.pack(
+            xs + token * k,
+            scales + token * stride,
+            totals + token * stride,
+            k,
+            stride,
+            steps,
+            -offset,
+            width,
+            packed + token * steps * TOKEN_BYTES,
+        )
+        token += width
+
+
+@kernel
+def _multiply_packed(
+    format: int,
+    codes: int,
+    scale: int,
+    extra: int,
+    sizes: Any,
+    x: Any,
+    packed: int,
+    n: int,
+    out: int,
+    tiles: Any,
+) -> None:
+    """n tokens, at x and as `_pack_tokens` left them, against a range of tiles, TILES at a time."""
+    k, d = sizes.k, sizes.d
+    token_bytes, whole = k // 32 * TOKEN_BYTES, n // TOKENS * TOKENS
+    for tile in range(tiles[0], tiles[1], TILES):
+        beside = min(TILES, tiles[1] - tile) - 1  # an odd tile at the end is its own second
+        token = 0
+        while token < n - n % 2:
+            here, there = packed + token * token_bytes, out + token * d * 4
+            if TOKENS == 4 and token < whole:
+                block(format, (codes, scale, extra, sizes, here, 4, there, tile, beside, blocks.zeros4()))
+                token += 4
+            else:
+                block(format, (codes, scale, extra, sizes, here, 2, there, tile, beside, blocks.zeros2()))
+                token += 2
+        if n % 2:
+            xs, scales, totals = further(x, (n - 1) * k)
+            own = (tile, tile + beside + 1)
+            vector(format, (codes, scale, extra, sizes, xs, scales, totals, out + (n - 1) * d * 4, own))
 
 
 @kernel
@@ -136,7 +157,7 @@ def multiply_quarters(
 
 @kernel
 def add_int8(codes: int, scale: int, quads: int, x: Any, out: int, tiles: Any) -> None:
-    """One token, as `multiply`, added to what `out` holds: an adapter's B*, whose tiles have so many column quads."""
+    """One token, as `multiply`, added to what `out` holds: an adapter's B*, whose tiles have `quads` column quads."""
     n_groups = (quads + 7) // 8
     xs, scales, totals = x
     for tile in range(tiles[0], tiles[1]):
@@ -165,7 +186,7 @@ def _multiply_share(
     share: int,
     shares: int,
 ) -> None:
-    """What one of so many threads does: a range of tiles, and of the tokens for quarter tiles. counts: of both."""
+    """The work of one thread: a range of tiles, and of the tokens for quarter tiles. counts: of both."""
     codes, scale, extra, quarter_codes, quarter_scale = places
     n_tiles, n_quarters = counts
     pairs, n = (n_tiles + TILES - 1) // TILES, len(out)
@@ -174,13 +195,13 @@ def _multiply_share(
     tiles = (first, min(last, n_tiles))
     multiply(format, codes, scale, extra, sizes, rounded, ZERO, n, target, tiles)
     begin, end, quarters = n * share // shares, n * (share + 1) // shares, (ZERO, n_quarters)
-    k, d, column = sizes[3], sizes[4], n_tiles * 16
+    k, d, column = sizes.k, sizes.d, n_tiles * 16
     multiply_quarters(quarter_codes, quarter_scale, k, d, rounded, begin, end, target, column, quarters)
 
 
 call_share, share_code = by_address(
     _multiply_share,
-    *(types.int64, types.UniTuple(types.int64, 5), types.UniTuple(types.int64, 5), types.UniTuple(types.int64, 2)),
+    *(types.int64, types.UniTuple(types.int64, 5), SIZES, types.UniTuple(types.int64, 2)),
     *(types.int8[::1], types.float32[:, ::1], types.int32[:, ::1], types.float32[:, ::1], types.int64, types.int64),
 )
 
@@ -217,7 +238,7 @@ def packed_product(activations: reference.Activations, weight: QuantizedTensor) 
     x, x_scale, x_total = activations.rounded()
     n_tiles, n_quarters = weight.n_tiles, weight.n_quarters
     out = np.empty((len(x), n_tiles * TILE_ROWS + n_quarters * QUARTER_ROWS), np.float32)
-    sizes = (weight.tile_lines, weight.n_groups, weight.group_size // STEP, x.shape[1], out.shape[1])
+    sizes = Sizes(weight.tile_lines, weight.n_groups, weight.group_size // STEP, x.shape[1], out.shape[1])
     whole = weight.codes.ctypes.data, weight.scale.ctypes.data, extra_address(weight)
     places = (*whole, address(weight.quarter_codes), address(weight.quarter_scale))
     counts, flat = (n_tiles, n_quarters), x.reshape(-1)

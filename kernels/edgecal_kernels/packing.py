@@ -61,17 +61,17 @@ def _pack_int8(w: Any, factor: Any, first_row: int, bits: int, codes: Any, scale
 
 
 def pack_int8(w: Array, factor: float = 1.0) -> QuantizedTensor:
-    """As `reference.pack_int8`, without what nobody would read: see QuantizedTensor on adapters.
+    """As `reference.pack_int8`, without padding that no product needs: see QuantizedTensor on adapters.
 
-    A* has the rank for its rows and B* for its columns, which seldom fills whole tiles or steps. More than twelve rows
-    behind the last whole tile fill another.
+    The rank is the number of rows of A* and of columns of B*, which seldom fills whole tiles or steps. More than twelve
+    rows after the last whole tile make another one.
     """
     d, k = w.shape
     n_tiles, n_quarters = d // TILE_ROWS, -(-(d % TILE_ROWS) // QUARTER_ROWS)
     if n_quarters == TILE_ROWS // QUARTER_ROWS:
         n_tiles, n_quarters = n_tiles + 1, 0
     n_groups, quads = -(-k // STEP), -(-k // 4)
-    memory = np.zeros((n_tiles * quads + 7) * 64, np.uint8)  # kernels read whole steps, behind the last tile too
+    memory = np.zeros((n_tiles * quads + 7) * 64, np.uint8)  # kernels read whole steps, past the last tile too
     codes = memory[: n_tiles * quads * 64].reshape(n_tiles, quads, 64)
     scale = np.zeros((n_tiles, n_groups, TILE_ROWS), np.float16)
     quarter_codes = np.zeros((n_quarters, 2 * n_groups, 64), np.uint8)

@@ -37,7 +37,7 @@ def quantize_row(x: int, k: int, rounded: Any) -> None:
 
 @kernel
 def further(rounded: Any, n: int) -> Any:
-    """The addresses of rounded activations, n elements (whole steps of 32) on."""
+    """The addresses of rounded activations, n elements (whole steps of 32) later."""
     codes, scale, total = rounded
     return codes + n, scale + n // 8, total + n // 8
 

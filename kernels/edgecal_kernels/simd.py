@@ -2,12 +2,11 @@
 
 A Numba type wraps an LLVM vector of sixteen 32-bit lanes (or the 64 bytes that fill them). Every operation is
 emitted as plain LLVM IR, which any target lowers: one register on AVX-512, two on AVX2, four on NEON. The one
-exception is `dot4`, whose best instruction LLVM does not find by itself; `isa/` holds one short file per
+exception is `dot4`, for which LLVM does not select the best instruction; `isa/` holds one short file per
 instruction set with that operation.
 
-Indices count elements of the (C-contiguous) array they index, flattened. The address of an array, as an integer,
-serves in the place of it: of float32 for `load` and `store`, of float16 for `load_half`, of bytes otherwise. Nothing
-is bounds-checked.
+Indices count elements of a C-contiguous array, flattened. An array may be given by its address, an integer: of float32
+for `load` and `store`, of float16 for `load_half`, of bytes otherwise. Nothing is bounds-checked.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ def _address(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 
 @kernel
 def halves(address: int) -> Any:
-    """The array of float16 (as uint16) that begins at an address; its size is not known, and nobody asks for it."""
+    """The array of float16 (as uint16) that begins at an address. Its size is not known; nothing checks it."""
     return carray(_address(address), (1,), np.uint16)
 
 
@@ -188,7 +187,7 @@ def load_signed_square(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 
 @_operation(types.void, None, types.intp)
 def prefetch(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-    """Ask for the line that holds this byte; nothing happens where there is none."""
+    """Prefetch the cache line that holds this byte; an address that is not mapped does no harm."""
     pointer = _pointer(context, builder, sig.args[0], v[0], v[1], i8, i8)
     _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, i32(0), i32(3), i32(1))  # to read, close, data
     return context.get_dummy_value()
@@ -196,7 +195,7 @@ def prefetch(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 
 @_operation(types.void, None, types.intp)
 def prefetch_once(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-    """`prefetch` for what is read only once: it need not push anything else out of the second cache."""
+    """`prefetch` for what is read only once: it need not evict anything else from the second-level cache."""
     pointer = _pointer(context, builder, sig.args[0], v[0], v[1], i8, i8)
     _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, i32(0), i32(0), i32(1))  # to read, not kept, data
     return context.get_dummy_value()

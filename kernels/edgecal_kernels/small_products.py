@@ -1,8 +1,8 @@
 """The two small matrix products of attention: some rows times a block of the cache, for scores and for mixtures.
 
 Each output is one chain of fused multiply-adds in the order of the summands, whatever the shape of the block that it is
-computed in; attention.py relies on it. A whole number of int8 times a float16 scale is exact in float32, so it does not
-matter either whether elements are scaled here or before.
+computed in; attention.py relies on it. An int8 times a float16 scale is exact in float32, so it makes no difference
+whether elements are scaled here or before.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .jit import kernel
 from .simd import fma, load, load_cached, load_half, load_one, mul, splat, store
 
 _ZERO, _ONE, _FOUR = np.int64(0), np.int64(1), np.int64(4)
-# Sixteen sums of 16 lanes at once, where they fit into the registers: four rows by four vectors, elsewhere by one
-_WIDE = isa.active().__name__.endswith("avx512vnni")
+# Four rows by four vectors at once, where the registers hold sixteen sums, the four vectors and a factor; else by one
+_WIDE: bool = isa.active().VECTORS >= 21
 
 
 @kernel
@@ -145,7 +145,7 @@ def multiply_rows(
     c_at: int,
     scales: Any,
 ) -> None:
-    """c += a b for a set of four rows, of which the first `rows` are of interest, and so many vectors."""
+    """c += a b for four rows, of which only the first `rows` are used, and `vectors` vectors."""
     b_tile = sizes[1]
     t = 0
     if _WIDE or rows == 1:
@@ -164,7 +164,7 @@ def multiply_rows(
 
 @kernel
 def _from_vector(scales: Any, t: int, vectors: int) -> Any:
-    """Those of vector t and the ones after it; of one vector t alone, for there may be no others to read."""
+    """The scales from vector t on; with one vector only its own, since there may be none after it to read."""
     if scales is None:
         return None
     address, first, tile = scales

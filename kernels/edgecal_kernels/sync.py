@@ -1,9 +1,9 @@
 """A barrier for the threads of one parallel region.
 
 OpenMP's own barrier ends the region, and a region costs microseconds; a token needs more than a hundred barriers. Here
-every thread counts the barriers that it has come to in a word of its own and looks at those of the others: a line of
-memory travels once from one core to another, where a common counter would travel to and fro. It spins at first, then
-yields the core, so that a thread that was pushed off its core gets it back at once.
+every thread counts the barriers that it has reached in a word of its own and polls the words of the others: a cache
+line moves once from one core to another, where a shared counter would bounce between them. It spins first, then yields,
+so that a thread that was descheduled gets its core back at once.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _yield_core(context: Any) -> Any:
 
 @kernel
 def barrier(words: Any, thread: int, n_threads: int) -> None:
-    """Wait until all have come. `words`: int64 (n_threads * WORDS,), zero at first, for as many threads ever after."""
+    """Wait until all threads are here. `words`: int64 (n_threads * WORDS,), zeros at first, for these threads only."""
     count = _get(words, thread * WORDS) + 1
     _set(words, thread * WORDS, count)
     spins = 0

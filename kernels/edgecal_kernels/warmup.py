@@ -17,7 +17,7 @@ from . import cpu
 from .cached import Cached
 from .clock import Clock
 from .decoder_weights import N_COMPONENTS, DecoderWeights, Place
-from .dispatch import backend, kernel_cache_directory
+from .dispatch import backend
 from .errors import BackendError
 from .quant import FORMATS, quantize
 
@@ -26,15 +26,16 @@ _MARKER = "complete"
 
 def is_warm() -> bool:
     """Whether the kernels for this machine, these sources and this Numba are on disk."""
-    _, name, features = cpu.compile_target()
-    marker = kernel_cache_directory(cpu.detect_isa()) / _MARKER
+    from .jit import kernel_cache
+
     try:
-        return marker.read_text() == _machine(name, features)
+        return (kernel_cache() / _MARKER).read_text() == _machine()
     except OSError:
         return False
 
 
-def _machine(name: str, features: frozenset[str]) -> str:
+def _machine() -> str:
+    _, name, features = cpu.compile_target()
     return f"{name} {' '.join(sorted(features))}\n"
 
 
@@ -45,6 +46,10 @@ def compile_all() -> float:
     """
     start = perf_counter()
     ops = backend("numba")
+    from .jit import can_keep, kernel_cache
+
+    if not can_keep():
+        raise _not_kept("it is not writable")
     x = np.ones((2, 64), np.float32)
     for rows_of_weight in (32, 16384):  # a small one stays in the calling thread
         for format in FORMATS:
@@ -69,16 +74,19 @@ def compile_all() -> float:
     ops.gated(x.copy(), x)
     _decode(ops)
     _merge(ops.merging)
-    _, name, features = cpu.compile_target()
-    folder = kernel_cache_directory(cpu.detect_isa())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _MARKER).write_text(_machine(name, features))
+        (kernel_cache() / _MARKER).write_text(_machine())
     except OSError as error:
-        raise BackendError(
-            f"compiled kernels cannot be kept in {folder}: {error.strerror}; set EDGECAL_CACHE to a writable folder"
-        ) from error
+        raise _not_kept(str(error.strerror)) from error
     return perf_counter() - start
+
+
+def _not_kept(reason: str) -> BackendError:
+    from .jit import kernel_cache
+
+    return BackendError(
+        f"compiled kernels cannot be kept in {kernel_cache()}: {reason}; set EDGECAL_CACHE to a writable folder"
+    )
 
 
 def _decode(ops: Any) -> None:

@@ -1,10 +1,14 @@
 """The compiled kernels of merging against the NumPy formulation: the same bits, for any size, density and number of
-adapters. Only `dot` adds in an order of its own."""
+adapters. Only `dot` adds in an order of its own. Who merges says which of the two it is."""
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgecal.adapters import LoraAdapter, LoraPair, Recipe, compile_recipe, recipe
+from edgecal import Engine
+from edgecal.adapters import CompiledAdapter, LoraAdapter, LoraPair, Recipe, compile_recipe, recipe
 from edgecal.adapters.merge.factors import transpose_into, weighted_sum
 from edgecal.adapters.merge.pruning import RandomDrop, find_largest
 from edgecal.adapters.merge.sign_election import elect_and_average
 from edgecal.adapters.merge.slerp import _gram
-from edgecal.adapters.merge_kernels import decode
+from edgecal.adapters.merge_kernels import Kernels, decoder
 from edgecal_kernels.dispatch import backend
 from edgecal_weights.binary_file import decode_floats
+from tests.tiny import write_tiny_adapter, write_tiny_hf
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.one_of(st.integers(1, 100), st.integers(8_100, 9_000), st.integers(32_700, 33_000))
@@ -38,14 +44,9 @@ METHODS = {
 }
 
 
-def both_ways(compute: Callable[[], Any]) -> tuple[Any, Any]:
+def both_ways(compute: Callable[[Kernels], Any]) -> tuple[Any, Any]:
     """In NumPy, then compiled."""
-    found = []
-    for loaded in (None, backend("numba")):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("edgecal.adapters.merge_kernels.loaded", lambda loaded=loaded: loaded)
-            found.append(compute())
-    return found[0], found[1]
+    return compute(None), compute(backend("numba").merging)
 
 
 def tensors(seed: int, count: int, size: int, kind: str) -> list[np.ndarray]:
@@ -71,7 +72,7 @@ def same_bits(found: np.ndarray, expected: np.ndarray) -> None:
 @given(SEEDS, SIZES, DENSITIES, KINDS)
 def test_the_largest_entries_are_the_same(seed: int, size: int, density: float, kind: str) -> None:
     (tensor,) = tensors(seed, 1, size, kind)
-    expected, found = both_ways(lambda: find_largest(tensor, density))
+    expected, found = both_ways(lambda kernels: find_largest(tensor, density, kernels))
     assert found == expected
 
 
@@ -81,10 +82,10 @@ def test_a_sample_that_misleads(column: float) -> None:
     tensor = np.random.default_rng(0).standard_normal((512, 64), np.float32)
     tensor[:, ::2] *= np.float32(column)
     for density in (0.01, 0.49, 0.5, 0.51, 0.99):
-        expected, found = both_ways(lambda density=density: find_largest(tensor, density))
+        expected, found = both_ways(lambda kernels, density=density: find_largest(tensor, density, kernels))
         assert found == expected
     ordered = np.sort(np.abs(tensor), axis=None)[::-1].reshape(-1).copy()
-    expected, found = both_ways(lambda: find_largest(ordered, 0.5))
+    expected, found = both_ways(lambda kernels: find_largest(ordered, 0.5, kernels))
     assert found == expected
 
 
@@ -94,9 +95,10 @@ def test_weighted_sums_are_the_same(seed: int, count: int, size: int, kind: str,
     parts = tensors(seed, count, size, kind)
     weights = np.random.default_rng(seed).uniform(-2, 2, count).tolist()
 
-    def compute() -> np.ndarray:
+    def compute(kernels: Kernels) -> np.ndarray:
         out = np.empty(size, np.float32)
-        weighted_sum(parts, weights, out, None if density is None else [find_largest(x, density) for x in parts])
+        trims = None if density is None else [find_largest(x, density, kernels) for x in parts]
+        weighted_sum(parts, weights, out, trims, kernels)
         return out
 
     expected, found = both_ways(compute)
@@ -111,10 +113,10 @@ def test_elections_are_the_same(
     parts = tensors(seed, count, size, kind)
     weights = np.random.default_rng(seed).uniform(-2, 2, count).tolist()
 
-    def compute() -> np.ndarray:
+    def compute(kernels: Kernels) -> np.ndarray:
         out = np.empty(size, np.float32)
-        trims = None if density is None else [find_largest(x, density) for x in parts]
-        elect_and_average(parts, weights, sign_method, out, trims)
+        trims = None if density is None else [find_largest(x, density, kernels) for x in parts]
+        elect_and_average(parts, weights, sign_method, out, trims, kernels)
         return out
 
     expected, found = both_ways(compute)
@@ -125,7 +127,11 @@ def test_elections_are_the_same(
 @given(SEEDS, st.integers(1, 80_000), DENSITIES)
 def test_random_drops_are_the_same(seed: int, size: int, density: float) -> None:
     (tensor,) = tensors(seed, 1, size, "real")
-    expected, found = both_ways(lambda: RandomDrop(density, str(seed)).next(tensor, np.empty_like(tensor)).copy())
+
+    def compute(kernels: Kernels) -> np.ndarray:
+        return RandomDrop(density, str(seed), kernels).next(tensor, np.empty_like(tensor)).copy()
+
+    expected, found = both_ways(compute)
     same_bits(found, expected)
 
 
@@ -134,9 +140,9 @@ def test_random_drops_are_the_same(seed: int, size: int, density: float) -> None
 def test_transposing_is_the_same(seed: int, d: int, rank: int, factor: float) -> None:
     b = np.random.default_rng(seed).standard_normal((d, rank), np.float32)
 
-    def compute() -> np.ndarray:
+    def compute(kernels: Kernels) -> np.ndarray:
         rows = np.empty((rank, d), np.float32)
-        transpose_into(rows, b, factor)
+        transpose_into(rows, b, factor, kernels)
         return rows
 
     expected, found = both_ways(compute)
@@ -151,14 +157,14 @@ def test_every_half_is_decoded_alike(dtype: str) -> None:
         bits = np.ascontiguousarray(raw).view(np.uint8)
         expected, found = np.empty(raw.size, np.float32), np.empty(raw.size, np.float32)
         decode_floats(bits, dtype, expected)
-        _, found = both_ways(lambda bits=bits, out=found: (decode(bits, dtype, out), out)[1])
+        decoder(backend("numba").merging)(bits, dtype, found)
         np.testing.assert_array_equal(found, expected)
 
 
 def test_inner_products_agree() -> None:
     """Within 1e-6 of the product of the norms: another order of float32 additions."""
     parts = tensors(1, 3, 70_001, "real")
-    expected, found = both_ways(lambda: _gram(parts))
+    expected, found = both_ways(lambda kernels: _gram(parts, kernels))
     scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
     assert (np.abs(found - expected) <= 1e-6 * scale).all()
 
@@ -179,10 +185,47 @@ def adapters(count: int) -> dict[str, LoraAdapter]:
 def test_whole_recipes_have_the_same_bits(method: str) -> None:
     loaded = adapters(1 if method == "single" else 3)
     chosen = Recipe(method, tuple(loaded), options=tuple(METHODS[method].items()))
-    expected, found = both_ways(lambda: compile_recipe(chosen, loaded, None, SHAPES, {}))
+    expected, found = both_ways(lambda kernels: compile_recipe(chosen, loaded, None, SHAPES, {}, kernels))
     for module in SHAPES:
         np.testing.assert_array_equal(found.pairs[module].a, expected.pairs[module].a)
         np.testing.assert_array_equal(found.pairs[module].b, expected.pairs[module].b)
+
+
+_WITHOUT_NUMBA = """
+import sys
+from edgecal.adapters import Recipe, compile_recipe
+from tests.adapters.test_merge_kernels import SHAPES, adapters, digest
+print(digest(compile_recipe(Recipe("slerp", ("a0", "a1"), (0.3, 0.7)), adapters(2), None, SHAPES, {})))
+print("numba" in sys.modules)
+"""
+
+
+def digest(compiled: CompiledAdapter | None) -> str:
+    assert compiled is not None
+    factors = [array for module in SHAPES for array in (compiled.pairs[module].a, compiled.pairs[module].b)]
+    return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in factors)).hexdigest()
+
+
+def test_what_a_process_has_loaded_does_not_matter() -> None:
+    """Slerp's inner products have other last bits in the compiled kernels: they serve only who hands them over."""
+    done = subprocess.run([sys.executable, "-c", _WITHOUT_NUMBA], capture_output=True, text=True, check=True)
+    kernels, chosen = backend("numba").merging, Recipe("slerp", ("a0", "a1"), (0.3, 0.7))
+    by_numpy, compiled = (compile_recipe(chosen, adapters(2), None, SHAPES, {}, given) for given in (None, kernels))
+    assert done.stdout.split() == [digest(by_numpy), "False"]
+    assert digest(by_numpy) != digest(compiled)
+
+
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_an_engine_merges_with_the_kernels_of_its_back_end(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels, called = backend("numba").merging, []
+    monkeypatch.setattr(kernels, "dot", lambda x, y, dot=kernels.dot: (called.append(x.size), dot(x, y))[1])
+    model = write_tiny_hf(tmp_path / "model")
+    paths = {f"a{i}": write_tiny_adapter(tmp_path / f"a{i}", model, seed=i) for i in range(2)}
+    engine = Engine.load(model, backend=name, adapters=paths)
+    engine.merge(Recipe("slerp", tuple(paths)))
+    assert bool(called) == (name == "numba")
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "slerp"])
@@ -196,13 +239,13 @@ def test_threads_do_not_matter(method: str, monkeypatch: pytest.MonkeyPatch) -> 
 
         return start
 
-    def compute(n_threads: int) -> Any:
+    def compute(n_threads: int, kernels: Kernels) -> Any:
         monkeypatch.setattr(recipe, "ThreadPoolExecutor", pool(n_threads))
-        compiled = compile_recipe(Recipe(method, tuple(loaded)), loaded, None, SHAPES, {})
+        compiled = compile_recipe(Recipe(method, tuple(loaded)), loaded, None, SHAPES, {}, kernels)
         assert compiled is not None
         return compiled.pairs
 
-    for found in both_ways(lambda: [compute(n) for n in (1, 3, 8)]):
+    for found in both_ways(lambda kernels: [compute(n, kernels) for n in (1, 3, 8)]):
         for other in found[1:]:
             for module in SHAPES:
                 np.testing.assert_array_equal(other[module].a, found[0][module].a)
@@ -222,12 +265,12 @@ def test_arrays_that_no_kernel_was_compiled_for() -> None:
     for method in ("linear", "concat", "ties", "dare_ties", "slerp"):
         chosen = Recipe(method, ("odd", "odder"))
 
-        def compute(loaded: dict[str, LoraAdapter], chosen: Recipe = chosen) -> Any:
-            return compile_recipe(chosen, loaded, None, {"m": (30, 50)}, {})
+        def compute(loaded: dict[str, LoraAdapter], kernels: Kernels, chosen: Recipe = chosen) -> Any:
+            return compile_recipe(chosen, loaded, None, {"m": (30, 50)}, {}, kernels)
 
         for way in (0, 1):
-            found = both_ways(lambda: compute({"odd": odd, "odder": odder}))[way]
+            found = both_ways(lambda kernels: compute({"odd": odd, "odder": odder}, kernels))[way]
             # DARE's masks go by name, so the names stay
-            expected = both_ways(lambda: compute(plain))[way]
+            expected = both_ways(lambda kernels: compute(plain, kernels))[way]
             np.testing.assert_array_equal(found.pairs["m"].a, expected.pairs["m"].a)
             np.testing.assert_array_equal(found.pairs["m"].b, expected.pairs["m"].b)

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 
 from edgecal import Engine, KVCache, Recipe, Settings
+from edgecal_kernels.quant import FORMATS
 from tests.tiny import write_tiny_adapter, write_tiny_hf
 
 MEDIAN_BUDGET, TIPPED_BUDGET = 1e-6, 0.05  # both of the largest logit
-
-
-FORMATS = ("int8", "int6", "int4", "int4_f16", "int4_affine")
 
 
 @pytest.mark.parametrize(("family", "format"), [*(("llama", format) for format in FORMATS), ("gemma3_text", "int8")])

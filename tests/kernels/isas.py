@@ -1,4 +1,4 @@
-"""A process of its own per instruction set: which one it is, is settled when the kernels are compiled."""
+"""A process of its own per instruction set: it is settled when the first kernel is defined, for good."""
 
 from __future__ import annotations
 

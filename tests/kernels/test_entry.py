@@ -57,7 +57,7 @@ import sys
 import numba
 import numpy as np
 from numba import types
-from edgecal_kernels.entry import by_address
+from edgecal_kernels.function_pointer import by_address
 
 @numba.njit(cache=True)
 def double(x):

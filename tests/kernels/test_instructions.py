@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,7 @@ PROMISED_TO_BLOCKS = {**PROMISED, "neon_i8mm": [r"\bsmmla\b"]}
 # rest of a kernel, so that compiling takes a second.
 _PROBE = """
 import json, numba, numpy as np
-from edgecal_kernels import cpu, isa
-isa.activate(cpu.detect_isa())
-from edgecal_kernels import blocks, simd
+from edgecal_kernels import blocks, isa, simd
 
 @numba.njit
 def nibbles(line, x, start, out):
@@ -97,7 +96,18 @@ def test_the_promised_instruction_is_there(name, tmp_path):
         assert name not in ("avx2", "avxvnni") or "zmm" not in found["assembly"]
 
 
+FILES = {file.stem for file in Path(isa.__file__).parent.glob("*.py")} - {"__init__"}
+
+
 def test_every_instruction_set_makes_a_promise():
-    files = {file.stem for file in Path(isa.__file__).parent.glob("*.py")} - {"__init__"}
-    assert files == set(PROMISED)
-    assert set(cpu.available_isas()) <= files
+    assert set(PROMISED) == FILES
+    assert set(cpu.available_isas()) <= FILES
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_file_says_what_its_registers_hold(name):
+    """Also those of other processors: the constants are there without their instructions."""
+    file = import_module(f"edgecal_kernels.isa.{name}")
+    assert file.INT8_OFFSET in (0, 128) and file.TOKENS in (2, 4) and file.TILES in (1, 2)
+    assert (file.VECTORS == 32) == (name == "avx512vnni") and file.VECTORS in (8, 32)
+    assert callable(file.dot4)

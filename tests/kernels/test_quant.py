@@ -11,6 +11,7 @@ from edgecal_kernels.errors import QuantizationError
 from edgecal_kernels.quant import (
     FORMATS,
     GROUP_SIZES,
+    SPECS,
     dequantize,
     dequantize_rows,
     from_codes,
@@ -36,6 +37,14 @@ def test_shapes_and_rows(rng, shape, format, group_size):
     assert dense.shape == shape
     rows = rng.integers(0, shape[0], 9)
     np.testing.assert_array_equal(dequantize_rows(t, rows), dense[rows])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+def test_bits_per_weight(rng, format, group_size):
+    t = quantize(rng.standard_normal((32, 256)).astype(np.float32), format, group_size)
+    of_rows = 0 if t.row_scale is None else 32 / 256
+    assert 8 * t.nbytes / (32 * 256) == SPECS[format].bits_per_weight(group_size) + of_rows
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -68,7 +77,7 @@ def test_tiles_are_independent(rng, format):
 @given(
     st.integers(1, 40),
     st.integers(1, 100),
-    st.sampled_from(("int8", "int6", "int4_f16", "int4_affine")),
+    st.sampled_from([format for format in FORMATS if not SPECS[format].has_row_scale]),
     st.integers(0, 2**32 - 1),
 )
 def test_from_codes_is_exact(d, k, format, seed):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edgecal_kernels import dispatch
+from edgecal_kernels import jit
 
 ANSWERING = """
 import sys
@@ -44,17 +44,17 @@ def test_nothing_is_left_to_compile(smollm2_gguf, export):
 
 
 def copy_of_the_kernels(folder: Path) -> Path:
-    return Path(shutil.copytree(Path(dispatch.__file__).parent, folder)) / "dispatch.py"
+    return Path(shutil.copytree(Path(jit.__file__).parent, folder)) / "jit.py"
 
 
 def test_every_installation_has_a_folder_of_its_own(tmp_path, monkeypatch):
     """Numba goes by path and time of change; kernels of an equal checkout elsewhere would not be found."""
     folders = []
     for name in ("a", "b"):
-        monkeypatch.setattr(dispatch, "__file__", str(copy_of_the_kernels(tmp_path / name)))
-        folders.append(dispatch.kernel_cache_directory("portable"))
+        monkeypatch.setattr(jit, "__file__", str(copy_of_the_kernels(tmp_path / name)))
+        folders.append(jit.kernel_cache_directory("portable"))
     os.utime(tmp_path / "b" / "simd.py", (1, 1))
-    folders.append(dispatch.kernel_cache_directory("portable"))
+    folders.append(jit.kernel_cache_directory("portable"))
     (tmp_path / "b" / "isa" / "portable.py").write_text("INT8_OFFSET = 1")
-    folders += [dispatch.kernel_cache_directory("portable"), dispatch.kernel_cache_directory("avx2")]
+    folders += [jit.kernel_cache_directory("portable"), jit.kernel_cache_directory("avx2")]
     assert len(set(folders)) == 5

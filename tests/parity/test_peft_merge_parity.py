@@ -22,10 +22,10 @@ from edgecal.adapters.merge.context import Context
 from edgecal.adapters.merge.dare import mask_key
 from edgecal.adapters.merge.pruning import random_mask
 from edgecal.errors import AdapterError
+from edgecal_kernels.dispatch import backend
 
 # What PEFT and transformers say to each other about deprecations and odd options is not edgecal's to mend.
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("FutureWarning", "UserWarning")]
-pytestmark.append(pytest.mark.usefixtures("merging"))  # in NumPy and compiled
 
 TOLERANCE = 1e-6
 NAMES = ("one", "two", "three")
@@ -111,12 +111,18 @@ def layers(model: PeftModel) -> Iterator[tuple[str, Any]]:
 def ours(
     folder: Path, shapes: dict[str, tuple[int, int]], weights: tuple[float, ...], method: str, **options: Any
 ) -> CompiledAdapter:
+    """With NumPy; the compiled kernels give the same bits."""
     names = NAMES[: len(weights)]
     adapters = {name: LoraAdapter.load(folder / name) for name in names}
     recipe = Recipe(method, names, weights, options=tuple(options.items()))
-    compiled = compile_recipe(recipe, adapters, None, shapes, {})
-    assert compiled is not None
-    return compiled
+    found, compiled = (
+        compile_recipe(recipe, adapters, None, shapes, {}, kernels) for kernels in (None, backend("numba").merging)
+    )
+    assert found is not None and compiled is not None and found.pairs.keys() == compiled.pairs.keys()
+    for module, pair in found.pairs.items():
+        np.testing.assert_array_equal(pair.a, compiled.pairs[module].a)
+        np.testing.assert_array_equal(pair.b, compiled.pairs[module].b)
+    return found
 
 
 def close(found: np.ndarray, wanted: np.ndarray) -> None:

@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecal_kernels.errors import QuantizationError
-from edgecal_kernels.quant import CODE_OFFSET, STEP, QuantizedTensor, from_codes, quantize
+from edgecal_kernels.quant import SPECS, STEP, QuantizedTensor, from_codes, quantize
 
 from .binary_file import decode_floats
 from .checkpoint import Fidelity
@@ -100,14 +100,7 @@ BLOCK_TYPES: dict[int, BlockType] = {
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
 COUNTERPARTS: dict[str, tuple[str, Fidelity]] = {
-    "Q8_0": ("int8", "exact"),
-    "Q5_0": ("int6", "exact"),
-    "Q4_0": ("int4_f16", "exact"),
-    "Q4_1": ("int4_affine", "exact"),
-    "Q4_K": ("int4_affine", "near"),
-    "Q5_1": ("int8", "near"),
-    "Q5_K": ("int8", "near"),
-    "Q6_K": ("int8", "near"),
+    type_name: (spec.name, fidelity) for spec in SPECS.values() for type_name, fidelity in spec.gguf.items()
 }
 DECODED_TYPES = (*FLOAT_TYPES, *COUNTERPARTS)
 
@@ -255,6 +248,7 @@ def pack(raw: NDArray[np.uint8], type_name: str) -> QuantizedTensor:
     for part in (parts.scale, parts.minimum):
         if part is not None and not np.isfinite(part).all():
             raise QuantizationError(f"a {type_name} block has a scale that is not finite")
-    if format in ("int4_f16", "int6"):
-        codes = (codes + np.int8(CODE_OFFSET[format])).view(np.uint8)
+    offset = SPECS[format].code_offset
+    if offset:
+        codes = (codes + np.int8(offset)).view(np.uint8)
     return from_codes(codes.reshape(len(raw), -1), parts.scale, parts.minimum, format, STEP)

@@ -33,11 +33,12 @@ from numpy.typing import NDArray
 from edgecal_kernels.errors import QuantizationError
 from edgecal_kernels.quant import (
     FORMATS,
+    SPECS,
     STEP,
     TILE_ROWS,
     QuantizedTensor,
-    check_format,
     dequantize,
+    find_format,
     packed_shapes,
     quantize,
 )
@@ -54,6 +55,7 @@ Progress = Callable[[int, int, str], None]
 QUANTIZE_FORMATS = ("auto", "keep", *FORMATS)
 EMBEDDING_FORMATS = ("auto", *FORMATS, FLOAT)
 _BLOCK_WEIGHTS = 1 << 16  # quantized at once; larger blocks fall out of the processor's cache and are slower
+_DEFAULT, _NOTHING_LIKE_IT, _HEAD = "int4", "int8", "int6"  # of floats, of kept tensors without counterpart, of heads
 _HEAD_GROUP = 64  # a scale for 32 would cost a quarter of a bit, of 6, for a hundredth of the error of the layers
 _HEADS = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -88,12 +90,12 @@ def plan(
         raise QuantizationError(f"unknown weight format {format!r}; known: {', '.join(QUANTIZE_FORMATS)}")
     if embedding_format not in EMBEDDING_FORMATS:
         raise QuantizationError(f"unknown embedding format {embedding_format!r}; known: {', '.join(EMBEDDING_FORMATS)}")
-    check_format("int4", group_size)
+    find_format(_DEFAULT, group_size)
     names = checkpoint.names()
     if checkpoint.config.get("tie_word_embeddings"):
         names = [name for name in names if name != "lm_head.weight"]
     if format == "auto":
-        format = "keep" if any(checkpoint.counterpart(name) for name in names) else "int4"
+        format = "keep" if any(checkpoint.counterpart(name) for name in names) else _DEFAULT
     return [_decide(checkpoint, name, format, group_size, embedding_format) for name in names]
 
 
@@ -106,8 +108,8 @@ def _decide(checkpoint: Checkpoint, name: str, format: str, group_size: int, emb
     wanted = embedding_format if name in _HEADS else format
     groups = [group_size]  # the last is what is made
     if wanted == "auto":
-        wanted = "keep" if format == "keep" else "int8" if format == "int8" else "int6"
-        if wanted == "int6" and group_size < _HEAD_GROUP and shape[1] % _HEAD_GROUP == 0:
+        wanted = "keep" if format == "keep" else max(_HEAD, format, key=lambda name: SPECS[name].bits)
+        if wanted == _HEAD and group_size < _HEAD_GROUP and shape[1] % _HEAD_GROUP == 0:
             groups.append(_HEAD_GROUP)
     counterpart = checkpoint.counterpart(name)
     if counterpart:
@@ -119,7 +121,7 @@ def _decide(checkpoint: Checkpoint, name: str, format: str, group_size: int, emb
     if wanted == FLOAT:
         return Decision(name, stored, TensorSpec(FLOAT, shape), "exact" if counterpart else _float_fidelity(stored))
     if wanted == "keep":
-        wanted = "int8"
+        wanted = _NOTHING_LIKE_IT
     return Decision(name, stored, TensorSpec(wanted, shape, groups[-1]), "rounded")
 
 
@@ -138,14 +140,13 @@ def pack_tensor(checkpoint: Checkpoint, decision: Decision) -> QuantizedTensor |
     if spec.format == FLOAT:
         return _converted(checkpoint, decision, checkpoint.read(decision.name), 0)
     d, k = spec.shape
-    format = check_format(spec.format, spec.group_size)
-    layout = packed_shapes(format, (d, k), spec.group_size)
+    layout = packed_shapes(spec.format, (d, k), spec.group_size)
     arrays = {part: np.empty(shape, dtype) for part, (dtype, shape) in layout.items()}
     for start, block in _blocks(checkpoint, decision):
         tiles = slice(start // TILE_ROWS, -(-(start + block.shape[0]) // TILE_ROWS))
         for part, array in arrays.items():
             array[tiles] = getattr(block, part)
-    return QuantizedTensor(format, (d, k), spec.group_size, **arrays)
+    return QuantizedTensor(spec.format, (d, k), spec.group_size, **arrays)
 
 
 def quantize_checkpoint(

@@ -39,6 +39,6 @@ def stack_factors(pairs: Sequence[LoraPair], weights: Sequence[float], context: 
     for pair, weight in zip(pairs, weights, strict=True):
         stop = start + pair.shape.rank
         a[start:stop] = pair.a
-        transpose_into(b_rows[start:stop], pair.b, weight * pair.scaling)
+        transpose_into(b_rows[start:stop], pair.b, weight * pair.scaling, context.kernels)
         start = stop
     return a, b_rows.T

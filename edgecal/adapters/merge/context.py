@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ..calibration import ModuleCalibration
 from ..lora import Array
+from ..merge_kernels import Kernels
 from .workspace import Arena
 
 
@@ -17,7 +18,8 @@ from .workspace import Arena
 class Context:
     """`module` is the path that is being merged and `shape` its (d, k). `adapters` are the names of the whole recipe;
     `positions` says which of them the given pairs are, because an adapter that leaves the module alone has none.
-    `largest_rank` is that of the adapters over all their modules. Results are allocated from `arena`.
+    `largest_rank` is that of the adapters over all their modules. Results are allocated from `arena`. `kernels` do the
+    work on whole factors.
     """
 
     calibration: ModuleCalibration | None = None
@@ -28,10 +30,15 @@ class Context:
     positions: tuple[int, ...] = ()
     largest_rank: int | None = None
     arena: Arena | None = None
+    kernels: Kernels = None
 
     def empty(self, *shape: int) -> Array:
         """A float32 array for the result."""
         return np.empty(shape, np.float32) if self.arena is None else self.arena.empty(shape)
+
+    def without_arena(self) -> Context:
+        """For arrays that are on the way to a result: those of an arena live as long as all of it."""
+        return replace(self, arena=None)
 
     def placed(self, count: int) -> tuple[int, ...]:
         """`positions`, or 0, 1, ... where a caller has pairs and no recipe."""

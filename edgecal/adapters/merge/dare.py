@@ -38,7 +38,8 @@ def _dare(context: Context, count: int, *, elect: bool) -> Combine:
 
     def combine(tensors: list[Array], weights: list[float], factor: str, out: Array) -> None:
         drops = [
-            RandomDrop(density, mask_key(context, name, factor)) for density, name in zip(densities, names, strict=True)
+            RandomDrop(density, mask_key(context, name, factor), context.kernels)
+            for density, name in zip(densities, names, strict=True)
         ]
         flat, total = [plain(tensor).reshape(-1) for tensor in tensors], out.reshape(-1)
         for start in range(0, total.size, _PIECE):
@@ -49,9 +50,10 @@ def _dare(context: Context, count: int, *, elect: bool) -> Combine:
                 for i, (drop, x) in enumerate(zip(drops, flat, strict=True))
             ]
             if elect:
-                elect_and_average(thinned, weights, SIGN_METHOD.of(context.options), total[piece])
+                sign_method = SIGN_METHOD.of(context.options)
+                elect_and_average(thinned, weights, sign_method, total[piece], kernels=context.kernels)
             else:
-                weighted_sum(thinned, weights, total[piece])
+                weighted_sum(thinned, weights, total[piece], kernels=context.kernels)
 
     return combine
 

@@ -14,7 +14,7 @@ import numpy as np
 from ...errors import AdapterError
 from ..compiled import CompiledPair
 from ..lora import Array, LoraPair
-from ..merge_kernels import kernels, plain
+from ..merge_kernels import Kernels, plain
 from .context import Context
 from .pruning import Trim, trim_arguments, trimmed
 from .workspace import BLOCK, scratch
@@ -47,22 +47,25 @@ def check_ranks(pairs: Sequence[LoraPair], what: str) -> tuple[int, int, int]:
 
 
 def weighted_sum(
-    tensors: Sequence[Array], weights: Sequence[float], out: Array, trims: Sequence[Trim] | None = None
+    tensors: Sequence[Array],
+    weights: Sequence[float],
+    out: Array,
+    trims: Sequence[Trim] | None = None,
+    kernels: Kernels = None,
 ) -> None:
     """out = sum_i w_i x_i, all float32 and C-contiguous; of the tensors only what `trims` keep."""
     total, flat = out.reshape(-1), [plain(tensor).reshape(-1) for tensor in tensors]
     factors = [np.float32(weight) for weight in weights]
-    compiled = kernels()
-    if compiled is not None and trims is not None:
-        compiled.sum_trimmed(*trim_arguments(flat, trims), np.array(factors), total)
+    if kernels is not None and trims is not None:
+        kernels.sum_trimmed(*trim_arguments(flat, trims), np.array(factors), total)
         return
-    if compiled is not None:
+    if kernels is not None:
         if len(flat) == 1:
-            compiled.scaled(flat[0], factors[0], total)
+            kernels.scaled(flat[0], factors[0], total)
         else:
-            compiled.sum_of_two(flat[0], factors[0], flat[1], factors[1], total)
+            kernels.sum_of_two(flat[0], factors[0], flat[1], factors[1], total)
         for tensor, factor in zip(flat[2:], factors[2:], strict=True):
-            compiled.add_scaled(tensor, factor, total)
+            kernels.add_scaled(tensor, factor, total)
         return
     term = scratch("term", (min(BLOCK, total.size),))
     for start in range(0, total.size, BLOCK):
@@ -75,11 +78,11 @@ def weighted_sum(
             part += np.multiply(piece, factor, out=term[: part.size])
 
 
-def transpose_into(rows: Array, b: Array, factor: float = 1.0) -> None:
+def transpose_into(rows: Array, b: Array, factor: float = 1.0, kernels: Kernels = None) -> None:
     """rows (r, d) = factor * b (d, r) transposed, in pieces that fit the cache."""
-    scale, compiled = np.float32(factor), kernels()
-    if compiled is not None:
-        compiled.transpose(plain(b), scale, rows)
+    scale = np.float32(factor)
+    if kernels is not None:
+        kernels.transpose(plain(b), scale, rows)
         return
     for start in range(0, len(b), _ROWS):
         np.multiply(b[start : start + _ROWS].T, scale, out=rows[:, start : start + _ROWS])
@@ -100,7 +103,7 @@ def merge_factors(
     combine([pair.a for pair in pairs], list(weights_a), "A", a[:rank])
     b = scratch("merged b", (d, rank))
     combine([pair.b for pair in pairs], list(weights_b), "B", b)
-    transpose_into(b_rows[:rank], b)
+    transpose_into(b_rows[:rank], b, kernels=context.kernels)
     return a, b_rows.T
 
 
@@ -115,6 +118,10 @@ def merge_with_roots(
     return CompiledPair(*merge_factors(pairs, signed, roots, combine, context))
 
 
-def add_weighted(tensors: list[Array], weights: list[float], _factor: str, out: Array) -> None:
+def add_weighted(context: Context) -> Combine:
     """The plainest way to combine."""
-    weighted_sum(tensors, weights, out)
+
+    def combine(tensors: list[Array], weights: list[float], _factor: str, out: Array) -> None:
+        weighted_sum(tensors, weights, out, kernels=context.kernels)
+
+    return combine

@@ -41,4 +41,4 @@ def mean_factors(
     AdapterError unless all pairs have the same shapes.
     """
     scaled = [weight * pair.scaling for pair, weight in zip(pairs, weights, strict=True)]
-    return merge_factors(pairs, weights, scaled, add_weighted, context, spare)
+    return merge_factors(pairs, weights, scaled, add_weighted(context), context, spare)

@@ -26,8 +26,8 @@ def _prune(context: Context, count: int) -> Combine:
     densities = DENSITY.each(context.options, context.placed(count))
 
     def combine(tensors: list[Array], weights: list[float], _factor: str, out: Array) -> None:
-        largest = [find_largest(tensor, density) for tensor, density in zip(tensors, densities, strict=True)]
-        weighted_sum(tensors, weights, out, largest)
+        largest = [find_largest(x, density, context.kernels) for x, density in zip(tensors, densities, strict=True)]
+        weighted_sum(tensors, weights, out, largest, context.kernels)
 
     return combine
 

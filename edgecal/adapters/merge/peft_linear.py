@@ -25,4 +25,4 @@ from .registry import method
 )
 def peft_linear(pairs: Sequence[LoraPair], weights: Sequence[float], context: Context = PLAIN) -> CompiledPair:
     """Rank r."""
-    return merge_with_roots(pairs, weights, add_weighted, context)
+    return merge_with_roots(pairs, weights, add_weighted(context), context)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..lora import Array
-from ..merge_kernels import kernels, plain
+from ..merge_kernels import Kernels, plain
 from .options import Option
 from .workspace import scratch
 
@@ -42,18 +42,18 @@ class Trim(NamedTuple):
     cut: int
 
 
-def find_largest(tensor: Array, density: float) -> Trim:
+def find_largest(tensor: Array, density: float, kernels: Kernels = None) -> Trim:
     """The int(density * size) largest magnitudes of a float32 tensor."""
     size, count = tensor.size, int(density * tensor.size)
     if count >= size:
         return Trim(0, size)
     if count == 0:
         return Trim(_ABOVE_ALL, 0)
-    bits, compiled = plain(tensor).reshape(-1).view(np.int32), kernels()
+    bits = plain(tensor).reshape(-1).view(np.int32)
     magnitude = scratch("magnitude", (size + 4,)).view(np.int32)
-    if compiled is not None:
+    if kernels is not None:
         counts = scratch("counts", (4096,)).view(np.int64)
-        return Trim(*compiled.largest_magnitudes(bits.view(np.uint32), count, magnitude.view(np.uint32), counts))
+        return Trim(*kernels.largest_magnitudes(bits.view(np.uint32), count, magnitude.view(np.uint32), counts))
     magnitude = np.bitwise_and(bits, _MAGNITUDE, out=magnitude[:size])
     magnitude.partition(size - count)  # the order of the bits is that of positive floats; twice as fast
     threshold = magnitude[size - count]
@@ -86,13 +86,13 @@ class RandomDrop:
     The mask is one stream, so the tensor is given piece by piece, in order, each but the last of whole stretches.
     """
 
-    def __init__(self, density: float, key: str) -> None:
+    def __init__(self, density: float, key: str, kernels: Kernels = None) -> None:
         self._all = density >= 1
         self._divisor = np.float32(density)
         self._upper, self._lower = divmod(min(max(round(density * 2**24), 1), 2**24 - 1), 2**16)
         self._generator = np.random.PCG64(int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little"))
-        self._compiled = kernels()
-        if self._compiled is not None:
+        self._kernels = kernels
+        if kernels is not None:
             values = self._generator.state["state"]
             both = values["state"] << 128 | values["inc"]
             self._state = np.frombuffer(both.to_bytes(32, "big"), ">u8").astype(np.uint64)
@@ -101,8 +101,8 @@ class RandomDrop:
         """Of a flat piece, in `out`; itself at density 1."""
         if self._all:
             return piece
-        if self._compiled is not None:
-            self._compiled.drop(piece, self._state, self._upper, self._lower, self._divisor, out)
+        if self._kernels is not None:
+            self._kernels.drop(piece, self._state, self._upper, self._lower, self._divisor, out)
             return out
         for start in range(0, piece.size, STRETCH):
             stretch = out[start : start + STRETCH]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..lora import Array
-from ..merge_kernels import kernels, plain
+from ..merge_kernels import Kernels, plain
 from .options import Option
 from .pruning import Trim, trim_arguments, trimmed
 from .workspace import BLOCK, scratch
@@ -35,13 +35,14 @@ def elect_and_average(
     sign_method: str,
     out: Array,
     trims: Sequence[Trim] | None = None,
+    kernels: Kernels = None,
 ) -> None:
     """Into `out`, of the tensors' shape, float32; of the tensors only what `trims` keep."""
     flat = [plain(tensor).reshape(-1) for tensor in tensors]
-    total, compiled = out.reshape(-1), kernels()
-    if compiled is not None:
+    total = out.reshape(-1)
+    if kernels is not None:
         arguments = trim_arguments(flat, trims or [Trim(0, 0)] * len(flat))
-        compiled.elect(*arguments, np.array(weights, np.float32), sign_method == "frequency", total)
+        kernels.elect(*arguments, np.array(weights, np.float32), sign_method == "frequency", total)
         return
     for start in range(0, total.size, BLOCK):
         parts = [tensor[start : start + BLOCK] for tensor in flat]

@@ -18,7 +18,7 @@ import numpy as np
 from ...errors import RecipeError
 from ..compiled import CompiledPair
 from ..lora import Array, LoraPair
-from ..merge_kernels import kernels, plain
+from ..merge_kernels import Kernels, plain
 from .concat import stack_factors
 from .context import PLAIN, Context
 from .factors import add_weighted, check_ranks, check_shapes, merge_factors
@@ -58,9 +58,9 @@ def slerp(pairs: Sequence[LoraPair], weights: Sequence[float], context: Context 
     shares = _shares(weights)
     a_s, b_s = [pair.a for pair in pairs], [pair.b for pair in pairs]
     scalings = np.array([pair.scaling for pair in pairs])
-    of_a = spherical_weights(_gram(a_s), shares)
-    of_b = spherical_weights(_gram(b_s) * np.outer(scalings, scalings), shares) * scalings
-    return CompiledPair(*merge_factors(pairs, of_a.tolist(), of_b.tolist(), add_weighted, context))
+    of_a = spherical_weights(_gram(a_s, context.kernels), shares)
+    of_b = spherical_weights(_gram(b_s, context.kernels) * np.outer(scalings, scalings), shares) * scalings
+    return CompiledPair(*merge_factors(pairs, of_a.tolist(), of_b.tolist(), add_weighted(context), context))
 
 
 @method(
@@ -76,7 +76,8 @@ def slerp_svd(pairs: Sequence[LoraPair], weights: Sequence[float], context: Cont
     """Rank `svd_rank`, or the largest of the adapters'."""
     check_shapes(pairs)
     between = spherical_weights(_delta_gram(pairs), _shares(weights))
-    return truncate_product(*stack_factors(pairs, between.tolist()), result_rank(pairs, context))
+    stacked = stack_factors(pairs, between.tolist(), context.without_arena())
+    return truncate_product(*stacked, result_rank(pairs, context))
 
 
 def _shares(weights: Sequence[float]) -> list[float]:
@@ -86,14 +87,14 @@ def _shares(weights: Sequence[float]) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def _gram(tensors: Sequence[Array]) -> Doubles:
+def _gram(tensors: Sequence[Array], kernels: Kernels = None) -> Doubles:
     """Inner products of the flattened tensors: float32 blocks, added in float64."""
     flat = [plain(tensor).reshape(-1) for tensor in tensors]
-    gram, compiled = np.zeros((len(flat), len(flat))), kernels()
-    if compiled is not None:
+    gram = np.zeros((len(flat), len(flat)))
+    if kernels is not None:
         for i, x in enumerate(flat):
             for j in range(i + 1):
-                gram[i, j] = compiled.dot(x, flat[j])
+                gram[i, j] = kernels.dot(x, flat[j])
         return gram + np.tril(gram, -1).T
     for start in range(0, flat[0].size, _BLOCK):
         parts = [x[start : start + _BLOCK] for x in flat]

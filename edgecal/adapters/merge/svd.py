@@ -25,4 +25,5 @@ from .truncation import SVD_RANK, result_rank, truncate_product
 )
 def svd(pairs: Sequence[LoraPair], weights: Sequence[float], context: Context = PLAIN) -> CompiledPair:
     """Rank `svd_rank`, or the largest of the adapters'."""
-    return truncate_product(*stack_factors(pairs, weights), result_rank(pairs, context))
+    stacked = stack_factors(pairs, weights, context.without_arena())
+    return truncate_product(*stacked, result_rank(pairs, context))

@@ -1,8 +1,10 @@
 """One short file per instruction set: the int8 dot products that LLVM does not find by itself.
 
-A file gives four names:
+A file gives five names:
 
     INT8_OFFSET   what `simd.as_operand` adds to signed weight bytes so that the instruction takes them (0 or 128)
+    VECTORS       how many vectors of sixteen 32-bit lanes the registers hold: 32 registers of 512 bits hold 32, 16 of
+                  256 or 32 of 128 hold 8. Attention keeps sixteen vectors of sums where there is room for them
     TOKENS, TILES the tokens (2 or 4) and 16-row tiles (1 or 2) of a block of the matrix kernel: as many as the
                   registers hold. Each token and tile needs a vector of sums besides the weights and activations
     dot4(builder, acc, w, x, signed)
@@ -19,7 +21,8 @@ made of `dot4` here; an instruction that does better with several tokens replace
                                    token at the pointer `octets`
     finish(builder, sums)          one <16 x i32> per token, lane = row
 
-`activate` chooses the file for everything that is compiled afterwards in this process.
+A process has one of them, from the first kernel that is defined to its end: constants of the file are parts of kernels,
+of the folder that they are kept in, and of the Python code around them.
 """
 
 from __future__ import annotations
@@ -31,17 +34,40 @@ from typing import Any
 
 from llvmlite import ir
 
-_active: list[ModuleType] = []
+from .. import cpu
+from ..errors import BackendError
+
+_active: dict[str, ModuleType] = {}  # none until it is settled, then one
 
 
 def activate(name: str) -> ModuleType:
-    """Choose `isa/<name>.py`; returns it."""
-    _active[:] = [import_module(f"{__name__}.{name}")]
-    return _active[0]
+    """Settle on `isa/<name>.py` for this process; returns it.
+
+    Raises BackendError where the processor lacks it, or where the process has settled on another.
+    """
+    if not _active:
+        has = cpu.available_isas()
+        if not has.get(name):
+            served = ", ".join(known for known in has if has[known])
+            raise BackendError(f"the instruction set {name!r} is not served here; choose one of {served}")
+        _active[name] = import_module(f"{__name__}.{name}")
+    if name not in _active:
+        raise BackendError(
+            f"the kernels of this process are for {active_name()}, and {name} was asked for; a process keeps its "
+            f"instruction set, so start another with {cpu.ISA_ENV}={name}"
+        )
+    return _active[name]
 
 
 def active() -> ModuleType:
-    return _active[0] if _active else activate("portable")
+    """The file of this process; when nothing has settled it before, `cpu.detect_isa` does, whose errors it raises."""
+    return next(iter(_active.values())) if _active else activate(cpu.detect_isa())
+
+
+def active_name() -> str:
+    """The name of `active()`, as EDGECAL_ISA has it."""
+    active()
+    return next(iter(_active))
 
 
 def begin(builder: Any, start: Sequence[Any]) -> list[Any]:

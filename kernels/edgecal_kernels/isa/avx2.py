@@ -13,7 +13,7 @@ from llvmlite import ir
 
 from . import declare, join, lanes
 
-INT8_OFFSET, TOKENS, TILES = 0, 2, 1
+INT8_OFFSET, VECTORS, TOKENS, TILES = 0, 8, 2, 1
 
 
 def dot4(builder: Any, acc: Any, w: Any, x: Any, signed: bool) -> Any:

@@ -11,7 +11,7 @@ from llvmlite import ir
 
 from . import declare, join, lanes
 
-INT8_OFFSET, TOKENS, TILES = 0, 4, 1
+INT8_OFFSET, VECTORS, TOKENS, TILES = 0, 8, 4, 1
 
 
 def dot4(builder: Any, acc: Any, w: Any, x: Any, signed: bool) -> Any:

@@ -14,7 +14,7 @@ from llvmlite import ir
 
 from . import declare, joined, neon_dotprod, pick, splat, split
 
-INT8_OFFSET, TOKENS, TILES = 0, 4, 1
+INT8_OFFSET, VECTORS, TOKENS, TILES = 0, 8, 4, 1
 dot4 = neon_dotprod.dot4
 _INTS, _OCTETS = ir.VectorType(ir.IntType(32), 4), ir.VectorType(ir.IntType(8), 16)
 
