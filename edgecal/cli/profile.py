@@ -17,7 +17,7 @@ from .options import json_option, load_engine, model_options, recipe_options
 if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
     from ..engine import Engine
-    from ..profile import Measurement, Plan, Report
+    from ..profile import Plan, ProfileReport, ProfileRun
 
 _ANSWER = 80  # tokens at most of an answer to a dialogue
 _FILES = ("html_file", "trace_file", "save")
@@ -139,7 +139,7 @@ def _load(
 
 
 def _measure(model: str, words: tuple[str, ...], options: dict[str, Any]) -> int:
-    from ..profile import Measurement
+    from ..profile import ProfileRun
     from ..profile.trace import Span
     from ._profile_recipes import gather
 
@@ -149,7 +149,7 @@ def _measure(model: str, words: tuple[str, ...], options: dict[str, Any]) -> int
     started = perf_counter()
     engine, load_s, kernels_s = _load(model, paths, options, quiet)
     with _progress() as progress:
-        measurement = Measurement(
+        measurement = ProfileRun(
             engine, dict(recipes), plan, source=model, load_s=load_s, kernels_s=kernels_s, progress=progress
         )
         measurement.spans.append(Span("load", started, load_s, "edgecal", {"model": model}))
@@ -166,7 +166,7 @@ def _measure(model: str, words: tuple[str, ...], options: dict[str, Any]) -> int
     return 0
 
 
-def _write(measurement: Measurement, options: dict[str, Any]) -> None:
+def _write(measurement: ProfileRun, options: dict[str, Any]) -> None:
     from ..profile.files import write_text
 
     report = measurement.report
@@ -183,7 +183,7 @@ def _write(measurement: Measurement, options: dict[str, Any]) -> None:
         write_text(options["trace_file"], json.dumps(trace(measurement.spans, title=f"edgecal {report.model.source}")))
 
 
-def _print(report: Report, options: dict[str, Any]) -> None:
+def _print(report: ProfileReport, options: dict[str, Any]) -> None:
     from ..profile import tables
 
     if options["as_json"]:

@@ -28,7 +28,7 @@ from ..engine import Engine
 from ..errors import OptionError
 from .files import write_text
 from .schema import encode
-from .split import Marks, Split, Step, split_of
+from .split import Marks, Split, TimedStep, split_of
 from .statistics import Summary, summarize
 from .trace import Span, trace
 
@@ -42,7 +42,7 @@ class Generation:
 
     method: str
     start_s: float
-    steps: list[Step] = field(default_factory=list)
+    steps: list[TimedStep] = field(default_factory=list)
     tokens: list[TokenRecord] = field(default_factory=list)
     prompt_steps: int = 0  # of the steps, those before the first token
     total_s: float = 0.0

@@ -75,7 +75,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Step:
+class TimedStep:
     """One forward and what followed it; seconds. `start_s` counts from the same moment for all steps of a trace.
 
     `kind`: "prefill" (a chunk of a prompt) or "decode" (a token, with what was drafted behind it). `before_s` is
@@ -97,7 +97,7 @@ class Step:
         return self.start_s + self.forward_s + self.sample_s
 
 
-def split_of(steps: Sequence[Step], whole_s: float, n: int) -> Split:
+def split_of(steps: Sequence[TimedStep], whole_s: float, n: int) -> Split:
     """The mean of `n` steps whose forwards are `steps` and which took `whole_s` in all by an outer clock."""
     if not steps or n < 1:
         return Split()
@@ -110,7 +110,7 @@ def split_of(steps: Sequence[Step], whole_s: float, n: int) -> Split:
 
 
 class Marks:
-    """Stands in front of a model's forward while it is watched and keeps a Step of every call.
+    """Stands in front of a model's forward while it is watched and keeps a TimedStep of every call.
 
         with Marks(model) as marks: ...
 
@@ -118,7 +118,7 @@ class Marks:
     """
 
     def __init__(self, model: Model, *, operations: bool = True) -> None:
-        self.model, self.operations, self.steps = model, operations, list[Step]()
+        self.model, self.operations, self.steps = model, operations, list[TimedStep]()
         self.ended = self._returned = perf_counter()
 
     def __enter__(self) -> Marks:
@@ -143,7 +143,7 @@ class Marks:
         end = perf_counter()
         parts = clock.seconds() if self.operations else {}
         kind = "decode" if len(ids) == 1 or options.get("all_logits") else "prefill"
-        self.steps.append(Step(kind, start, end - start, start - self.ended, len(ids), depth, parts=parts))
+        self.steps.append(TimedStep(kind, start, end - start, start - self.ended, len(ids), depth, parts=parts))
         self.ended, self._returned = end, perf_counter()
         return logits
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .split import ALL_PARTS, CALL, LABELS, Step
+from .split import ALL_PARTS, CALL, LABELS, TimedStep
 
 PROCESS = 1
 
@@ -27,7 +27,7 @@ class Span:
     seconds: float
     track: str
     args: dict[str, Any] = field(default_factory=dict)
-    steps: Sequence[Step] = ()
+    steps: Sequence[TimedStep] = ()
 
 
 def trace(spans: Sequence[Span], *, title: str = "edgecal profile") -> dict[str, Any]:

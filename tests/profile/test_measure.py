@@ -14,7 +14,7 @@ from edgecal import Engine, KVCache, Recipe
 from edgecal.decoding.generate import decode
 from edgecal.errors import AdapterError, BackendError, ContextLengthError, OptionError, RecipeError
 from edgecal.memory import peak_resident
-from edgecal.profile import Measurement, Plan, measure
+from edgecal.profile import Plan, ProfileRun, measure
 from edgecal.profile.split import CALL, PYTHON, SAMPLING
 from edgecal_kernels.clock import PARTS
 from tests.profile.engines import PLAN, recipes, tiny_engine
@@ -80,7 +80,7 @@ def test_a_pipeline_reads_and_writes_in_all_its_passes(report):
 
 def test_what_depends_on_the_depth_shares_a_cache_of_the_same_bits(engine, folder):
     """A cache that was filled once and measured in gives the logits of a fresh one."""
-    measurement = Measurement(engine, {"linear": recipes(folder)["linear"]}, Plan((8,), (8,), (0, 24), 2))
+    measurement = ProfileRun(engine, {"linear": recipes(folder)["linear"]}, Plan((8,), (8,), (0, 24), 2))
     measurement.run()
     subject, ids = measurement.subjects[0], measurement.ids
     used, adapter = subject.cache(0, 24, ids[:24]), subject.compiled[0]
@@ -114,8 +114,8 @@ def test_memory_is_what_proc_says_and_its_parts_are_exact(folder, monkeypatch):
 
     if sys.platform != "linux":
         pytest.skip("asks /proc")
-    monkeypatch.setattr("edgecal.profile.measurement.peak_resident", peak)
-    measurement = Measurement(engine, recipes(folder), Plan((300,), (4,), (0,), 1))
+    monkeypatch.setattr("edgecal.profile.run.peak_resident", peak)
+    measurement = ProfileRun(engine, recipes(folder), Plan((300,), (4,), (0,), 1))
     report = measurement.run()
     cache = KVCache(engine.model.config, engine.cache_dtype)
     cache.reserve(300)
@@ -136,7 +136,7 @@ def test_an_interrupted_run_keeps_what_it_has(folder):
         if "write" in what:
             raise KeyboardInterrupt
 
-    measurement = Measurement(engine, recipes(folder), PLAN, progress=progress)
+    measurement = ProfileRun(engine, recipes(folder), PLAN, progress=progress)
     with pytest.raises(KeyboardInterrupt):
         measurement.run()
     assert measurement.report.interrupted and measurement.report.disturbance["seconds"] > 0
@@ -146,7 +146,7 @@ def test_an_interrupted_run_keeps_what_it_has(folder):
 
 def test_progress_counts_to_the_end(engine, folder):
     seen = []
-    Measurement(
+    ProfileRun(
         engine, {"base": None}, Plan((8,), (4,), (0,), 2), progress=lambda done, total, what: seen.append((done, total))
     ).run()
     assert seen[-1] == (5, 5) and [done for done, _ in seen] == sorted(done for done, _ in seen)
@@ -182,17 +182,17 @@ def test_the_numpy_back_end_is_measured_as_well(folder):
 )
 def test_a_context_too_short_is_refused(engine, plan, message):
     with pytest.raises(ContextLengthError, match=message):
-        Measurement(engine, {"base": None}, plan)
+        ProfileRun(engine, {"base": None}, plan)
 
 
 def test_a_pipeline_needs_room_and_something_to_write(engine, folder):
     two = {"two": recipes(folder)["two"]}
     with pytest.raises(OptionError, match="give -n"):
-        Measurement(engine, two, Plan((8,), (0,)))
+        ProfileRun(engine, two, Plan((8,), (0,)))
     with pytest.raises(ContextLengthError, match="take a smaller"):
-        Measurement(engine, two, Plan((1000,), (100,)))
+        ProfileRun(engine, two, Plan((1000,), (100,)))
     with pytest.raises(OptionError, match="no recipe"):
-        Measurement(engine, {}, PLAN)
+        ProfileRun(engine, {}, PLAN)
 
 
 def test_recipes_that_do_not_fit_are_refused_before_anything_is_timed(engine, tmp_path):
@@ -207,7 +207,7 @@ def test_recipes_that_do_not_fit_are_refused_before_anything_is_timed(engine, tm
 def test_the_decode_figure_is_that_of_the_peers_harness(smollm2_gguf):
     """`bench/peers` times n decodes with an argmax each; interleaved with ours, the median ratio is within 5 %."""
     engine = Engine.load(smollm2_gguf)
-    measurement = Measurement(engine, {"base": None}, Plan((0,), (8,), (0,), 1))
+    measurement = ProfileRun(engine, {"base": None}, Plan((0,), (8,), (0,), 1))
     measurement.run()
     subject, ids = measurement.subjects[0], measurement.ids[:8]
     case, ratios = subject.result.decodes[0], []

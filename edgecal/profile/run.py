@@ -33,18 +33,17 @@ from . import machine
 from .footprint import memory_now, model_facts, weights_resident
 from .loops import read_prompt, write_tokens
 from .plan import Plan
-from .results import Memory, Report
+from .results import Memory, ProfileReport
 from .roofline import PlainRead, peak_operations, threads_of
 from .split import Marks, split_of
 from .statistics import median
 from .subject import Subject
 from .trace import Span
 
-Progress = Callable[[int, int, str], None]
 _WARM = (32, 4)  # tokens read and written before anything is timed
 
 
-class Measurement:
+class ProfileRun:
     """Measures `recipes` ({name: recipe, None for the bare base}) on a loaded engine as `plan` says.
 
     `progress(done, total, what)` is told about every step. Raises ContextLengthError, OptionError, BackendError, and
@@ -60,7 +59,7 @@ class Measurement:
         source: str = "",
         load_s: float = 0.0,
         kernels_s: float | None = None,
-        progress: Progress | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         self.engine, self.plan = engine, plan or Plan()
         self.plan.check(engine.model.config)
@@ -84,7 +83,7 @@ class Measurement:
         self._progress, self._done = progress, 0
         release_free()
         idle, idle_weights = memory_now(engine.model)
-        self.report = Report(
+        self.report = ProfileReport(
             model=model_facts(engine, source),
             machine=machine.facts(),
             settings={**asdict(self.plan), "threads": list(self.threads), "methods": list(recipes)},
@@ -129,7 +128,7 @@ class Measurement:
 
     # ------------------------------------------------------------------------------------------------- the run
 
-    def run(self) -> Report:
+    def run(self) -> ProfileReport:
         """Everything; the report is `self.report` as well, also when this was interrupted."""
         report, watch = self.report, machine.Watch()
         try:
@@ -278,6 +277,6 @@ class Measurement:
         return notes + machine.warnings(report.disturbance, report.machine)
 
 
-def measure(engine: Engine, recipes: Mapping[str, Recipe | None], plan: Plan | None = None) -> Report:
-    """Profile recipes on a loaded engine; see `Measurement`."""
-    return Measurement(engine, recipes, plan, source=engine.tokenizer.origin).run()
+def measure(engine: Engine, recipes: Mapping[str, Recipe | None], plan: Plan | None = None) -> ProfileReport:
+    """Profile recipes on a loaded engine; see `ProfileRun`."""
+    return ProfileRun(engine, recipes, plan, source=engine.tokenizer.origin).run()
