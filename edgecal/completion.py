@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
+from .adapters.compiled import RunningAdapter
 from .adapters.recipe import Recipe
 from .decoding.generate import PREFILL_CHUNK, FinishReason, TokenRecord
 from .decoding.sampler import SamplingOptions
 from .decoding.speculation import Speculate, check_speculate
 from .errors import OptionError, PromptError
-from .model import Adapter
 from .text.stopping import StopStrings
 from .text.tokenizer import TextStream, Tokenizer
 
@@ -56,7 +56,7 @@ class Request:
     """
 
     ids: list[int]
-    adapter: Adapter | None
+    adapter: RunningAdapter | None
     owner: Hashable
     settings: Settings
     following: Callable[[str], Request] | None = None

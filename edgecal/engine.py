@@ -141,7 +141,9 @@ class Engine:
         if recipe is None:
             return [None]
         if recipe.key not in self._compiled:
-            self._compiled[recipe.key] = [self.model.run_form(adapter) for adapter in self.merge(recipe)]
+            merged = self.merge(recipe)
+            running = {id(adapter): self.model.run_form(adapter) for adapter in merged}  # steps may share an adapter
+            self._compiled[recipe.key] = [running[id(adapter)] for adapter in merged]
         return self._compiled[recipe.key]
 
     def forget_compiled(self) -> None:

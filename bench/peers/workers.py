@@ -115,7 +115,8 @@ class Edgecal(Worker):
             calibration = self._calibration([engine.adapters[name] for name in names])
         self.recipes[variant] = recipe
         shapes, kernels = engine.model.linear_shapes, engine.model.ops.merging
-        self.compiled[variant] = compile_recipe(recipe, engine.adapters, calibration, shapes, engine.base, kernels)
+        merged = compile_recipe(recipe, engine.adapters, calibration, shapes, engine.base, kernels)
+        self.compiled[variant] = engine.model.run_form(merged)
 
     def _calibration(self, adapters: list[Any]) -> Any:
         """A random LC++ calibration for these adapters; s = 4 as in the paper."""

@@ -90,7 +90,9 @@ def command(model: str, adapters: tuple[str, ...], as_json: bool, **options: Any
     }
     record = SearchRecord(setup, options["state"])
     candidates = Candidates(options["method"], [engine.adapters[name] for name in names])
-    evaluator = _Evaluator(candidates.compile, ExampleLosses(engine, examples))
+    evaluator = _Evaluator(
+        lambda weights: engine.model.run_form(candidates.compile(weights)), ExampleLosses(engine, examples)
+    )
     with _progress_bar(options["method"], quiet=as_json) as report:
         search = Search(
             options["method"],

@@ -17,9 +17,10 @@ from time import perf_counter
 
 from edgecal_kernels.quant import Array
 
+from ..adapters.compiled import RunningAdapter
 from ..cache import KVCache
 from ..errors import OptionError
-from ..model import Adapter, Model
+from ..model import Model
 from .generate import PREFILL_CHUNK, FinishReason, TokenRecord, finish_reason, prefill
 from .sampler import Sampler
 
@@ -37,7 +38,7 @@ class Sequence:
     ids: list[int]
     sampler: Sampler
     open: Callable[[], KVCache]
-    adapter: Adapter | None = None
+    adapter: RunningAdapter | None = None
     max_tokens: int = 256
     chunk: int = PREFILL_CHUNK
     stopped: bool = False

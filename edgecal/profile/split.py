@@ -21,9 +21,10 @@ from typing import Any
 
 from edgecal_kernels.clock import PARTS
 
+from ..adapters.compiled import RunningAdapter
 from ..cache import KVCache
 from ..errors import OptionError
-from ..model import Adapter, Model
+from ..model import Model
 
 SAMPLING, CALL, PYTHON = "sampling", "call", "python"
 ALL_PARTS = (*PARTS, SAMPLING, CALL, PYTHON)
@@ -134,7 +135,7 @@ class Marks:
         del self.model.forward
         self.model.clock.running = False
 
-    def forward(self, ids: Any, cache: KVCache, adapter: Adapter | None = None, **options: Any) -> Any:
+    def forward(self, ids: Any, cache: KVCache, adapter: RunningAdapter | None = None, **options: Any) -> Any:
         """As `Model.forward`."""
         clock, depth = self.model.clock, cache.length
         clock.reset()

@@ -15,7 +15,7 @@ import pytest
 
 from edgecal import Engine, KVCache, Recipe, Settings
 from edgecal.adapters.compiled import CompiledAdapter
-from edgecal.errors import PromptError
+from edgecal.errors import AdapterError, PromptError
 from edgecal_kernels.clock import PARTS
 from tests.tiny import FAMILIES, write_tiny_adapter, write_tiny_hf
 
@@ -52,7 +52,7 @@ def test_decoding_has_the_bits_of_the_prompt(folders, family, format, dtype, thr
     ids = np.random.default_rng(0).integers(0, 256, 90)
     [single] = engine.merge(Recipe("single", ("a",)))
     assert single is not None
-    for adapter in (None, single, with_biases(single)):
+    for adapter in map(engine.model.run_form, (None, single, with_biases(single))):
         whole = engine.model.forward(ids, KVCache(engine.model.config, dtype), adapter, all_logits=True)
         for n_threads in {1, numba.config.NUMBA_NUM_THREADS}:
             threads(n_threads)
@@ -67,7 +67,7 @@ def test_every_rank_has_the_bits_of_the_prompt(folders, tmp_path, rank, threads)
     model, small = folders["llama"]
     large = write_tiny_adapter(tmp_path / "large", model, rank=rank)
     engine = Engine.load(model, weights="int4", backend="numba", adapters={"large": large, "small": small})
-    adapters = [engine.merge(Recipe("single", (name,)))[0] for name in ("large", "small")]
+    adapters = [engine.compile(Recipe("single", (name,)))[0] for name in ("large", "small")]
     run, config = engine.model, engine.model.config
     ids = np.random.default_rng(rank).integers(0, 256, 40)
     wholes = [run.forward(ids, KVCache(config), adapter, all_logits=True) for adapter in adapters]
@@ -89,7 +89,8 @@ def test_a_few_rows_have_the_bits_of_one_by_one(folders, family, format, threads
     run, config = engine.model, engine.model.config
     [single] = engine.merge(Recipe("single", ("a",)))
     assert single is not None
-    adapters = [None, single, single, with_biases(single), None]
+    plain, biased = run.run_form(single), run.run_form(with_biases(single))
+    adapters = [None, plain, plain, biased, None]
     dtypes = ["fp16", "int8", "fp16", "int8", "int8"]
     rng = np.random.default_rng(1)
     prompts = [rng.integers(0, 256, n) for n in (3, 40, 7, 1, 19)]
@@ -166,15 +167,32 @@ def test_adapters_that_are_gone_leave_their_place_to_others(folders):
     engine = Engine.load(model, weights="int8", backend="numba", adapters={"a": lora})
     found = []
     for _ in range(5):
-        [adapter] = engine.merge(Recipe("single", ("a",)))
+        [adapter] = engine.compile(Recipe("single", ("a",)))
         cache = KVCache(engine.model.config)
         engine.model.forward(np.array([3]), cache, adapter)
         found.append(engine.model.forward(np.array([5]), cache, adapter))
         del adapter
+        engine.forget_compiled()
         gc.collect()
     assert len(engine.model._decoder._pairs) == 2
     for logits in found:
         np.testing.assert_array_equal(logits, found[0])
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp32"])
+@pytest.mark.parametrize("n_tokens", [1, 40])
+def test_a_merged_adapter_must_be_made_ready_first(folders, weights, n_tokens):
+    """It would run with other numbers in a prompt than in a step, or not at all."""
+    model, lora = folders["llama"]
+    engine = Engine.load(model, weights=weights, backend="numba", adapters={"a": lora})
+    [merged] = engine.merge(Recipe("single", ("a",)))
+    cache, ids = KVCache(engine.model.config), np.arange(n_tokens)
+    with pytest.raises(AdapterError, match=r"a merged adapter was given.*model.run_form\(adapter\)"):
+        engine.model.forward(ids, cache, merged)
+    with pytest.raises(AdapterError, match="a merged adapter was given"):
+        engine.model.step([1, 2], [cache, KVCache(engine.model.config)], [None, merged])
+    assert cache.length == 0
+    engine.model.forward(ids, cache, engine.model.run_form(merged))
 
 
 @pytest.mark.parametrize(("weights", "n_tokens"), [("int4", 1), ("int4", 40), ("fp32", 1)])
