@@ -24,19 +24,17 @@ from .adapters.compiled import CompiledAdapter, RunningAdapter
 from .adapters.lora import LoraAdapter
 from .adapters.recipe import Recipe, compile_recipe, compile_steps
 from .architecture import base_facts
-from .batch_stream import stream_batch
 from .cache import KVCache
-from .completion import Answer, Completion, Pass, Piece, Request, Settings, completion, numbered, per_prompt
+from .completion import Completion, Pass, Piece, Request, Settings, completion, numbered, per_prompt
 from .config import ModelConfig
 from .decoding.batch import BATCH_SIZE, check_batch_size
-from .decoding.generate import check_prompt, drafts_allowed, generate
-from .decoding.prefix_cache import Lease, PrefixCache
-from .decoding.sampler import Sampler
-from .decoding.speculation import StepCosts
+from .decoding.generate import check_prompt, drafts_allowed
+from .decoding.prefix_cache import PrefixCache
 from .errors import OptionError, PromptError, RecipeError
 from .loading import load_model
 from .memory import release_free
 from .model import Model
+from .serving import Runner
 from .text.tasks import user_message
 from .text.tokenizer import Tokenizer
 
@@ -61,13 +59,9 @@ class Engine:
             prefix_cache = PREFIX_CACHE if model.ops.NAME == "numba" else 0
         if isinstance(prefix_cache, bool) or not isinstance(prefix_cache, int) or prefix_cache < 0:
             raise OptionError(f"prefix_cache must be a number of bytes, 0 or more (0: off), found {prefix_cache!r}")
-        self.model = model
-        self.tokenizer = tokenizer
+        self.runner = Runner(model, tokenizer, PrefixCache(prefix_cache), cache_dtype)
         self.base = dict(base)
-        self.cache_dtype = cache_dtype
-        self.prefixes = PrefixCache(prefix_cache)
         self.adapters: dict[str, LoraAdapter] = {}
-        self._costs = StepCosts()
         self._compiled: dict[str, list[RunningAdapter | None]] = {}
         self._calibrations: dict[str, Calibration] = {}
 
@@ -106,6 +100,23 @@ class Engine:
             engine.add_adapter(path, name)
         release_free()
         return engine
+
+    @property
+    def model(self) -> Model:
+        return self.runner.model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.runner.tokenizer
+
+    @property
+    def prefixes(self) -> PrefixCache:
+        """Keys and values of earlier requests."""
+        return self.runner.prefixes
+
+    @property
+    def cache_dtype(self) -> str:
+        return self.runner.cache_dtype
 
     # ------------------------------------------------------------------------------------ adapters and recipes
 
@@ -190,7 +201,7 @@ class Engine:
         recipe, and is used instead.
         """
         request = self.prepare(prompt, recipe=recipe, settings=settings)
-        return self._stream(request, [] if passes is None else passes, cache, self.prefixes, progress)
+        return self.runner.stream(request, [] if passes is None else passes, cache=cache, progress=progress)
 
     def stream_ids(
         self,
@@ -211,10 +222,9 @@ class Engine:
         if recipe is not None and recipe.steps:
             raise RecipeError("multi_step makes a prompt per step: give it a text, not the ids of a prompt")
         settings = settings or Settings()
-        request = Request(list(ids), self.compile(recipe)[0], self._owner(recipe), settings)
-        self._check(request)
-        prefixes = self.prefixes if prefixes is None else prefixes
-        return self._stream(request, [] if passes is None else passes, cache, prefixes, progress)
+        request = self._request(list(ids), self.compile(recipe)[0], recipe, settings)
+        costs = [] if passes is None else passes
+        return self.runner.stream(request, costs, cache=cache, prefixes=prefixes, progress=progress)
 
     def generate(self, prompt: Prompt, *, recipe: Recipe | None = None, settings: Settings | None = None) -> Completion:
         """The whole answer at once; arguments as for `stream`."""
@@ -231,9 +241,7 @@ class Engine:
             if not prompt.strip():
                 raise PromptError("the prompt is empty: give some text to work on")
             return self._step(prompt, recipe, compiled, 0, settings)
-        request = Request(self.encode(prompt, raw=settings.raw), compiled[0], self._owner(recipe), settings)
-        self._check(request)
-        return request
+        return self._request(self.encode(prompt, raw=settings.raw), compiled[0], recipe, settings)
 
     def _step(
         self,
@@ -245,16 +253,18 @@ class Engine:
     ) -> Request:
         """A step of a pipeline on `text`, which knows how to make the next one."""
         ids = self.encode(user_message(recipe.steps[step].instruction, text), raw=settings.raw)
-        request = Request(ids, compiled[step], self._owner(recipe, step), settings)
+        request = self._request(ids, compiled[step], recipe, settings, step)
         if step + 1 < len(recipe.steps):
             request.following = lambda answer: self._step(answer, recipe, compiled, step + 1, settings)
-        self._check(request)
         return request
 
-    def _check(self, request: Request) -> None:
-        request.settings.check()
-        drafts_allowed(self.model, request.settings.speculate)
-        check_prompt(self.model, len(request.ids), request.settings.max_tokens)
+    def _request(
+        self, ids: list[int], adapter: RunningAdapter | None, recipe: Recipe | None, settings: Settings, step: int = 0
+    ) -> Request:
+        settings.check()
+        drafts_allowed(self.model, settings.speculate)
+        check_prompt(self.model, len(ids), settings.max_tokens)
+        return Request(ids, adapter, self._owner(recipe, step), settings)
 
     def _owner(self, recipe: Recipe | None, step: int = 0) -> Hashable:
         """What keys and values depend on beside the tokens, as a key: equal only if they would be equal."""
@@ -267,63 +277,6 @@ class Engine:
             return (*base, "single", contents) if contents else base
         calibration = self._calibration(recipe.calibration)
         return (*base, recipe.key, contents, weakref.ref(calibration) if calibration is not None else None)
-
-    def new_cache(self) -> KVCache:
-        """An empty one for a request."""
-        return KVCache(self.model.config, self.cache_dtype)
-
-    def _stream(
-        self,
-        request: Request,
-        passes: list[Pass],
-        cache: KVCache | None,
-        prefixes: PrefixCache,
-        progress: Callable[[int], None] | None,
-    ) -> Generator[Piece, None, None]:
-        while request.following is not None:
-            for _ in self._pass(request, passes, None, prefixes, None):
-                pass
-            request = request.following(passes[-1].text)
-        yield from self._pass(request, passes, cache, prefixes, progress)
-
-    def _pass(
-        self,
-        request: Request,
-        passes: list[Pass],
-        cache: KVCache | None,
-        prefixes: PrefixCache,
-        progress: Callable[[int], None] | None,
-    ) -> Generator[Piece, None, None]:
-        ids, settings = request.ids, request.settings
-        if cache is None:
-            lease = prefixes.lease(request.owner, ids, self.new_cache)
-        else:
-            lease = Lease(None, cache, list(ids), min(cache.length, len(ids) - 1))
-        try:
-            answer = Answer(self.tokenizer, settings.stop, len(ids))
-            for token in generate(
-                self.model,
-                ids,
-                Sampler(settings.sampling, ids),
-                adapter=request.adapter,
-                cache=lease.cache,
-                eos_ids=self.tokenizer.eos_ids,
-                max_tokens=settings.max_tokens,
-                chunk=settings.prefill_chunk,
-                progress=progress,
-                speculate=settings.speculate,
-                costs=self._costs,
-            ):
-                lease.tokens.append(token.id)
-                piece = answer.push(token)
-                if piece.finish_reason is not None:
-                    passes.append(answer.cost(lease.reused))
-                yield piece
-                if piece.finish_reason is not None:
-                    return
-        finally:
-            if cache is None:
-                prefixes.release(lease)
 
     # ----------------------------------------------------------------------------------------- several at once
 
@@ -365,4 +318,4 @@ class Engine:
         """
         check_batch_size(batch_size)
         costs = [[] for _ in requests] if passes is None else passes
-        return stream_batch(self, requests, batch_size, costs)
+        return self.runner.stream_batch(requests, batch_size, costs)
