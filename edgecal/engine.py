@@ -37,6 +37,7 @@ from .model import Model
 from .serving import Runner
 from .text.tasks import user_message
 from .text.tokenizer import Tokenizer
+from .threads import Threads, choose_threads
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
@@ -76,6 +77,8 @@ class Engine:
         backend: str | None = None,
         cache_dtype: str = "fp16",
         prefix_cache: int | None = None,
+        threads: int | None = None,
+        prefill_threads: int | None = None,
         revision: str | None = None,
         offline: bool | None = None,
         progress: Callable[[int, int, str], None] | None = None,
@@ -85,16 +88,18 @@ class Engine:
         `weights`: "auto" keeps a quantized file's own precision and rounds float weights to int4; "fp32", "int8",
         "int6", "int4", "int4_f16", "int4_affine" ask for a format. `cache_dtype`: "fp16", "fp32", "int8".
         `prefix_cache`: bytes of keys and values to keep of earlier requests for later ones that begin alike; 0 is off,
-        None 32 MiB (and off on NumPy, whose last bits depend on how much of a prompt is read at once).
-        `progress(done, total, name)` counts bytes of weights. Raises the errors of edgecal.errors.
+        None 32 MiB (and off on NumPy, whose last bits depend on how much of a prompt is read at once). `threads` and
+        `prefill_threads` are as for `set_threads`. `progress(done, total, name)` counts bytes of weights. Raises the
+        errors of edgecal.errors.
         """
+        ops = find_backend(backend)
+        chosen = choose_threads(ops.NAME, threads, prefill_threads)
         with open_checkpoint(source, revision=revision, offline=offline) as checkpoint:
             config = ModelConfig.from_dict(checkpoint.config)
             tokenizer = Tokenizer.from_checkpoint(checkpoint)
-            model = load_model(
-                checkpoint, config, find_backend(backend), weights=weights, group_size=group_size, progress=progress
-            )
+            model = load_model(checkpoint, config, ops, weights=weights, group_size=group_size, progress=progress)
             base = base_facts(config)
+        model.threads = chosen
         engine = cls(model, tokenizer, base, cache_dtype=cache_dtype, prefix_cache=prefix_cache)
         for name, path in (adapters or {}).items():
             engine.add_adapter(path, name)
@@ -117,6 +122,20 @@ class Engine:
     @property
     def cache_dtype(self) -> str:
         return self.runner.cache_dtype
+
+    @property
+    def threads(self) -> Threads:
+        """As `set_threads` left them."""
+        return self.model.threads
+
+    def set_threads(self, threads: int | None = None, prefill_threads: int | None = None) -> None:
+        """How many threads the compiled kernels take from the next forward pass on, whatever Python thread runs it.
+
+        `threads` decode, by default the physical (big) cores; `prefill_threads` read prompts (passes of more than a few
+        tokens), by default as many. The text never depends on them. BackendError for more than this process has,
+        OptionError for any on NumPy, whose BLAS has settings of its own.
+        """
+        self.model.threads = choose_threads(self.model.ops.NAME, threads, prefill_threads)
 
     # ------------------------------------------------------------------------------------ adapters and recipes
 

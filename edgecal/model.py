@@ -13,7 +13,8 @@ Shape letters: T new tokens, S cached length, D hidden_size, H n_heads, K n_kv_h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
 
@@ -30,6 +31,7 @@ from .cache import BLOCK, KVCache
 from .config import ModelConfig
 from .errors import AdapterError, PromptError
 from .linear import Linear
+from .threads import choose_threads
 
 Weights = Callable[[str], "QuantizedTensor | Array"]  # tensor name -> weight, quantized or float32
 Ropes = tuple[Array, Array]  # cos and sin, float32 (n_ropes, positions, rotary_dim / 2)
@@ -178,6 +180,7 @@ class Model:
         self._decoder = ops.build_decoder(self._decoder_weights())
         self._inverse_frequencies = config.inverse_frequencies()
         self._rope = (np.zeros((1, 0, 0), np.float32),) * 2
+        self.threads = choose_threads(ops.NAME)
 
     @property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
@@ -194,7 +197,10 @@ class Model:
 
         Made anew by every call; None, the bare base, stays None. AdapterError names a module that cannot be rounded.
         """
-        return None if adapter is None else run_form(adapter, self._packer)
+        if adapter is None:
+            return None
+        with self.ops.use_threads(self.threads.prefill):
+            return run_form(adapter, self._packer)
 
     def _packer(self, module: str) -> Pack | None:
         linear = self.linears.get(module)
@@ -222,13 +228,13 @@ class Model:
         """
         n_tokens = len(ids)
         self._check(ids, [adapter])
-        cache.reserve(cache.length + n_tokens)
         first_logit = 0 if all_logits else n_tokens - 1
-        if self._steps(n_tokens, [cache]):
-            positions = range(cache.length, cache.length + n_tokens)
-            logits = self._step(ids.tolist(), [self._place(cache, pos, adapter) for pos in positions], first_logit)
-        else:
-            logits = self._forward(ids, cache, adapter, first_logit)
+        with self._pass(n_tokens, [cache]):
+            if self._steps(n_tokens, [cache]):
+                positions = range(cache.length, cache.length + n_tokens)
+                logits = self._step(ids.tolist(), [self._place(cache, pos, adapter) for pos in positions], first_logit)
+            else:
+                logits = self._forward(ids, cache, adapter, first_logit)
         cache.advance(n_tokens)
         return logits if all_logits else logits[0]
 
@@ -242,19 +248,26 @@ class Model:
         """
         each = adapters or [None] * len(ids)
         self._check(ids, each)
-        for cache in caches:
-            cache.reserve(cache.length + 1)
-        if self._decoder is not None and self._steps(1, caches):
-            places = [self._place(cache, cache.length, a) for cache, a in zip(caches, each, strict=True)]
-            most, tokens = self._decoder.MAX_ROWS, [int(token) for token in ids]
-            starts = range(0, len(tokens), most)
-            logits = [self._step(tokens[i : i + most], places[i : i + most], 0) for i in starts]
-        else:
-            alone = zip(np.asarray(ids, np.int64).reshape(-1, 1), caches, each, strict=True)
-            logits = [self._forward(token, cache, adapter, 0) for token, cache, adapter in alone]
+        with self._pass(1, caches):
+            if self._decoder is not None and self._steps(1, caches):
+                places = [self._place(cache, cache.length, a) for cache, a in zip(caches, each, strict=True)]
+                most, tokens = self._decoder.MAX_ROWS, [int(token) for token in ids]
+                starts = range(0, len(tokens), most)
+                logits = [self._step(tokens[i : i + most], places[i : i + most], 0) for i in starts]
+            else:
+                alone = zip(np.asarray(ids, np.int64).reshape(-1, 1), caches, each, strict=True)
+                logits = [self._forward(token, cache, adapter, 0) for token, cache, adapter in alone]
         for cache in caches:
             cache.advance(1)
         return np.concatenate(logits)
+
+    @contextmanager
+    def _pass(self, n_tokens: int, caches: Sequence[KVCache]) -> Iterator[None]:
+        """A pass of `n_tokens` for each cache, which has room for them then: with this model's threads."""
+        with self.ops.use_threads(self.threads.of(n_tokens)):
+            for cache in caches:
+                cache.reserve(cache.length + n_tokens)
+            yield
 
     def _check(self, ids: Sequence[int] | NDArray[np.integer], adapters: Sequence[RunningAdapter | None]) -> None:
         if any(isinstance(adapter, CompiledAdapter) for adapter in adapters):

@@ -35,7 +35,7 @@ LAYERS = [
     {"config", "text"},
     {"architecture"},
     {"adapters"},
-    {"linear", "cache"},
+    {"linear", "cache", "threads"},
     {"model"},
     {"loading", "decoding"},
     {"completion"},

@@ -72,15 +72,14 @@ class Edgecal(Worker):
 
     def imports(self) -> None:
         from edgecal import Engine, KVCache  # noqa: F401
-        from edgecal_kernels.dispatch import backend, set_threads
+        from edgecal_kernels.dispatch import backend
 
-        if backend().NAME == "numba":
-            set_threads(self.threads)
+        backend()
 
     def load(self) -> None:
         from edgecal import Engine
 
-        self.engine = Engine.load(self.model["packed"])
+        self.engine = Engine.load(self.model["packed"], threads=self.threads)
         self.recipes: dict[str, Any] = {BASE: None}
         self.compiled: dict[str, Any] = {BASE: None}
         self.deep: dict[tuple[str, int], Any] = {}

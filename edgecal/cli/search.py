@@ -80,7 +80,7 @@ def command(model: str, adapters: tuple[str, ...], as_json: bool, **options: Any
     if out is not None and not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
         raise StorageError(f"{out} could not be written: {out.parent} is not a folder that can be written to")
     names = tuple(split_adapter(text)[0] for text in adapters)
-    keys = ("weights", "group_size", "backend", "threads", "cache_dtype", "revision", "offline")
+    keys = ("weights", "group_size", "backend", "threads", "prefill_threads", "cache_dtype", "revision", "offline")
     engine = load_engine(model, adapters, quiet=as_json, **{key: options[key] for key in keys})
     setup = {
         "method": options["method"],

@@ -29,12 +29,13 @@ from ..decoding.sampler import Sampler
 from ..engine import Engine
 from ..errors import ContextLengthError, OptionError
 from ..memory import peak_resident, release_free, reset_peak
+from ..threads import choose_threads
 from . import machine
 from .footprint import memory_now, model_facts, weights_resident
 from .loops import read_prompt, write_tokens
 from .plan import Plan
 from .results import Memory, ProfileReport
-from .roofline import PlainRead, peak_operations, threads_of
+from .roofline import PlainRead, peak_operations, usable_cores
 from .split import Marks, split_of
 from .statistics import median
 from .subject import Subject
@@ -67,15 +68,10 @@ class ProfileRun:
             raise OptionError("no recipe to profile; give at least one (None is the bare base)")
         self.subjects = [Subject(name, recipe, engine) for name, recipe in recipes.items()]
         self._check_pipelines()
-        self._ops = engine.model.ops
-        now = threads_of(self._ops)
-        if self.plan.threads and self._ops.NAME != "numba":
-            raise OptionError("threads are the compiled kernels'; the NumPy back end has none to set")
-        self.threads = self.plan.threads or (now,)
-        self._threads_before = now
-        for n in self.threads:
-            self._use(n)
-        self._use(now)
+        for n in self.plan.threads:
+            choose_threads(engine.model.ops.NAME, n)
+        self.threads = self.plan.threads or (engine.threads.decode or usable_cores(),)
+        self._threads_before = engine.threads
         rng = np.random.default_rng(self.plan.seed)
         self.ids = [int(i) for i in rng.integers(0, engine.model.config.vocab_size, self._longest())]
         self._fill = self.ids[: max(self.plan.depths)]
@@ -114,10 +110,9 @@ class ProfileRun:
         return self.plan.longest + sum(self.plan.new_lengths[:1])
 
     def _use(self, threads: int) -> None:
-        if self._ops.NAME == "numba":
-            from edgecal_kernels.dispatch import set_threads
-
-            set_threads(threads)
+        """For reading and writing. Where the plan says nothing, the engine's own numbers stay."""
+        if self.plan.threads:
+            self.engine.set_threads(threads)
 
     def _tell(self, what: str, done: int = 1) -> None:
         self._done += done
@@ -142,7 +137,7 @@ class ProfileRun:
             plain = PlainRead()
             for n in self.threads:
                 self._use(n)
-                report.peak_operations[str(n)] = peak_operations(self._ops)
+                report.peak_operations[str(n)] = peak_operations(self.engine.model.ops, self.engine.threads.decode)
                 for subject in self.subjects:
                     self._warm(subject)
             for index in range(self.plan.repeats):
@@ -151,7 +146,8 @@ class ProfileRun:
             report.interrupted = True
             raise
         finally:
-            self._use(self._threads_before)
+            before = self._threads_before
+            self.engine.set_threads(before.decode, before.prefill)
             report.disturbance = watch.report()
             report.notes = self._notes()
         return report

@@ -153,13 +153,21 @@ def test_progress_counts_to_the_end(engine, folder):
 
 
 def test_lists_of_threads(folder):
-    from numba import get_num_threads
+    """Measured with the very numbers, which are the engine's meanwhile."""
+    from numba import config, get_num_threads
 
-    engine = tiny_engine(folder)
-    now = get_num_threads()
-    report = measure(engine, {"base": None}, Plan((8,), (4,), (0,), 2, threads=(1,)))
-    assert get_num_threads() == now and report.methods[0].decodes[0].threads == 1
-    assert {read.threads for read in report.reads} == {1}
+    engine, most = tiny_engine(folder), config.NUMBA_NUM_THREADS
+    engine.set_threads(1, most)
+    now, before, used = get_num_threads(), engine.threads, set()
+    plan = Plan((8,), (4,), (0,), 2, threads=(1, most))
+    run = ProfileRun(engine, {"base": None}, plan, progress=lambda *_: used.add(engine.threads))
+    report = run.run()
+    assert get_num_threads() == now and engine.threads == before
+    assert {(t.decode, t.prefill) for t in used} == {(1, most), (1, 1), (most, most)}
+    assert sorted({case.threads for case in report.methods[0].decodes}) == sorted({1, most})
+    assert {read.threads for read in report.reads} == {1, most} and set(report.peak_operations) == {"1", str(most)}
+    assert measure(engine, {"base": None}, Plan((8,), (4,), (0,), 1)).settings["threads"] == [1], "the engine's own"
+    assert engine.threads == before
     with pytest.raises(BackendError, match="threads were asked for"):
         measure(engine, {"base": None}, Plan(threads=(4096,)))
     with pytest.raises(OptionError, match="NumPy back end"):
