@@ -51,14 +51,15 @@ class Settings:
 class Request:
     """A prompt made ready to run by `Engine.prepare`: its ids, what its recipe compiled to, how to answer.
 
-    `owner` says what its keys and values depend on beside the ids (see `prefix_cache`). `following` makes the next pass
-    of a pipeline from the text of this one; None for the last, whose text is the answer.
+    `owner` says what its keys and values depend on beside the ids (see `prefix_cache`), `method` is the recipe's.
+    `following` makes the next pass of a pipeline from the text of this one; None for the last, which is the answer.
     """
 
     ids: list[int]
     adapter: RunningAdapter | None
     owner: Hashable
     settings: Settings
+    method: str = "zero_shot"
     following: Callable[[str], Request] | None = None
 
 

@@ -283,7 +283,8 @@ class Engine:
         settings.check()
         drafts_allowed(self.model, settings.speculate)
         check_prompt(self.model, len(ids), settings.max_tokens)
-        return Request(ids, adapter, self._owner(recipe, step), settings)
+        method = "zero_shot" if recipe is None else recipe.method
+        return Request(ids, adapter, self._owner(recipe, step), settings, method)
 
     def _owner(self, recipe: Recipe | None, step: int = 0) -> Hashable:
         """What keys and values depend on beside the tokens, as a key: equal only if they would be equal."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,9 @@ from .adapters.compiled import CompiledAdapter, Pack, RunningAdapter, RunningPai
 from .architecture import Part, layer_parts, outer_parts
 from .cache import BLOCK, KVCache
 from .config import ModelConfig
-from .errors import AdapterError, PromptError
+from .errors import AdapterError, OptionError, PromptError
 from .linear import Linear
+from .observer import Forward, ForwardObserver
 from .threads import choose_threads
 
 Weights = Callable[[str], "QuantizedTensor | Array"]  # tensor name -> weight, quantized or float32
@@ -181,6 +183,7 @@ class Model:
         self._inverse_frequencies = config.inverse_frequencies()
         self._rope = (np.zeros((1, 0, 0), np.float32),) * 2
         self.threads = choose_threads(ops.NAME)
+        self.observer: ForwardObserver | None = None
 
     @property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
@@ -229,7 +232,7 @@ class Model:
         n_tokens = len(ids)
         self._check(ids, [adapter])
         first_logit = 0 if all_logits else n_tokens - 1
-        with self._pass(n_tokens, [cache]):
+        with self._pass("decode" if all_logits or n_tokens == 1 else "prefill", n_tokens, [cache]):
             if self._steps(n_tokens, [cache]):
                 positions = range(cache.length, cache.length + n_tokens)
                 logits = self._step(ids.tolist(), [self._place(cache, pos, adapter) for pos in positions], first_logit)
@@ -248,7 +251,7 @@ class Model:
         """
         each = adapters or [None] * len(ids)
         self._check(ids, each)
-        with self._pass(1, caches):
+        with self._pass("decode", 1, caches):
             if self._decoder is not None and self._steps(1, caches):
                 places = [self._place(cache, cache.length, a) for cache, a in zip(caches, each, strict=True)]
                 most, tokens = self._decoder.MAX_ROWS, [int(token) for token in ids]
@@ -262,12 +265,30 @@ class Model:
         return np.concatenate(logits)
 
     @contextmanager
-    def _pass(self, n_tokens: int, caches: Sequence[KVCache]) -> Iterator[None]:
-        """A pass of `n_tokens` for each cache, which has room for them then: with this model's threads."""
+    def observed(self, observer: ForwardObserver) -> Iterator[None]:
+        """Tell `observer` of every pass while the block runs. OptionError when somebody is watching already."""
+        if self.observer is not None:
+            raise OptionError("this model is being observed already: one profile at a time")
+        self.observer = observer
+        try:
+            yield
+        finally:
+            self.observer = None
+
+    @contextmanager
+    def _pass(self, kind: Literal["prefill", "decode"], n_tokens: int, caches: Sequence[KVCache]) -> Iterator[None]:
+        """A pass of `n_tokens` for each cache, which has room for them then: with this model's threads, and in sight of
+        the observer."""
         with self.ops.use_threads(self.threads.of(n_tokens)):
+            observer = self.observer
+            if observer is not None:
+                depth, rows = max(cache.length for cache in caches), len(caches)
+                observer.forward_began(Forward(kind, rows * n_tokens, depth, rows))
             for cache in caches:
                 cache.reserve(cache.length + n_tokens)
             yield
+            if observer is not None:
+                observer.forward_ended()
 
     def _check(self, ids: Sequence[int] | NDArray[np.integer], adapters: Sequence[RunningAdapter | None]) -> None:
         if any(isinstance(adapter, CompiledAdapter) for adapter in adapters):

@@ -9,7 +9,9 @@ made from the text of this one. All of that is `_Run`, whoever drives it: `Runne
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 from .cache import KVCache
 from .completion import Answer, Pass, Piece, Request, numbered
@@ -19,7 +21,21 @@ from .decoding.prefix_cache import Lease, PrefixCache
 from .decoding.sampler import Sampler
 from .decoding.speculation import StepCosts
 from .model import Model
+from .observer import ForwardObserver
 from .text.tokenizer import Tokenizer
+
+
+class Observer(ForwardObserver, Protocol):
+    """Told of forward passes and of requests, in the thread that runs them. Several requests may run at a time."""
+
+    def request_began(self, request: Request) -> object:
+        """It is about to read its prompt. What is returned stands for it in the calls below."""
+
+    def token_chosen(self, running: object, token: TokenRecord, last_pass: bool) -> None:
+        """From the logits of the latest forward. `last_pass`: it is of the answer, not of a pipeline's earlier pass."""
+
+    def request_ended(self, running: object) -> None:
+        """Complete, or broken off."""
 
 
 class Runner:
@@ -31,10 +47,21 @@ class Runner:
     def __init__(self, model: Model, tokenizer: Tokenizer, prefixes: PrefixCache, cache_dtype: str) -> None:
         self.model, self.tokenizer, self.prefixes, self.cache_dtype = model, tokenizer, prefixes, cache_dtype
         self.costs = StepCosts()
+        self.observer: Observer | None = None
 
     def new_cache(self) -> KVCache:
         """An empty one for a request."""
         return KVCache(self.model.config, self.cache_dtype)
+
+    @contextmanager
+    def observed(self, observer: Observer) -> Iterator[None]:
+        """Tell `observer` of every request and every forward pass while the block runs; see `Model.observed`."""
+        with self.model.observed(observer):
+            self.observer = observer
+            try:
+                yield
+            finally:
+                self.observer = None
 
     def stream(
         self,
@@ -126,6 +153,8 @@ class _Run:
         self._runner, self._passes, self._prefixes, self._given = runner, passes, prefixes, cache
         self._answer = self._new_answer()
         self._lease: Lease | None = None
+        self._observer: Observer | None = None
+        self._observed: object = None
 
     def _new_answer(self) -> Answer:
         return Answer(self._runner.tokenizer, self.request.settings.stop, len(self.request.ids))
@@ -142,6 +171,9 @@ class _Run:
 
     def open(self) -> KVCache:
         """The pass begins: its KV cache, with as much of its prompt as is known."""
+        if self._observer is None and self._runner.observer is not None:
+            self._observer = self._runner.observer
+            self._observed = self._observer.request_began(self.request)
         ids = self.request.ids
         if self._given is not None and self.last_pass:
             self._lease = Lease(None, self._given, list(ids), min(self._given.length, len(ids) - 1))
@@ -154,9 +186,13 @@ class _Run:
         assert self._lease is not None
         self._lease.tokens.append(token.id)
         piece = self._answer.push(token)
+        if self._observer is not None:
+            self._observer.token_chosen(self._observed, token, self.last_pass)
         if piece.finish_reason is not None:
             self._passes.append(self._answer.cost(self._lease.reused))
-            self.close()
+            self._release()
+            if self.last_pass:
+                self.close()
         return piece
 
     def go_on(self) -> None:
@@ -166,6 +202,12 @@ class _Run:
         self._answer = self._new_answer()
 
     def close(self) -> None:
+        self._release()
+        if self._observer is not None:
+            self._observer.request_ended(self._observed)
+            self._observer = None
+
+    def _release(self) -> None:
         lease, self._lease = self._lease, None
         if lease is not None and lease.cache is not self._given:
             self._prefixes.release(lease)

@@ -35,7 +35,7 @@ LAYERS = [
     {"config", "text"},
     {"architecture"},
     {"adapters"},
-    {"linear", "cache", "threads"},
+    {"linear", "cache", "threads", "observer"},
     {"model"},
     {"loading", "decoding"},
     {"completion"},

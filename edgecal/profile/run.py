@@ -36,7 +36,7 @@ from .loops import read_prompt, write_tokens
 from .plan import Plan
 from .results import Memory, ProfileReport
 from .roofline import PlainRead, peak_operations, usable_cores
-from .split import Marks, split_of
+from .split import marked, split_of
 from .statistics import median
 from .subject import Subject
 from .trace import Span
@@ -175,7 +175,7 @@ class ProfileRun:
 
     def _warm(self, subject: Subject) -> None:
         model, n_read, n_written = self.engine.model, min(_WARM[0], len(self.ids)), min(_WARM[1], len(self.ids))
-        with Marks(model):
+        with marked(model):
             for adapter in subject.compiled:
                 cache = KVCache(model.config, self.engine.cache_dtype)
                 read_prompt(model, self.ids[:n_read], cache, adapter, Sampler(self.plan.sampling))
@@ -210,7 +210,7 @@ class ProfileRun:
         between = self.plan.new_lengths[0] if last else 0
         seconds = 0.0
         gc.collect()
-        with Marks(model) if clocked else nullcontext() as marks:
+        with marked(model) if clocked else nullcontext() as marks:
             started = perf_counter()
             for i, adapter in enumerate(subject.compiled):
                 sampler, n, cache = Sampler(self.plan.sampling), length if i == 0 else between, caches[i]
@@ -237,7 +237,7 @@ class ProfileRun:
             case.seconds.append(perf_counter() - started)
             case.runs.append(steps)
             return steps
-        with Marks(model) as marks:
+        with marked(model) as marks:
             started = marks.ended = perf_counter()
             steps = write_tokens(model, ids, cache, adapter, sampler, marks)
             whole = perf_counter() - started
