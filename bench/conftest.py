@@ -9,7 +9,7 @@ quiet, NUMBA_NUM_THREADS=1 keeps the ratios within some per cent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from time import perf_counter
@@ -19,8 +19,9 @@ import numba
 import numpy as np
 import pytest
 
-from edgecal_kernels.bandwidth import plain_read, threads_in_use
+from edgecal_kernels.bandwidth import plain_read
 from edgecal_kernels.cpu import detect_isa
+from edgecal_kernels.threads import number_of_threads, use_threads
 
 collect_ignore_glob = [] if find_spec("pytest_benchmark") else ["test_*.py"]
 _STEPS, _WORDS = 400_000, (64 << 20) // 8
@@ -50,6 +51,13 @@ def _memory() -> Callable[[], Any]:
 YARDSTICKS = {"core": _core, "memory": _memory}
 
 
+@pytest.fixture(autouse=True, scope="session")
+def physical_cores() -> Iterator[None]:
+    """Kernels that are called without a model take as many threads as those of a model."""
+    with use_threads(number_of_threads()):
+        yield
+
+
 @pytest.fixture
 def paired(benchmark: Any) -> Callable[..., None]:
     """`paired(function, times, beside="core")` benchmarks `times` calls of `function` in a row."""
@@ -68,7 +76,7 @@ def paired(benchmark: Any) -> Callable[..., None]:
 
         benchmark.pedantic(calls, setup=before, rounds=rounds, warmup_rounds=2)
         quick, beat = (float(np.percentile(seconds, 10)) for seconds in (benchmark.stats.stats.data, beats))
-        kind = f"{detect_isa()}, {threads_in_use()} threads"
+        kind = f"{detect_isa()}, {number_of_threads()} threads"
         benchmark.extra_info.update(kind=kind, beside=beside, calls=times, ratio=quick / beat, yardstick_s=beat)
 
     return run

@@ -26,7 +26,6 @@ import numpy as np
 
 from edgecal import Engine, Recipe, SamplingOptions, Settings, demo, instruction, user_message
 from edgecal.decoding.sampler import Sampler
-from edgecal_kernels.dispatch import set_threads
 
 from .machine import facts
 
@@ -153,10 +152,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    threads = set_threads(arguments.threads)
     dialogues = dict.fromkeys(json.loads(x)["dialogue"] for x in arguments.data.read_text("utf-8").splitlines())
     texts = list(dialogues)[: arguments.texts]
-    engine = Engine.load(demo.find("demo"), adapters={name: demo.DATA / name for name in demo.ADAPTERS}, prefix_cache=0)
+    adapters = {name: demo.DATA / name for name in demo.ADAPTERS}
+    engine = Engine.load(demo.find("demo"), adapters=adapters, prefix_cache=0, threads=arguments.threads)
+    threads = engine.threads.decode
     jobs = tasks(texts)
     for each in jobs.values():  # everything loaded and compiled before a time counts
         engine.generate(each[0][1], recipe=each[0][0], settings=Settings(max_tokens=24, speculate=3))

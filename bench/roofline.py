@@ -29,8 +29,9 @@ from numba import prange
 
 from bench.machine import facts
 from edgecal_kernels.cached import TYPES, Cached
-from edgecal_kernels.dispatch import backend, set_threads
+from edgecal_kernels.dispatch import backend
 from edgecal_kernels.quant import FORMATS, QuantizedTensor, quantize
+from edgecal_kernels.threads import number_of_threads, use_threads
 
 SHAPES = ((576, 576), (1536, 576), (576, 1536), (2048, 2048), (8192, 2048))
 TOKENS = (1, 2, 4, 8, 16, 64, 512)
@@ -240,11 +241,12 @@ def main() -> None:
     except ValueError:
         parser.error(f"--shapes takes rows x columns such as 2048x2048, not {' '.join(options.shapes)}")
     backend("numba")
-    threads = set_threads(options.threads)
-    measures = [_plain_read(), _peak(), *_others()]
-    for shape in shapes:
-        measures += _products(shape, tuple(options.tokens), tuple(options.formats))
-    measure(measures, options.rounds)
+    threads = number_of_threads(options.threads)
+    with use_threads(threads):
+        measures = [_plain_read(), _peak(), *_others()]
+        for shape in shapes:
+            measures += _products(shape, tuple(options.tokens), tuple(options.formats))
+        measure(measures, options.rounds)
     rows = table(measures)
     print(f"{threads} threads, {facts()['instructions']}, fastest of {options.rounds} rounds")
     show(rows)

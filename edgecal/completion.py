@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
+from .adapters.compiled import RunningAdapter
 from .adapters.recipe import Recipe
 from .decoding.generate import PREFILL_CHUNK, FinishReason, TokenRecord
 from .decoding.sampler import SamplingOptions
 from .decoding.speculation import Speculate, check_speculate
 from .errors import OptionError, PromptError
-from .model import Adapter
 from .text.stopping import StopStrings
 from .text.tokenizer import TextStream, Tokenizer
 
@@ -51,14 +51,15 @@ class Settings:
 class Request:
     """A prompt made ready to run by `Engine.prepare`: its ids, what its recipe compiled to, how to answer.
 
-    `owner` says what its keys and values depend on beside the ids (see `prefix_cache`). `following` makes the next pass
-    of a pipeline from the text of this one; None for the last, whose text is the answer.
+    `owner` says what its keys and values depend on beside the ids (see `prefix_cache`), `method` is the recipe's.
+    `following` makes the next pass of a pipeline from the text of this one; None for the last, which is the answer.
     """
 
     ids: list[int]
-    adapter: Adapter | None
+    adapter: RunningAdapter | None
     owner: Hashable
     settings: Settings
+    method: str = "zero_shot"
     following: Callable[[str], Request] | None = None
 
 

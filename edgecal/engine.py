@@ -24,21 +24,20 @@ from .adapters.compiled import CompiledAdapter, RunningAdapter
 from .adapters.lora import LoraAdapter
 from .adapters.recipe import Recipe, compile_recipe, compile_steps
 from .architecture import base_facts
-from .batch_stream import stream_batch
 from .cache import KVCache
-from .completion import Answer, Completion, Pass, Piece, Request, Settings, completion, numbered, per_prompt
+from .completion import Completion, Pass, Piece, Request, Settings, completion, numbered, per_prompt
 from .config import ModelConfig
 from .decoding.batch import BATCH_SIZE, check_batch_size
-from .decoding.generate import check_prompt, drafts_allowed, generate
-from .decoding.prefix_cache import Lease, PrefixCache
-from .decoding.sampler import Sampler
-from .decoding.speculation import StepCosts
+from .decoding.generate import check_prompt, drafts_allowed
+from .decoding.prefix_cache import PrefixCache
 from .errors import OptionError, PromptError, RecipeError
 from .loading import load_model
 from .memory import release_free
 from .model import Model
+from .serving import Runner
 from .text.tasks import user_message
 from .text.tokenizer import Tokenizer
+from .threads import Threads, choose_threads
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
@@ -61,13 +60,9 @@ class Engine:
             prefix_cache = PREFIX_CACHE if model.ops.NAME == "numba" else 0
         if isinstance(prefix_cache, bool) or not isinstance(prefix_cache, int) or prefix_cache < 0:
             raise OptionError(f"prefix_cache must be a number of bytes, 0 or more (0: off), found {prefix_cache!r}")
-        self.model = model
-        self.tokenizer = tokenizer
+        self.runner = Runner(model, tokenizer, PrefixCache(prefix_cache), cache_dtype)
         self.base = dict(base)
-        self.cache_dtype = cache_dtype
-        self.prefixes = PrefixCache(prefix_cache)
         self.adapters: dict[str, LoraAdapter] = {}
-        self._costs = StepCosts()
         self._compiled: dict[str, list[RunningAdapter | None]] = {}
         self._calibrations: dict[str, Calibration] = {}
 
@@ -82,6 +77,8 @@ class Engine:
         backend: str | None = None,
         cache_dtype: str = "fp16",
         prefix_cache: int | None = None,
+        threads: int | None = None,
+        prefill_threads: int | None = None,
         revision: str | None = None,
         offline: bool | None = None,
         progress: Callable[[int, int, str], None] | None = None,
@@ -91,21 +88,54 @@ class Engine:
         `weights`: "auto" keeps a quantized file's own precision and rounds float weights to int4; "fp32", "int8",
         "int6", "int4", "int4_f16", "int4_affine" ask for a format. `cache_dtype`: "fp16", "fp32", "int8".
         `prefix_cache`: bytes of keys and values to keep of earlier requests for later ones that begin alike; 0 is off,
-        None 32 MiB (and off on NumPy, whose last bits depend on how much of a prompt is read at once).
-        `progress(done, total, name)` counts bytes of weights. Raises the errors of edgecal.errors.
+        None 32 MiB (and off on NumPy, whose last bits depend on how much of a prompt is read at once). `threads` and
+        `prefill_threads` are as for `set_threads`. `progress(done, total, name)` counts bytes of weights. Raises the
+        errors of edgecal.errors.
         """
+        ops = find_backend(backend)
+        chosen = choose_threads(ops.NAME, threads, prefill_threads)
         with open_checkpoint(source, revision=revision, offline=offline) as checkpoint:
             config = ModelConfig.from_dict(checkpoint.config)
             tokenizer = Tokenizer.from_checkpoint(checkpoint)
-            model = load_model(
-                checkpoint, config, find_backend(backend), weights=weights, group_size=group_size, progress=progress
-            )
+            model = load_model(checkpoint, config, ops, weights=weights, group_size=group_size, progress=progress)
             base = base_facts(config)
+        model.threads = chosen
         engine = cls(model, tokenizer, base, cache_dtype=cache_dtype, prefix_cache=prefix_cache)
         for name, path in (adapters or {}).items():
             engine.add_adapter(path, name)
         release_free()
         return engine
+
+    @property
+    def model(self) -> Model:
+        return self.runner.model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.runner.tokenizer
+
+    @property
+    def prefixes(self) -> PrefixCache:
+        """Keys and values of earlier requests."""
+        return self.runner.prefixes
+
+    @property
+    def cache_dtype(self) -> str:
+        return self.runner.cache_dtype
+
+    @property
+    def threads(self) -> Threads:
+        """As `set_threads` left them."""
+        return self.model.threads
+
+    def set_threads(self, threads: int | None = None, prefill_threads: int | None = None) -> None:
+        """How many threads the compiled kernels take from the next forward pass on, whatever Python thread runs it.
+
+        `threads` decode, by default the physical (big) cores; `prefill_threads` read prompts (passes of more than a few
+        tokens), by default as many. The text never depends on them. BackendError for more than this process has,
+        OptionError for any on NumPy, whose BLAS has settings of its own.
+        """
+        self.model.threads = choose_threads(self.model.ops.NAME, threads, prefill_threads)
 
     # ------------------------------------------------------------------------------------ adapters and recipes
 
@@ -141,7 +171,9 @@ class Engine:
         if recipe is None:
             return [None]
         if recipe.key not in self._compiled:
-            self._compiled[recipe.key] = [self.model.run_form(adapter) for adapter in self.merge(recipe)]
+            merged = self.merge(recipe)
+            running = {id(adapter): self.model.run_form(adapter) for adapter in merged}  # steps may share an adapter
+            self._compiled[recipe.key] = [running[id(adapter)] for adapter in merged]
         return self._compiled[recipe.key]
 
     def forget_compiled(self) -> None:
@@ -188,7 +220,7 @@ class Engine:
         recipe, and is used instead.
         """
         request = self.prepare(prompt, recipe=recipe, settings=settings)
-        return self._stream(request, [] if passes is None else passes, cache, self.prefixes, progress)
+        return self.runner.stream(request, [] if passes is None else passes, cache=cache, progress=progress)
 
     def stream_ids(
         self,
@@ -209,10 +241,9 @@ class Engine:
         if recipe is not None and recipe.steps:
             raise RecipeError("multi_step makes a prompt per step: give it a text, not the ids of a prompt")
         settings = settings or Settings()
-        request = Request(list(ids), self.compile(recipe)[0], self._owner(recipe), settings)
-        self._check(request)
-        prefixes = self.prefixes if prefixes is None else prefixes
-        return self._stream(request, [] if passes is None else passes, cache, prefixes, progress)
+        request = self._request(list(ids), self.compile(recipe)[0], recipe, settings)
+        costs = [] if passes is None else passes
+        return self.runner.stream(request, costs, cache=cache, prefixes=prefixes, progress=progress)
 
     def generate(self, prompt: Prompt, *, recipe: Recipe | None = None, settings: Settings | None = None) -> Completion:
         """The whole answer at once; arguments as for `stream`."""
@@ -229,9 +260,7 @@ class Engine:
             if not prompt.strip():
                 raise PromptError("the prompt is empty: give some text to work on")
             return self._step(prompt, recipe, compiled, 0, settings)
-        request = Request(self.encode(prompt, raw=settings.raw), compiled[0], self._owner(recipe), settings)
-        self._check(request)
-        return request
+        return self._request(self.encode(prompt, raw=settings.raw), compiled[0], recipe, settings)
 
     def _step(
         self,
@@ -243,16 +272,19 @@ class Engine:
     ) -> Request:
         """A step of a pipeline on `text`, which knows how to make the next one."""
         ids = self.encode(user_message(recipe.steps[step].instruction, text), raw=settings.raw)
-        request = Request(ids, compiled[step], self._owner(recipe, step), settings)
+        request = self._request(ids, compiled[step], recipe, settings, step)
         if step + 1 < len(recipe.steps):
             request.following = lambda answer: self._step(answer, recipe, compiled, step + 1, settings)
-        self._check(request)
         return request
 
-    def _check(self, request: Request) -> None:
-        request.settings.check()
-        drafts_allowed(self.model, request.settings.speculate)
-        check_prompt(self.model, len(request.ids), request.settings.max_tokens)
+    def _request(
+        self, ids: list[int], adapter: RunningAdapter | None, recipe: Recipe | None, settings: Settings, step: int = 0
+    ) -> Request:
+        settings.check()
+        drafts_allowed(self.model, settings.speculate)
+        check_prompt(self.model, len(ids), settings.max_tokens)
+        method = "zero_shot" if recipe is None else recipe.method
+        return Request(ids, adapter, self._owner(recipe, step), settings, method)
 
     def _owner(self, recipe: Recipe | None, step: int = 0) -> Hashable:
         """What keys and values depend on beside the tokens, as a key: equal only if they would be equal."""
@@ -265,63 +297,6 @@ class Engine:
             return (*base, "single", contents) if contents else base
         calibration = self._calibration(recipe.calibration)
         return (*base, recipe.key, contents, weakref.ref(calibration) if calibration is not None else None)
-
-    def new_cache(self) -> KVCache:
-        """An empty one for a request."""
-        return KVCache(self.model.config, self.cache_dtype)
-
-    def _stream(
-        self,
-        request: Request,
-        passes: list[Pass],
-        cache: KVCache | None,
-        prefixes: PrefixCache,
-        progress: Callable[[int], None] | None,
-    ) -> Generator[Piece, None, None]:
-        while request.following is not None:
-            for _ in self._pass(request, passes, None, prefixes, None):
-                pass
-            request = request.following(passes[-1].text)
-        yield from self._pass(request, passes, cache, prefixes, progress)
-
-    def _pass(
-        self,
-        request: Request,
-        passes: list[Pass],
-        cache: KVCache | None,
-        prefixes: PrefixCache,
-        progress: Callable[[int], None] | None,
-    ) -> Generator[Piece, None, None]:
-        ids, settings = request.ids, request.settings
-        if cache is None:
-            lease = prefixes.lease(request.owner, ids, self.new_cache)
-        else:
-            lease = Lease(None, cache, list(ids), min(cache.length, len(ids) - 1))
-        try:
-            answer = Answer(self.tokenizer, settings.stop, len(ids))
-            for token in generate(
-                self.model,
-                ids,
-                Sampler(settings.sampling, ids),
-                adapter=request.adapter,
-                cache=lease.cache,
-                eos_ids=self.tokenizer.eos_ids,
-                max_tokens=settings.max_tokens,
-                chunk=settings.prefill_chunk,
-                progress=progress,
-                speculate=settings.speculate,
-                costs=self._costs,
-            ):
-                lease.tokens.append(token.id)
-                piece = answer.push(token)
-                if piece.finish_reason is not None:
-                    passes.append(answer.cost(lease.reused))
-                yield piece
-                if piece.finish_reason is not None:
-                    return
-        finally:
-            if cache is None:
-                prefixes.release(lease)
 
     # ----------------------------------------------------------------------------------------- several at once
 
@@ -363,4 +338,4 @@ class Engine:
         """
         check_batch_size(batch_size)
         costs = [[] for _ in requests] if passes is None else passes
-        return stream_batch(self, requests, batch_size, costs)
+        return self.runner.stream_batch(requests, batch_size, costs)

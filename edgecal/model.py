@@ -13,10 +13,11 @@ Shape letters: T new tokens, S cached length, D hidden_size, H n_heads, K n_kv_h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
-from weakref import WeakKeyDictionary
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +30,11 @@ from .adapters.compiled import CompiledAdapter, Pack, RunningAdapter, RunningPai
 from .architecture import Part, layer_parts, outer_parts
 from .cache import BLOCK, KVCache
 from .config import ModelConfig
-from .errors import PromptError
+from .errors import AdapterError, OptionError, PromptError
 from .linear import Linear
+from .observer import Forward, ForwardObserver
+from .threads import choose_threads
 
-Adapter = CompiledAdapter | RunningAdapter
 Weights = Callable[[str], "QuantizedTensor | Array"]  # tensor name -> weight, quantized or float32
 Ropes = tuple[Array, Array]  # cos and sin, float32 (n_ropes, positions, rotary_dim / 2)
 
@@ -180,7 +182,8 @@ class Model:
         self._decoder = ops.build_decoder(self._decoder_weights())
         self._inverse_frequencies = config.inverse_frequencies()
         self._rope = (np.zeros((1, 0, 0), np.float32),) * 2
-        self._running: WeakKeyDictionary[CompiledAdapter, RunningAdapter] = WeakKeyDictionary()
+        self.threads = choose_threads(ops.NAME)
+        self.observer: ForwardObserver | None = None
 
     @property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
@@ -192,13 +195,15 @@ class Model:
         """Bytes of all weights as they lie in memory; a tied head counts once."""
         return sum(weight.nbytes for weight in self.arrays.values())
 
-    def run_form(self, adapter: Adapter | None) -> RunningAdapter | None:
-        """The adapter as this model runs it: int8 pairs for modules with packed weights, float32 ones for others."""
-        if adapter is None or isinstance(adapter, RunningAdapter):
-            return adapter
-        if adapter not in self._running:
-            self._running[adapter] = run_form(adapter, self._packer)
-        return self._running[adapter]
+    def run_form(self, adapter: CompiledAdapter | None) -> RunningAdapter | None:
+        """The adapter as this model runs it: int8 pairs for modules with packed weights, float32 ones for others.
+
+        Made anew by every call; None, the bare base, stays None. AdapterError names a module that cannot be rounded.
+        """
+        if adapter is None:
+            return None
+        with self.ops.use_threads(self.threads.prefill):
+            return run_form(adapter, self._packer)
 
     def _packer(self, module: str) -> Pack | None:
         linear = self.linears.get(module)
@@ -216,7 +221,7 @@ class Model:
         self,
         ids: NDArray[np.integer],
         cache: KVCache,
-        adapter: Adapter | None = None,
+        adapter: RunningAdapter | None = None,
         *,
         all_logits: bool = False,
     ) -> Array:
@@ -225,43 +230,69 @@ class Model:
         The cache is longer by T afterwards. If the step is interrupted the cache keeps its length.
         """
         n_tokens = len(ids)
-        self._check(ids)
-        running = self.run_form(adapter)
-        cache.reserve(cache.length + n_tokens)
+        self._check(ids, [adapter])
         first_logit = 0 if all_logits else n_tokens - 1
-        if self._steps(n_tokens, [cache]):
-            positions = range(cache.length, cache.length + n_tokens)
-            logits = self._step(ids.tolist(), [self._place(cache, pos, running) for pos in positions], first_logit)
-        else:
-            logits = self._forward(ids, cache, running, first_logit)
+        with self._pass("decode" if all_logits or n_tokens == 1 else "prefill", n_tokens, [cache]):
+            if self._steps(n_tokens, [cache]):
+                positions = range(cache.length, cache.length + n_tokens)
+                logits = self._step(ids.tolist(), [self._place(cache, pos, adapter) for pos in positions], first_logit)
+            else:
+                logits = self._forward(ids, cache, adapter, first_logit)
         cache.advance(n_tokens)
         return logits if all_logits else logits[0]
 
     def step(
-        self, ids: Sequence[int], caches: Sequence[KVCache], adapters: Sequence[Adapter | None] | None = None
+        self, ids: Sequence[int], caches: Sequence[KVCache], adapters: Sequence[RunningAdapter | None] | None = None
     ) -> Array:
         """One new token for each of N sequences, each with its own cache and adapter; float32 logits (N, V).
 
         The same bits as N calls of `forward`; on the compiled back end the weights are read once for all of them. A
         cache may occur once. Interrupted, the caches keep their lengths.
         """
-        self._check(ids)
-        running = [self.run_form(adapter) for adapter in adapters or [None] * len(ids)]
-        for cache in caches:
-            cache.reserve(cache.length + 1)
-        if self._decoder is not None and self._steps(1, caches):
-            places = [self._place(cache, cache.length, a) for cache, a in zip(caches, running, strict=True)]
-            most, tokens = self._decoder.MAX_ROWS, [int(token) for token in ids]
-            starts = range(0, len(tokens), most)
-            logits = [self._step(tokens[i : i + most], places[i : i + most], 0) for i in starts]
-        else:
-            alone = zip(np.asarray(ids, np.int64).reshape(-1, 1), caches, running, strict=True)
-            logits = [self._forward(token, cache, adapter, 0) for token, cache, adapter in alone]
+        each = adapters or [None] * len(ids)
+        self._check(ids, each)
+        with self._pass("decode", 1, caches):
+            if self._decoder is not None and self._steps(1, caches):
+                places = [self._place(cache, cache.length, a) for cache, a in zip(caches, each, strict=True)]
+                most, tokens = self._decoder.MAX_ROWS, [int(token) for token in ids]
+                starts = range(0, len(tokens), most)
+                logits = [self._step(tokens[i : i + most], places[i : i + most], 0) for i in starts]
+            else:
+                alone = zip(np.asarray(ids, np.int64).reshape(-1, 1), caches, each, strict=True)
+                logits = [self._forward(token, cache, adapter, 0) for token, cache, adapter in alone]
         for cache in caches:
             cache.advance(1)
         return np.concatenate(logits)
 
-    def _check(self, ids: Sequence[int] | NDArray[np.integer]) -> None:
+    @contextmanager
+    def observed(self, observer: ForwardObserver) -> Iterator[None]:
+        """Tell `observer` of every pass while the block runs. OptionError when somebody is watching already."""
+        if self.observer is not None:
+            raise OptionError("this model is being observed already: one profile at a time")
+        self.observer = observer
+        try:
+            yield
+        finally:
+            self.observer = None
+
+    @contextmanager
+    def _pass(self, kind: Literal["prefill", "decode"], n_tokens: int, caches: Sequence[KVCache]) -> Iterator[None]:
+        """A pass of `n_tokens` for each cache, which has room for them then: with this model's threads, and in sight of
+        the observer."""
+        with self.ops.use_threads(self.threads.of(n_tokens)):
+            observer = self.observer
+            if observer is not None:
+                depth, rows = max(cache.length for cache in caches), len(caches)
+                observer.forward_began(Forward(kind, rows * n_tokens, depth, rows))
+            for cache in caches:
+                cache.reserve(cache.length + n_tokens)
+            yield
+            if observer is not None:
+                observer.forward_ended()
+
+    def _check(self, ids: Sequence[int] | NDArray[np.integer], adapters: Sequence[RunningAdapter | None]) -> None:
+        if any(isinstance(adapter, CompiledAdapter) for adapter in adapters):
+            raise AdapterError("a merged adapter was given; a model takes what it runs: model.run_form(adapter)")
         low, high = (int(ids[0]),) * 2 if len(ids) == 1 else (int(np.min(ids)), int(np.max(ids)))
         if low < 0 or high >= self.config.vocab_size:
             token = low if low < 0 else high

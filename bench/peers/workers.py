@@ -72,15 +72,14 @@ class Edgecal(Worker):
 
     def imports(self) -> None:
         from edgecal import Engine, KVCache  # noqa: F401
-        from edgecal_kernels.dispatch import backend, set_threads
+        from edgecal_kernels.dispatch import backend
 
-        if backend().NAME == "numba":
-            set_threads(self.threads)
+        backend()
 
     def load(self) -> None:
         from edgecal import Engine
 
-        self.engine = Engine.load(self.model["packed"])
+        self.engine = Engine.load(self.model["packed"], threads=self.threads)
         self.recipes: dict[str, Any] = {BASE: None}
         self.compiled: dict[str, Any] = {BASE: None}
         self.deep: dict[tuple[str, int], Any] = {}
@@ -115,7 +114,8 @@ class Edgecal(Worker):
             calibration = self._calibration([engine.adapters[name] for name in names])
         self.recipes[variant] = recipe
         shapes, kernels = engine.model.linear_shapes, engine.model.ops.merging
-        self.compiled[variant] = compile_recipe(recipe, engine.adapters, calibration, shapes, engine.base, kernels)
+        merged = compile_recipe(recipe, engine.adapters, calibration, shapes, engine.base, kernels)
+        self.compiled[variant] = engine.model.run_form(merged)
 
     def _calibration(self, adapters: list[Any]) -> Any:
         """A random LC++ calibration for these adapters; s = 4 as in the paper."""

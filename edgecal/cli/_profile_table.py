@@ -12,9 +12,9 @@ from rich.table import Table
 from ._inspect_tables import plain
 
 if TYPE_CHECKING:
-    from ..profile.compare import Change, Comparison
+    from ..profile.compare import Change, ProfileComparison
     from ..profile.costs import Cost
-    from ..profile.results import Report
+    from ..profile.results import ProfileReport
     from ..profile.system import SystemAnalysis
 
 KIB, MIB = 2**10, 2**20
@@ -26,7 +26,7 @@ _SHORT = {
 }
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: ProfileReport, console: Console) -> None:
     """The console must not interpret markup: names come from files."""
     from ..profile import tables
 
@@ -73,7 +73,7 @@ def _table(console: Console, title: str, header: Sequence[str], body: Sequence[S
     console.print(table)
 
 
-def _split(console: Console, report: Report) -> None:
+def _split(console: Console, report: ProfileReport) -> None:
     """One bar per part for a single method; a column per method for several, a few at a time."""
     from ..profile import tables
 
@@ -117,7 +117,7 @@ def _bar(share: float) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-def show_comparison(result: Comparison, console: Console) -> None:
+def show_comparison(result: ProfileComparison, console: Console) -> None:
     """What changed, the regressions last; what did not is counted."""
     console.print(plain(f"A {result.before}"))
     console.print(plain(f"B {result.after}"))

@@ -22,6 +22,7 @@ _OPTIONS: dict[str, Any] = {
     "group_size": "32",
     "backend": None,
     "threads": None,
+    "prefill_threads": None,
     "cache_dtype": "fp16",
     "revision": None,
     "offline": None,

@@ -45,6 +45,12 @@ model_options = _all(
     click.option("--backend", type=click.Choice(BACKENDS), help="Kernels; numba where it can be imported."),
     click.option("--threads", type=click.IntRange(min=1), help="Threads; the physical (big) cores unless given."),
     click.option(
+        "--threads-prefill",
+        "prefill_threads",
+        type=click.IntRange(min=1),
+        help="Threads that read prompts; as many as --threads unless given.",
+    ),
+    click.option(
         "--cache-dtype", type=click.Choice(list(TYPES)), default="fp16", show_default=True, help="Of the KV cache."
     ),
     click.option("--revision", help="Branch, tag or commit of a hub model."),
@@ -149,7 +155,7 @@ def load_engine(
     """
     from rich.console import Console
 
-    from edgecal_kernels.dispatch import backend, set_threads
+    from edgecal_kernels.dispatch import backend
 
     from ..demo import find
 
@@ -161,7 +167,6 @@ def load_engine(
         if not is_warm():
             with console.status("compiling kernels for this machine (once, under a minute)"):
                 warm_up()
-        set_threads(options["threads"])
     from ..engine import Engine
 
     named = adapter_paths(adapters, recipe_file)
@@ -178,6 +183,8 @@ def load_engine(
             backend=options["backend"],
             cache_dtype=options["cache_dtype"],
             prefix_cache=prefix_cache,
+            threads=options["threads"],
+            prefill_threads=options["prefill_threads"],
             revision=options["revision"],
             offline=options["offline"],
             progress=progress,

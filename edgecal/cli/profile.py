@@ -17,7 +17,7 @@ from .options import json_option, load_engine, model_options, recipe_options
 if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
     from ..engine import Engine
-    from ..profile import Measurement, Plan, Report
+    from ..profile import Plan, ProfileReport, ProfileRun
 
 _ANSWER = 80  # tokens at most of an answer to a dialogue
 _FILES = ("html_file", "trace_file", "save")
@@ -27,7 +27,7 @@ def _with_thread_list(function: Callable[..., Any]) -> Callable[..., Any]:
     """`model_options`, with a list in the place of the one number of threads."""
     function = model_options(function)
     params = function.__click_params__  # type: ignore[attr-defined]
-    params[:] = [param for param in params if param.name != "threads"]
+    params[:] = [param for param in params if param.name not in ("threads", "prefill_threads")]
     return click.option("-t", "--threads", metavar="N,...", help="Threads; the physical (big) cores unless given.")(
         function
     )
@@ -114,7 +114,7 @@ def _plan(options: dict[str, Any]) -> Plan:
 
 
 def _load(
-    model: str, paths: dict[str, str], options: dict[str, Any], quiet: bool
+    model: str, paths: dict[str, str], options: dict[str, Any], quiet: bool, threads: int | None = None
 ) -> tuple[Engine, float, float | None]:
     """The engine with its adapters, seconds to load it (libraries imported before), seconds to compile kernels."""
     from edgecal_kernels.dispatch import backend
@@ -130,8 +130,9 @@ def _load(
         if not is_warm():
             with Console(stderr=True, quiet=quiet).status("compiling kernels for this machine (once, under a minute)"):
                 kernels = warm_up()
+    own = {"adapters": (), "recipe_file": None, "threads": threads, "prefill_threads": None}
     started = perf_counter()
-    engine = load_engine(model, quiet=quiet, **{**options, "adapters": (), "recipe_file": None, "threads": None})
+    engine = load_engine(model, quiet=quiet, **{**options, **own})
     seconds = perf_counter() - started
     for name, path in paths.items():
         engine.add_adapter(path, name)
@@ -139,7 +140,7 @@ def _load(
 
 
 def _measure(model: str, words: tuple[str, ...], options: dict[str, Any]) -> int:
-    from ..profile import Measurement
+    from ..profile import ProfileRun
     from ..profile.trace import Span
     from ._profile_recipes import gather
 
@@ -149,7 +150,7 @@ def _measure(model: str, words: tuple[str, ...], options: dict[str, Any]) -> int
     started = perf_counter()
     engine, load_s, kernels_s = _load(model, paths, options, quiet)
     with _progress() as progress:
-        measurement = Measurement(
+        measurement = ProfileRun(
             engine, dict(recipes), plan, source=model, load_s=load_s, kernels_s=kernels_s, progress=progress
         )
         measurement.spans.append(Span("load", started, load_s, "edgecal", {"model": model}))
@@ -166,7 +167,7 @@ def _measure(model: str, words: tuple[str, ...], options: dict[str, Any]) -> int
     return 0
 
 
-def _write(measurement: Measurement, options: dict[str, Any]) -> None:
+def _write(measurement: ProfileRun, options: dict[str, Any]) -> None:
     from ..profile.files import write_text
 
     report = measurement.report
@@ -183,7 +184,7 @@ def _write(measurement: Measurement, options: dict[str, Any]) -> None:
         write_text(options["trace_file"], json.dumps(trace(measurement.spans, title=f"edgecal {report.model.source}")))
 
 
-def _print(report: Report, options: dict[str, Any]) -> None:
+def _print(report: ProfileReport, options: dict[str, Any]) -> None:
     from ..profile import tables
 
     if options["as_json"]:
@@ -299,11 +300,7 @@ def _system(model: str, words: tuple[str, ...], options: dict[str, Any]) -> int:
         fields["tone"] = "professional"
     task = instruction(options["task"], **{k: v for k, v in fields.items() if v is not None})
     recipes, paths = _gather_or_demo(model, words, options)
-    engine, _, _ = _load(model, paths, options, options["as_json"])
-    if threads:
-        from edgecal_kernels.dispatch import set_threads
-
-        set_threads(threads[0])
+    engine, _, _ = _load(model, paths, options, options["as_json"], threads[0] if threads else None)
     with _progress() as progress:
         analysis = SystemAnalysis(
             engine,

@@ -80,7 +80,7 @@ def command(model: str, adapters: tuple[str, ...], as_json: bool, **options: Any
     if out is not None and not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
         raise StorageError(f"{out} could not be written: {out.parent} is not a folder that can be written to")
     names = tuple(split_adapter(text)[0] for text in adapters)
-    keys = ("weights", "group_size", "backend", "threads", "cache_dtype", "revision", "offline")
+    keys = ("weights", "group_size", "backend", "threads", "prefill_threads", "cache_dtype", "revision", "offline")
     engine = load_engine(model, adapters, quiet=as_json, **{key: options[key] for key in keys})
     setup = {
         "method": options["method"],
@@ -90,7 +90,9 @@ def command(model: str, adapters: tuple[str, ...], as_json: bool, **options: Any
     }
     record = SearchRecord(setup, options["state"])
     candidates = Candidates(options["method"], [engine.adapters[name] for name in names])
-    evaluator = _Evaluator(candidates.compile, ExampleLosses(engine, examples))
+    evaluator = _Evaluator(
+        lambda weights: engine.model.run_form(candidates.compile(weights)), ExampleLosses(engine, examples)
+    )
     with _progress_bar(options["method"], quiet=as_json) as report:
         search = Search(
             options["method"],

@@ -1,11 +1,14 @@
-"""Several sequences in one loop: a forward pass reads the weights once and moves every one of them a token on.
+"""Several prompts in one loop: a forward pass reads the weights once and moves every one of them a token on.
 
-Each sequence has its own prompt, adapter, sampler and KV cache; an output row has the same bits in any company, so each
-gets the tokens that it would get alone. A sequence that is complete leaves at once and the next one waiting takes its
-place (continuous batching; Orca, Yu et al. 2022), so a long answer among short ones holds nobody up. Prompts are read
-one after the other between the steps: they keep all cores busy by themselves.
+Each has its own adapter, sampler and KV cache; an output row has the same bits in any company, so each gets the tokens
+that it would get alone. Who is complete leaves at once and the next one waiting takes the place (continuous batching;
+Orca, Yu et al. 2022), so a long answer among short ones holds nobody up. Prompts are read one after the other between
+the steps: they keep all cores busy by themselves.
 
-Nothing is drafted here (see `speculation`): the rows that a draft would add are taken by other sequences.
+Whoever reads the records decides who takes part: between any two tokens a job may be appended to the queue, and any
+job, running or waiting, may be told to stop.
+
+Nothing is drafted here (see `speculation`): the rows that a draft would add are taken by other prompts.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from time import perf_counter
 
 from edgecal_kernels.quant import Array
 
+from ..adapters.compiled import RunningAdapter
 from ..cache import KVCache
 from ..errors import OptionError
-from ..model import Adapter, Model
+from ..model import Model
 from .generate import PREFILL_CHUNK, FinishReason, TokenRecord, finish_reason, prefill
 from .sampler import Sampler
 
@@ -28,16 +32,16 @@ LARGEST_BATCH = 256
 
 
 @dataclass(eq=False)
-class Sequence:
-    """One prompt on its way. `open` is called when its turn comes and gives a KV cache with a true prefix of `ids`.
+class Job:
+    """One prompt to answer. `open` is called when its turn comes and gives a KV cache with a true prefix of `ids`.
 
-    Whoever reads the records may set `stopped`; the sequence then leaves the batch.
+    Set `stopped` at any time, and there are no more records of it.
     """
 
     ids: list[int]
     sampler: Sampler
     open: Callable[[], KVCache]
-    adapter: Adapter | None = None
+    adapter: RunningAdapter | None = None
     max_tokens: int = 256
     chunk: int = PREFILL_CHUNK
     stopped: bool = False
@@ -48,7 +52,7 @@ class Sequence:
 
     @property
     def cache(self) -> KVCache:
-        assert self._cache is not None, "the sequence has not begun"
+        assert self._cache is not None, "the job has not begun"
         return self._cache
 
     def begin(self, model: Model, eos_ids: Collection[int]) -> TokenRecord:
@@ -60,7 +64,7 @@ class Sequence:
         return self.choose(logits, perf_counter() - self._start, eos_ids, model.config.max_position_embeddings)
 
     def choose(self, logits: Array, model_s: float, eos_ids: Collection[int], limit: int) -> TokenRecord:
-        """The record of the next token, whose logits took `model_s`."""
+        """The record of the next token, whose logits took `model_s`; stopped if it is the last."""
         began = perf_counter()
         self._token = self.sampler(logits)
         self.sampler.accept(self._token)
@@ -69,7 +73,8 @@ class Sequence:
         reason: FinishReason | None = finish_reason(
             self._token, self._index, self.cache.length, eos_ids, self.max_tokens, limit
         )
-        self.stopped = reason is not None
+        if reason is not None:
+            self.stopped = True
         return TokenRecord(self._token, self._index, now - self._start, model_s, now - began, reason)
 
 
@@ -79,35 +84,36 @@ def check_batch_size(value: object) -> None:
 
 
 def generate_batch(
-    model: Model, waiting: deque[Sequence], *, eos_ids: Collection[int] = (), batch_size: int = BATCH_SIZE
-) -> Iterator[tuple[Sequence, TokenRecord]]:
-    """Answer all that `waiting` holds, at most `batch_size` at a time, one (sequence, record) per token.
+    model: Model, waiting: deque[Job], *, eos_ids: Collection[int] = (), batch_size: int = BATCH_SIZE
+) -> Iterator[tuple[Job, TokenRecord]]:
+    """Answer all that `waiting` holds, at most `batch_size` at a time, one (job, record) per token.
 
-    Sequences enter in the order of the queue; more may be appended while this runs. In a record `model_s` is the
-    sequence's share of the pass, as many shares as sequences; `at_s` counts from the begin of its own prompt. Raises
-    OptionError for an impossible batch size.
+    Jobs enter in the order of the queue; more may be appended while this runs. In a record `model_s` is the job's
+    share of the pass, as many shares as jobs; `at_s` counts from the begin of its own prompt. Raises OptionError for an
+    impossible batch size.
     """
     check_batch_size(batch_size)
     return _records(model, waiting, eos_ids, batch_size)
 
 
 def _records(
-    model: Model, waiting: deque[Sequence], eos_ids: Collection[int], batch_size: int
-) -> Iterator[tuple[Sequence, TokenRecord]]:
+    model: Model, waiting: deque[Job], eos_ids: Collection[int], batch_size: int
+) -> Iterator[tuple[Job, TokenRecord]]:
     limit = model.config.max_position_embeddings
-    active: list[Sequence] = []
-    while active or waiting:
-        while waiting and len(active) < batch_size:
-            sequence = waiting.popleft()
-            yield sequence, sequence.begin(model, eos_ids)
-            if not sequence.stopped:
-                active.append(sequence)
-        if not active:
+    active: list[Job] = []
+    while True:
+        active = [job for job in active if not job.stopped]
+        if waiting and len(active) < batch_size:
+            job = waiting.popleft()
+            if not job.stopped:
+                active.append(job)
+                yield job, job.begin(model, eos_ids)
             continue
+        if not active:
+            return
         began = perf_counter()
-        tokens = [sequence._token for sequence in active]
-        logits = model.step(tokens, [sequence.cache for sequence in active], [sequence.adapter for sequence in active])
+        logits = model.step([job._token for job in active], [job.cache for job in active], [j.adapter for j in active])
         share = (perf_counter() - began) / len(active)
-        for sequence, row in zip(active, logits, strict=True):
-            yield sequence, sequence.choose(row, share, eos_ids, limit)
-        active = [sequence for sequence in active if not sequence.stopped]
+        for job, row in zip(active, logits, strict=True):
+            if not job.stopped:  # since this step began, by the reader of another's record
+                yield job, job.choose(row, share, eos_ids, limit)

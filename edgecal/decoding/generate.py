@@ -17,9 +17,10 @@ import numpy as np
 
 from edgecal_kernels.quant import Array
 
+from ..adapters.compiled import RunningAdapter
 from ..cache import KVCache
 from ..errors import ContextLengthError, OptionError, PromptError
-from ..model import Adapter, Model
+from ..model import Model
 from .sampler import Sampler
 from .speculation import Speculate, Speculator, StepCosts, check_speculate
 
@@ -72,7 +73,7 @@ def prefill(
     model: Model,
     ids: Sequence[int],
     cache: KVCache,
-    adapter: Adapter | None = None,
+    adapter: RunningAdapter | None = None,
     *,
     chunk: int = PREFILL_CHUNK,
     progress: Callable[[int], None] | None = None,
@@ -94,7 +95,7 @@ def prefill(
     return logits
 
 
-def decode(model: Model, token: int, cache: KVCache, adapter: Adapter | None = None) -> Array:
+def decode(model: Model, token: int, cache: KVCache, adapter: RunningAdapter | None = None) -> Array:
     """Run one token; float32 logits (V,) for the next."""
     return model.forward(np.array([token], np.int64), cache, adapter)
 
@@ -104,7 +105,7 @@ def generate(
     ids: Sequence[int],
     sampler: Sampler,
     *,
-    adapter: Adapter | None = None,
+    adapter: RunningAdapter | None = None,
     cache: KVCache | None = None,
     eos_ids: Collection[int] = (),
     max_tokens: int = 256,
@@ -148,7 +149,7 @@ def _records(
     model: Model,
     ids: Sequence[int],
     sampler: Sampler,
-    adapter: Adapter | None,
+    adapter: RunningAdapter | None,
     cache: KVCache,
     eos_ids: Collection[int],
     max_tokens: int,

@@ -14,28 +14,27 @@ nothing is measured, or slower, unless a profile is running.
 
 from __future__ import annotations
 
-from .compare import Comparison, compare
+from .compare import ProfileComparison, compare
 from .context import Profile
-from .measurement import Measurement, measure
 from .plan import Plan
-from .results import DecodeCase, Memory, MethodResult, PromptCase, Report
-from .schema import load
-from .split import Split, Step
+from .results import DecodeCase, Memory, MethodResult, ProfileReport, PromptCase, load
+from .run import ProfileRun, measure
+from .split import Split, TimedStep
 from .statistics import Summary
 
 __all__ = [
-    "Comparison",
     "DecodeCase",
-    "Measurement",
     "Memory",
     "MethodResult",
     "Plan",
     "Profile",
+    "ProfileComparison",
+    "ProfileReport",
+    "ProfileRun",
     "PromptCase",
-    "Report",
     "Split",
-    "Step",
     "Summary",
+    "TimedStep",
     "compare",
     "load",
     "measure",

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import OptionError
 from .machine import same_machine
-from .results import MethodResult, Report
+from .results import MethodResult, ProfileReport
 from .statistics import FEWEST, Ratio, median, ratio_of_medians
 
 _MACHINE_CHANGED = 0.1  # difference of the plain reads beyond which the machine is said to have changed
@@ -38,7 +38,7 @@ class Change:
 
 
 @dataclass
-class Comparison:
+class ProfileComparison:
     """`notes` say what makes the two hard to compare. `regressions` are the changes to the worse."""
 
     before: str
@@ -62,13 +62,13 @@ class Comparison:
 
 
 def compare(
-    before: Report, after: Report, *, threshold: float = 0.05, names: tuple[str, str] = ("A", "B")
-) -> Comparison:
+    before: ProfileReport, after: ProfileReport, *, threshold: float = 0.05, names: tuple[str, str] = ("A", "B")
+) -> ProfileComparison:
     """OptionError when the two are about different models, or have no measurement in common."""
     if not 0 <= threshold < 10:
         raise OptionError(f"the threshold is a share such as 0.05, found {threshold}")
     _refuse_other_model(before, after, names)
-    result = Comparison(*names, threshold)
+    result = ProfileComparison(*names, threshold)
     theirs = {method.name: method for method in after.methods}
     several = len({c.threads for report in (before, after) for m in report.methods for c in m.decodes}) > 1
     for method in before.methods:
@@ -88,7 +88,7 @@ def compare(
     return result
 
 
-def _refuse_other_model(before: Report, after: Report, names: tuple[str, str]) -> None:
+def _refuse_other_model(before: ProfileReport, after: ProfileReport, names: tuple[str, str]) -> None:
     keys = ("family", "n_layers", "hidden_size", "vocab_size")
     a, b = ({key: getattr(report.model, key) for key in keys} for report in (before, after))
     if a != b:
@@ -98,11 +98,11 @@ def _refuse_other_model(before: Report, after: Report, names: tuple[str, str]) -
         )
 
 
-def _names(report: Report) -> str:
+def _names(report: ProfileReport) -> str:
     return ", ".join(method.name for method in report.methods) or "none"
 
 
-def _lengths(report: Report) -> str:
+def _lengths(report: ProfileReport) -> str:
     cases = {p.label for m in report.methods for p in m.prompts} | {d.label for m in report.methods for d in m.decodes}
     return ", ".join(sorted(cases)) or "none"
 
@@ -151,7 +151,7 @@ def _change(method: str, figure: str, unit: str, a: list[float], b: list[float],
     return Change(method, figure, unit, median(a), median(b), ratio, verdict)
 
 
-def _notes(before: Report, after: Report, names: tuple[str, str]) -> list[str]:
+def _notes(before: ProfileReport, after: ProfileReport, names: tuple[str, str]) -> list[str]:
     notes = []
     differing = same_machine(before.machine, after.machine)
     if differing:
@@ -181,5 +181,5 @@ def _notes(before: Report, after: Report, names: tuple[str, str]) -> list[str]:
     return notes
 
 
-def _formats(report: Report) -> str:
+def _formats(report: ProfileReport) -> str:
     return " + ".join(report.model.formats)

@@ -5,44 +5,48 @@
             ...
     p.generations[0].decode_rate, p.latency, p.split(), p.write_trace("trace.json")
 
-Inside the block every forward of the model is timed and the kernels' clock runs; the token records that the engine
-gives anyway tell what sampling took. Batches (`generate_batch`) are not watched. Outside of it the engine is
-untouched. What a program does between two tokens (printing them, say) counts as "python" in the split, for the token
-after it.
+Inside the block the engine tells of every forward and every token (`serving.Observer`), every forward is timed and the
+kernels' clock runs; the token records that the engine gives anyway tell what sampling took. What a program does between
+two tokens (printing them, say) counts as "python" in the split, for the token after it.
+
+The answers of a batch are generations of their own, and their forwards are shared: a step has as many rows as answers
+took part. A generation's steps are all those from its begin to its end, the reading of other prompts included, for that
+is what its next token waited for. So its split says where the time between its tokens went, and not what it cost.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..adapters.recipe import Recipe
-from ..completion import Piece
+from edgecal_kernels.clock import Clock
+
+from ..completion import Request
 from ..decoding.generate import TokenRecord
 from ..engine import Engine
-from ..errors import OptionError
 from .files import write_text
 from .schema import encode
-from .split import Marks, Split, Step, split_of
+from .split import Marks, Split, TimedStep, split_of
 from .statistics import Summary, summarize
 from .trace import Span, trace
 
 
-@dataclass
+@dataclass(eq=False)
 class Generation:
-    """One answer. `steps` are its forwards (all passes'), `tokens` the records of the tokens that it gave.
+    """One answer. `steps` are the forwards while it ran (all passes'), `tokens` the records of the tokens that it gave.
 
-    Seconds; `start_s` as `perf_counter` counts, `total_s` by a clock around the whole stream, its consumer included.
+    Seconds; `start_s` as `perf_counter` counts, `total_s` by a clock around the whole answer, its consumer included.
     """
 
     method: str
     start_s: float
-    steps: list[Step] = field(default_factory=list)
+    steps: list[TimedStep] = field(default_factory=list)
     tokens: list[TokenRecord] = field(default_factory=list)
     prompt_steps: int = 0  # of the steps, those before the first token
     total_s: float = 0.0
@@ -90,6 +94,43 @@ class Generation:
         }
 
 
+class _Watch(Marks):
+    """`serving.Observer`: marks, and the generations that they belong to."""
+
+    def __init__(self, clock: Clock | None) -> None:
+        super().__init__(clock)
+        self.groups: list[list[Generation]] = []  # each of generations that ran at the same time
+        self._running: dict[Generation, int] = {}  # to the number of steps before it
+
+    def request_began(self, request: Request) -> Generation:
+        generation = Generation(request.method, perf_counter())
+        if not self._running:  # what passed before is nobody's
+            self.ended = generation.start_s
+            self.groups.append([])
+        self.groups[-1].append(generation)
+        self._running[generation] = len(self.steps)
+        return generation
+
+    def token_chosen(self, running: object, token: TokenRecord, last_pass: bool) -> None:
+        if not isinstance(running, Generation) or running not in self._running:  # goes on behind the block
+            return
+        self.sampled_in(token.sample_s)
+        if last_pass:
+            if not running.tokens:
+                running.prompt_steps = len(self.steps) - self._running[running]
+            running.tokens.append(token)
+
+    def request_ended(self, running: object) -> None:
+        if isinstance(running, Generation) and running in self._running:
+            running.total_s = perf_counter() - running.start_s
+            running.steps = self.steps[self._running.pop(running) :]
+
+    def end(self) -> None:
+        """Of what is still running, this was all."""
+        for generation in list(self._running):
+            self.request_ended(generation)
+
+
 class Profile:
     """Watch `engine` while the block runs. `operations=False` leaves the kernels' clock out of it.
 
@@ -98,48 +139,29 @@ class Profile:
 
     def __init__(self, engine: Engine, *, operations: bool = True) -> None:
         self.engine = engine
-        self.generations: list[Generation] = []
-        self._marks = Marks(engine.model, operations=operations)
+        self._watch = _Watch(engine.model.clock if operations else None)
+        self._block = ExitStack()
 
     def __enter__(self) -> Profile:
-        if "stream" in vars(self.engine):
-            raise OptionError("this engine is being profiled already: one profile at a time")
-        self._marks.__enter__()
-        self._stream, self._stream_ids = self.engine.stream, self.engine.stream_ids
-        self.engine.stream = self._watch_text  # type: ignore[method-assign]
-        self.engine.stream_ids = self._watch_ids  # type: ignore[method-assign]
+        with ExitStack() as block:
+            block.enter_context(self.engine.runner.observed(self._watch))
+            block.enter_context(self._watch.running())
+            self._block = block.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        del self.engine.stream, self.engine.stream_ids
-        self._marks.__exit__()
+        self._block.close()
+        self._watch.end()
 
-    def _watch_text(self, prompt: Any, **options: Any) -> Generator[Piece, None, None]:
-        return self._watch(options.get("recipe"), self._stream(prompt, **options))
+    @property
+    def generations(self) -> list[Generation]:
+        """In the order in which they began."""
+        return [generation for group in self._watch.groups for generation in group]
 
-    def _watch_ids(self, ids: Any, **options: Any) -> Generator[Piece, None, None]:
-        return self._watch(options.get("recipe"), self._stream_ids(ids, **options))
-
-    def _watch(self, recipe: Recipe | None, pieces: Generator[Piece, None, None]) -> Generator[Piece, None, None]:
-        marks = self._marks
-        generation = Generation("zero_shot" if recipe is None else recipe.method, perf_counter())
-        self.generations.append(generation)
-        first = len(marks.steps)
-        marks.ended = generation.start_s
-        try:
-            for piece in pieces:
-                if not generation.tokens:
-                    generation.prompt_steps = len(marks.steps) - first
-                generation.tokens.append(piece.token)
-                # The forward that this token was chosen from is the last one; a verified draft gives several tokens
-                last = marks.steps[-1]
-                last = replace(last, sample_s=last.sample_s + piece.token.sample_s)
-                marks.steps[-1], marks.ended = last, last.end_s
-                yield piece
-        finally:
-            pieces.close()
-            generation.total_s = perf_counter() - generation.start_s
-            generation.steps = marks.steps[first:]
+    @property
+    def steps(self) -> list[TimedStep]:
+        """Every forward, each once."""
+        return self._watch.steps
 
     # -------------------------------------------------------------------------------------------------- results
 
@@ -149,7 +171,7 @@ class Profile:
         return summarize([generation.step_seconds for generation in self.generations])
 
     def split(self) -> Split:
-        """Mean seconds per token by part, over all generations, first tokens left out."""
+        """Mean seconds from one token of an answer to the next by part, over all generations, first tokens left out."""
         total = Split()
         for generation in self.generations:
             total = total.plus(generation.decode_split())
@@ -157,11 +179,25 @@ class Profile:
 
     def trace(self) -> dict[str, Any]:
         """Chrome trace events."""
-        spans = [
-            Span(f"generation {i}", g.start_s, g.total_s, g.method, {"tokens": len(g.tokens)}, g.steps)
-            for i, g in enumerate(self.generations)
-        ]
-        return trace(spans)
+        return trace(list(self._spans()))
+
+    def _spans(self) -> Iterator[Span]:
+        """A track per method; generations that ran together have a track each, and share one of their steps."""
+        number = 0
+        for group in self._watch.groups:
+            for generation in group:
+                name, track = f"generation {number}", generation.method
+                steps = generation.steps if len(group) == 1 else ()
+                if len(group) > 1:
+                    track = f"{track}, {name}"
+                tokens = {"tokens": len(generation.tokens)}
+                yield Span(name, generation.start_s, generation.total_s, track, tokens, steps)
+                number += 1
+            if len(group) > 1:
+                start, end = group[0].start_s, max(g.start_s + g.total_s for g in group)
+                shared = [step for step in self.steps if start <= step.start_s and step.end_s <= end]
+                answers = {"answers": len(group)}
+                yield Span(f"{len(group)} at a time", start, end - start, "batch", answers, shared)
 
     def write_trace(self, path: str | Path) -> None:
         """Write the trace; StorageError when it cannot be written."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from time import perf_counter
 
+from ..adapters.compiled import RunningAdapter
 from ..cache import KVCache
 from ..decoding.generate import decode, prefill
 from ..decoding.sampler import Sampler
-from ..model import Adapter, Model
+from ..model import Model
 from .split import Marks
 
 
@@ -21,7 +22,7 @@ def read_prompt(
     model: Model,
     ids: Sequence[int],
     cache: KVCache,
-    adapter: Adapter | None,
+    adapter: RunningAdapter | None,
     sampler: Sampler,
     marks: Marks | None = None,
 ) -> tuple[float, float]:
@@ -39,7 +40,7 @@ def write_tokens(
     model: Model,
     ids: Sequence[int],
     cache: KVCache,
-    adapter: Adapter | None,
+    adapter: RunningAdapter | None,
     sampler: Sampler,
     marks: Marks | None = None,
 ) -> list[float]:

@@ -12,7 +12,7 @@ from html import escape
 import numpy as np
 
 from . import plots, tables
-from .results import Report
+from .results import ProfileReport
 from .split import ALL_PARTS, LABELS
 from .statistics import median
 
@@ -60,7 +60,7 @@ _COLOURS = "".join(
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def to_html(report: Report) -> str:
+def to_html(report: ProfileReport) -> str:
     """The whole page."""
     title = f"edgecal profile: {report.model.source}"
     parts = [
@@ -95,7 +95,7 @@ def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _plots(report: Report) -> list[str]:
+def _plots(report: ProfileReport) -> list[str]:
     """Those that there is something to show in."""
     series, rows, by_depth = [], [], []
     for colour, method in enumerate(report.methods):
@@ -121,12 +121,12 @@ def _plots(report: Report) -> list[str]:
     ]
 
 
-def _first(report: Report) -> str:
+def _first(report: ProfileReport) -> str:
     labels = {method.decodes[0].label for method in report.methods if method.decodes}
     return ", ".join(sorted(labels)) or "nothing written"
 
 
-def _split(report: Report) -> list[tuple[str, list[tuple[str, float, int]]]]:
+def _split(report: ProfileReport) -> list[tuple[str, list[tuple[str, float, int]]]]:
     return [
         (method.name, [(LABELS[p], 1e3 * case.split.parts.get(p, 0.0), i) for i, p in enumerate(ALL_PARTS)])
         for method in report.methods
@@ -135,7 +135,7 @@ def _split(report: Report) -> list[tuple[str, list[tuple[str, float, int]]]]:
     ]
 
 
-def _memory(report: Report) -> list[tuple[str, list[tuple[str, float, int]]]]:
+def _memory(report: ProfileReport) -> list[tuple[str, list[tuple[str, float, int]]]]:
     rows = []
     for method in report.methods:
         m = method.memory
@@ -148,7 +148,7 @@ def _memory(report: Report) -> list[tuple[str, list[tuple[str, float, int]]]]:
     return rows
 
 
-def _roof(report: Report) -> str:
+def _roof(report: ProfileReport) -> str:
     points = []
     for colour, method in enumerate(report.methods):
         for case in method.decodes:

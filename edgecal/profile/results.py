@@ -7,14 +7,19 @@ they cannot contradict it. `to_dict` adds the computed ones under "summary" for 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ..errors import FileFormatError
 from .roofline import Point, Read
+from .schema import decode, encode
 from .split import Split
 from .statistics import Summary, median, summarize
 
 SCHEMA, VERSION = "edgecal-profile", 1
+LARGEST_FILE = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ class MethodResult:
 
 
 @dataclass
-class Report:
+class ProfileReport:
     """One run of `edgecal profile`. `notes` say what a reader has to know before believing a figure."""
 
     model: ModelFacts
@@ -196,16 +201,24 @@ class Report:
         return median(costs) - 1 if costs else None
 
     def to_dict(self) -> dict[str, Any]:
-        from .schema import encode
-
         return {"schema": SCHEMA, "schema_version": VERSION, **encode(self), "summary": self._summary()}
 
     @classmethod
-    def from_dict(cls, values: Any, source: str = "the profile") -> Report:
+    def from_dict(cls, values: Any, source: str = "the profile") -> ProfileReport:
         """FileFormatError for another schema or version, or a value of the wrong kind; it names the place."""
-        from .schema import decode_report
-
-        return decode_report(values, source)
+        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+            raise FileFormatError(
+                f'{source} is no profile: expected an object with "schema": "{SCHEMA}", as `edgecal profile --json` '
+                "writes it"
+            )
+        version = values.get("schema_version")
+        if version != VERSION:
+            raise FileFormatError(
+                f"{source} has version {version!r} of the profile's schema, this edgecal reads version {VERSION}: "
+                "measure again, or use the edgecal that wrote it"
+            )
+        own = {key: item for key, item in values.items() if key not in ("schema", "schema_version", "summary")}
+        return decode(cls, own, source, "profile")
 
     def _summary(self) -> list[dict[str, Any]]:
         rows = []
@@ -220,11 +233,29 @@ class Report:
                         "first_token_s": median(prompt.first_token_s) if prompt.first_token_s else None,
                     }
                 )
-            for decode in method.decodes:
-                latency, point = decode.latency, method.point(self.model, decode, self.reads)
-                row: dict[str, Any] = {"method": method.name, "case": decode.label, "threads": decode.threads}
-                row["decode_tokens_per_s"] = decode.rate
+            for case in method.decodes:
+                latency, point = case.latency, method.point(self.model, case, self.reads)
+                row: dict[str, Any] = {"method": method.name, "case": case.label, "threads": case.threads}
+                row["decode_tokens_per_s"] = case.rate
                 row["latency_s"] = latency.to_dict() if latency else None
                 row["roofline"] = point.to_dict() if point else None
                 rows.append(row)
         return rows
+
+
+def load(path: str | Path) -> ProfileReport:
+    """Read a profile; FileFormatError names the file."""
+    path = Path(path).expanduser()
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise FileFormatError(f"{path} is larger than {LARGEST_FILE >> 20} MiB: no profile is")
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise FileFormatError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path} is no profile: not UTF-8 text") from error
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path} is no profile: not JSON ({error})") from error
+    return ProfileReport.from_dict(values, str(path))

@@ -20,7 +20,7 @@ from types import ModuleType
 
 import numpy as np
 
-from edgecal_kernels.bandwidth import plain_read, threads_in_use
+from edgecal_kernels.bandwidth import plain_read
 from edgecal_kernels.quant import quantize
 
 LEAST, MOST = 64 << 20, 512 << 20
@@ -129,28 +129,26 @@ class PlainRead:
             return perf_counter() - started, mixed
 
 
-def peak_operations(ops: ModuleType, seconds: float = 0.2) -> float:
-    """Operations per second of this back end's int8 product of a small weight and many tokens, by the threads in use.
+def peak_operations(ops: ModuleType, threads: int | None, seconds: float = 0.2) -> float:
+    """Operations per second of this back end's int8 product of a small weight and many tokens, by so many threads.
 
-    The flat part of the roof, as these kernels reach it: not what the processor could do in theory.
+    The flat part of the roof, as these kernels reach it: not what the processor could do in theory. `threads` None: as
+    many as NumPy's library takes.
     """
     d, k, n_tokens = _PRODUCT
     rng = np.random.default_rng(0)
     weight = quantize(rng.standard_normal((d, k), np.float32), "int8")
     x = ops.Activations(rng.standard_normal((n_tokens, k), np.float32))
-    ops.matmul(x, weight)
-    best, ends = float("inf"), perf_counter() + seconds
-    while perf_counter() < ends:
-        started = perf_counter()
+    with ops.use_threads(threads):
         ops.matmul(x, weight)
-        best = min(best, perf_counter() - started)
+        best, ends = float("inf"), perf_counter() + seconds
+        while perf_counter() < ends:
+            started = perf_counter()
+            ops.matmul(x, weight)
+            best = min(best, perf_counter() - started)
     return 2.0 * d * k * n_tokens / best
 
 
-def threads_of(ops: ModuleType) -> int:
-    """Threads that the products of this back end use now; NumPy's library has them from its own settings."""
-    return threads_in_use() if ops.NAME == "numba" else _cores()
-
-
-def _cores() -> int:
+def usable_cores() -> int:
+    """Logical cores that this process may run on: what NumPy's library takes unless it is told otherwise."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

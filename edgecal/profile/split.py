@@ -14,16 +14,15 @@ would become negative. It is cut off at 0 then, so `closure`, the sum of all par
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any
 
-from edgecal_kernels.clock import PARTS
+from edgecal_kernels.clock import PARTS, Clock
 
-from ..cache import KVCache
-from ..errors import OptionError
-from ..model import Adapter, Model
+from ..model import Model
+from ..observer import Forward
 
 SAMPLING, CALL, PYTHON = "sampling", "call", "python"
 ALL_PARTS = (*PARTS, SAMPLING, CALL, PYTHON)
@@ -75,12 +74,12 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Step:
+class TimedStep:
     """One forward and what followed it; seconds. `start_s` counts from the same moment for all steps of a trace.
 
-    `kind`: "prefill" (a chunk of a prompt) or "decode" (a token, with what was drafted behind it). `before_s` is
-    what passed since the step before ended, and what keeping this one took. `parts` is empty where the kernels'
-    clock was off.
+    `kind`, `tokens`, `depth` and `rows` are as in `Forward`; with several rows `sample_s` is choosing a token for each.
+    `before_s` is what passed since the step before ended, and what keeping this one took. `parts` is empty where the
+    kernels' clock was off.
     """
 
     kind: str
@@ -88,7 +87,8 @@ class Step:
     forward_s: float
     before_s: float
     tokens: int
-    depth: int  # positions in the cache before it
+    depth: int
+    rows: int = 1
     sample_s: float = 0.0
     parts: Mapping[str, float] = field(default_factory=dict)
 
@@ -97,7 +97,7 @@ class Step:
         return self.start_s + self.forward_s + self.sample_s
 
 
-def split_of(steps: Sequence[Step], whole_s: float, n: int) -> Split:
+def split_of(steps: Sequence[TimedStep], whole_s: float, n: int) -> Split:
     """The mean of `n` steps whose forwards are `steps` and which took `whole_s` in all by an outer clock."""
     if not steps or n < 1:
         return Split()
@@ -110,46 +110,58 @@ def split_of(steps: Sequence[Step], whole_s: float, n: int) -> Split:
 
 
 class Marks:
-    """Stands in front of a model's forward while it is watched and keeps a Step of every call.
+    """Observes a model and keeps a step of every forward; see `marked`. `clock` None: the kernels' clock stays off.
 
-        with Marks(model) as marks: ...
-
-    The kernels' clock runs meanwhile, unless `operations` is False.
+    A step begins where the one before ended, `ended`. Set it where something else than the step before ends a wait.
     """
 
-    def __init__(self, model: Model, *, operations: bool = True) -> None:
-        self.model, self.operations, self.steps = model, operations, list[Step]()
-        self.ended = self._returned = perf_counter()
+    def __init__(self, clock: Clock | None) -> None:
+        self.clock, self.steps = clock, list[TimedStep]()
+        self.ended = self._began = self._kept = perf_counter()
+        self._forward = Forward("decode", 0, 0)
 
-    def __enter__(self) -> Marks:
-        if "forward" in vars(self.model):
-            raise OptionError("this model is being profiled already: one profile at a time")
-        self._forward = self.model.forward
-        self.model.forward = self.forward  # type: ignore[method-assign]
-        self.model.clock.running = self.operations
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The kernels' clock runs in the block."""
         self.ended = perf_counter()
-        return self
+        if self.clock is not None:
+            self.clock.running = True
+        try:
+            yield
+        finally:
+            if self.clock is not None:
+                self.clock.running = False
 
-    def __exit__(self, *error: object) -> None:
-        del self.model.forward
-        self.model.clock.running = False
+    def forward_began(self, forward: Forward) -> None:
+        self._forward = forward
+        if self.clock is not None:
+            self.clock.reset()
+        self._began = perf_counter()
 
-    def forward(self, ids: Any, cache: KVCache, adapter: Adapter | None = None, **options: Any) -> Any:
-        """As `Model.forward`."""
-        clock, depth = self.model.clock, cache.length
-        clock.reset()
-        start = perf_counter()
-        logits = self._forward(ids, cache, adapter, **options)
-        end = perf_counter()
-        parts = clock.seconds() if self.operations else {}
-        kind = "decode" if len(ids) == 1 or options.get("all_logits") else "prefill"
-        self.steps.append(Step(kind, start, end - start, start - self.ended, len(ids), depth, parts=parts))
-        self.ended, self._returned = end, perf_counter()
-        return logits
+    def forward_ended(self) -> None:
+        end, began, f = perf_counter(), self._began, self._forward
+        parts = {} if self.clock is None else self.clock.seconds()
+        step = TimedStep(f.kind, began, end - began, began - self.ended, f.tokens, f.depth, f.rows, parts=parts)
+        self.steps.append(step)
+        self.ended, self._kept = end, perf_counter()
 
     def sampled(self) -> None:
         """A token was chosen from the last forward's logits, just now. What keeping the step took is no sampling."""
         now, last = perf_counter(), self.steps[-1]
-        kept = self._returned - last.start_s - last.forward_s
-        self.steps[-1] = replace(last, sample_s=now - self._returned, before_s=last.before_s + kept)
+        kept = self._kept - last.start_s - last.forward_s
+        self.steps[-1] = replace(last, sample_s=now - self._kept, before_s=last.before_s + kept)
         self.ended = now
+
+    def sampled_in(self, seconds: float) -> None:
+        """Choosing a token from the last forward's logits took so long, says who chose it; for each of its rows."""
+        last = self.steps[-1]
+        self.steps[-1] = replace(last, sample_s=last.sample_s + seconds)
+        self.ended = self.steps[-1].end_s
+
+
+@contextmanager
+def marked(model: Model) -> Iterator[Marks]:
+    """Marks of every forward in the block, the kernels' clock running. OptionError: the model is observed already."""
+    marks = Marks(model.clock)
+    with model.observed(marks), marks.running():
+        yield marks

@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .results import Report
+from .results import ProfileReport
 from .split import ALL_PARTS, LABELS
 from .statistics import median
 
@@ -22,7 +22,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 Row = dict[str, Any]
 
 
-def rows(report: Report) -> list[Row]:
+def rows(report: ProfileReport) -> list[Row]:
     """One row per method and measurement, every figure under its name."""
     found = []
     for method in report.methods:
@@ -106,7 +106,7 @@ def escape_markdown(text: str) -> str:
 # ---------------------------------------------------------------------------------- as people read them
 
 
-def speed_table(report: Report) -> tuple[list[str], list[list[str]]]:
+def speed_table(report: ProfileReport) -> tuple[list[str], list[list[str]]]:
     """Decoding: speed, latency, bandwidth."""
     header = ["method", "case", "tok/s", "p50 ms", "p90", "p95", "p99", "max", "jitter", "GB/s", "of read"]
     body = []
@@ -125,7 +125,7 @@ def speed_table(report: Report) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def prompt_table(report: Report) -> tuple[list[str], list[list[str]]]:
+def prompt_table(report: ProfileReport) -> tuple[list[str], list[list[str]]]:
     """Reading prompts, load and compile time."""
     header = ["method", "case", "first token s", "tok/s", "passes", "rank", "compile ms"]
     body = []
@@ -140,7 +140,7 @@ def prompt_table(report: Report) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def memory_table(report: Report) -> tuple[list[str], list[list[str]]]:
+def memory_table(report: ProfileReport) -> tuple[list[str], list[list[str]]]:
     """Peak and its parts, MiB."""
     header = ["method", "peak MiB", "weights", "adapters", "KV cache", "rest"]
     body = []
@@ -154,7 +154,7 @@ def memory_table(report: Report) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def split_table(report: Report) -> tuple[list[str], list[list[str]]]:
+def split_table(report: ProfileReport) -> tuple[list[str], list[list[str]]]:
     """Milliseconds of a token by part (rows) and method (columns), of every method's first decoding."""
     chosen = [(m.name, m.decodes[0].split) for m in report.methods if m.decodes and m.decodes[0].split.steps]
     header = ["ms per token", *(name for name, _ in chosen)]
@@ -165,7 +165,7 @@ def split_table(report: Report) -> tuple[list[str], list[list[str]]]:
     return header, body if chosen else []
 
 
-def depth_table(report: Report) -> tuple[list[str], list[list[str]]]:
+def depth_table(report: ProfileReport) -> tuple[list[str], list[list[str]]]:
     """Median latency in ms by depth; empty when there is one depth only."""
     depths = sorted({case.depth for m in report.methods for case in m.decodes})
     if len(depths) < 2:
@@ -185,12 +185,12 @@ def milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.2f}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
-def case_name(report: Report, label: str, threads: int) -> str:
+def case_name(report: ProfileReport, label: str, threads: int) -> str:
     """With the threads, where there is more than one number of them."""
     return f"{label}, {threads} t" if len(report.settings.get("threads", [])) > 1 else label
 
 
-def facts(report: Report) -> list[str]:
+def facts(report: ProfileReport) -> list[str]:
     """Lines about model, machine and run."""
     model, machine = report.model, report.machine
     formats = " + ".join(f"{name} {size / MIB:.1f} MiB" for name, size in model.formats.items())
@@ -233,7 +233,7 @@ TABLES = {
 }
 
 
-def to_markdown(report: Report) -> str:
+def to_markdown(report: ProfileReport) -> str:
     """Everything, as a page."""
     parts = ["# edgecal profile" + (" (interrupted)" if report.interrupted else "")]
     parts.append("\n".join(f"- {escape_markdown(line)}" for line in facts(report)))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .split import ALL_PARTS, CALL, LABELS, Step
+from .split import ALL_PARTS, CALL, LABELS, TimedStep
 
 PROCESS = 1
 
@@ -27,7 +27,7 @@ class Span:
     seconds: float
     track: str
     args: dict[str, Any] = field(default_factory=dict)
-    steps: Sequence[Step] = ()
+    steps: Sequence[TimedStep] = ()
 
 
 def trace(spans: Sequence[Span], *, title: str = "edgecal profile") -> dict[str, Any]:
@@ -58,9 +58,11 @@ def _slices(span: Span, track: int, origin: float) -> Iterator[dict[str, Any]]:
     yield _slice(span.name, "phase", span.start_s - origin, span.seconds, track, span.args)
     for index, step in enumerate(span.steps):
         start = step.start_s - origin
-        drafted = f" + {step.tokens - 1} drafted" if step.tokens > 1 else ""
-        name = f"token {index}{drafted}" if step.kind == "decode" else f"prefill {step.tokens}"
-        facts = {"depth": step.depth, "tokens": step.tokens}
+        drafted = f" + {step.tokens - 1} drafted" if step.tokens > step.rows else ""
+        name = f"token {index}{drafted}" if step.rows == 1 else f"{step.rows} tokens"
+        if step.kind == "prefill":
+            name = f"prefill {step.tokens}"
+        facts = {"depth": step.depth, "tokens": step.tokens, "rows": step.rows}
         yield _slice(name, "token", start, step.forward_s + step.sample_s, track, facts)
         yield _slice("forward", "forward", start, step.forward_s, track)
         at, left = start, step.forward_s

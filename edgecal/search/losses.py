@@ -4,12 +4,11 @@ An example is a prompt and its target. The prompt goes through the chat template
 the assistant and ends with the end-of-sequence id; only the target's tokens count. That is the loss that the adapters
 were trained with, so it ranks adapters and weights for a task on a handful of examples.
 
-The engine decodes one sequence at a time, so "a batch" here is the whole example: teacher forcing runs all its tokens
-in one prefill, which keeps every core busy, and there is nothing to gain from running two examples side by side. What
-can be saved is the work that examples share. Prompts for one task begin with the same system message and instruction;
-their ids are sorted, so that those with the longest common beginning follow each other, and the KV cache is cut back
-to that beginning instead of being filled anew. Keys and values depend on the adapter, so nothing is kept from one
-adapter to the next but the memory.
+Teacher forcing runs all tokens of an example in one prefill, which keeps every core busy by itself: there is nothing to
+gain from running two examples side by side. What can be saved is the work that examples share. Prompts for one task
+begin with the same system message and instruction; their ids are sorted, so that those with the longest common
+beginning follow each other, and the KV cache is cut back to that beginning instead of being filled anew. Keys and
+values depend on the adapter, so nothing is kept from one adapter to the next but the memory.
 
 Logits are made for the target only, a few positions at a time: a vocabulary of 128,000 makes half a megabyte per token.
 """
@@ -30,11 +29,11 @@ from numpy.typing import NDArray
 from edgecal_kernels.quant import Array
 from edgecal_weights.peft_config import unique_keys
 
+from ..adapters.compiled import RunningAdapter
 from ..cache import KVCache
 from ..decoding.generate import prefill
 from ..engine import Engine, Prompt
 from ..errors import ContextLengthError, PromptError
-from ..model import Adapter
 from ..text.tasks import user_message
 
 LOGIT_BYTES = 16 << 20  # of float32 logits at a time
@@ -89,7 +88,7 @@ class ExampleLosses:
         self._cache = KVCache(engine.model.config, engine.cache_dtype)
         self._step = max(1, LOGIT_BYTES // (4 * engine.model.config.vocab_size))
 
-    def __call__(self, adapter: Adapter | None) -> Losses:
+    def __call__(self, adapter: RunningAdapter | None) -> Losses:
         """The losses under `adapter`, None for the bare base."""
         began = perf_counter()
         values = np.empty(len(self._sequences), np.float64)
@@ -106,7 +105,7 @@ class ExampleLosses:
             run, saved = run + len(held) - shared, saved + shared
         return Losses(values, run, saved, perf_counter() - began)
 
-    def _mean_loss(self, ids: tuple[int, ...], start: int, adapter: Adapter | None) -> float:
+    def _mean_loss(self, ids: tuple[int, ...], start: int, adapter: RunningAdapter | None) -> float:
         """Of ids[start:]; the cache holds the beginning of `ids`."""
         prompt = ids[self._cache.length : start - 1]
         if prompt:
@@ -120,7 +119,7 @@ class ExampleLosses:
 
 
 def example_losses(
-    engine: Engine, examples: Sequence[Example | tuple[Prompt, str]], adapter: Adapter | None
+    engine: Engine, examples: Sequence[Example | tuple[Prompt, str]], adapter: RunningAdapter | None
 ) -> NDArray[np.float64]:
     """Mean next-token loss of each example's target under `adapter`; see `ExampleLosses` for many adapters."""
     return ExampleLosses(engine, [Example(*example) for example in examples])(adapter).values

@@ -37,12 +37,3 @@ def plain_read() -> Callable[[Words], int]:
 
     read(np.zeros(1, np.uint64))
     return lambda words: int(read(words))
-
-
-def threads_in_use() -> int:
-    """Of the compiled kernels; 1 without Numba."""
-    try:
-        import numba
-    except ImportError:
-        return 1
-    return int(numba.get_num_threads())

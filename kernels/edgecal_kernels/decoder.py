@@ -49,7 +49,7 @@ class Decoder:
         self._pairs = np.zeros((1, len(weights.layers), N_COMPONENTS), PAIR)  # slot 0: no adapter
         self._ranks = {0: 0}  # of the adapters, in whole steps
         self._slots: WeakKeyDictionary[Hashable, int] = WeakKeyDictionary()
-        self._scratch = _Scratch(weights, self._table, 1, 1, 0)
+        self._scratches: dict[int, _Scratch] = {}  # by the number of threads
 
     @classmethod
     def build(cls, weights: DecoderWeights) -> Decoder | None:
@@ -91,15 +91,22 @@ class Decoder:
             slots = [0 if p.adapter is None else self._slot(p.adapter, p.pairs) for p in places]
             adapted = any(slots)
             rank = max(self._ranks[slot] for slot in slots) if adapted else 0
-            if not self._scratch.serves(n_threads, n, rank):
-                self._scratch = _Scratch(self._weights, self._table, n_threads, n, rank)
-            scratch = self._scratch
+            scratch = self._scratch(n_threads, n, rank)
             scratch.rotate(*rotation)
             scratch.adapt(self._pairs)
             for i, place in enumerate(places):
                 scratch.rows[i] = (*place.cached.addresses, place.pos, slots[i], ids[i])
             walk(n_threads, scratch.address, n, first_logit, int(adapted), address(counters), logits.ctypes.data)
         return logits[:, :head]
+
+    def _scratch(self, n_threads: int, n: int, rank: int) -> _Scratch:
+        """Buffers for `n` rows and adapters of this rank, a set for each number of threads that takes turns here."""
+        scratch = self._scratches.get(n_threads)
+        if scratch is None or n > scratch.most or rank > scratch.widest:
+            if scratch is not None:  # neither may shrink, or two kinds of steps in turn would make them anew each time
+                n, rank = max(n, scratch.most), max(rank, scratch.widest)
+            scratch = self._scratches[n_threads] = _Scratch(self._weights, self._table, n_threads, n, rank)
+        return scratch
 
     def _slot(self, adapter: Hashable, pairs: Callable[[], Sequence[Pair | None]]) -> int:
         """Where the addresses of an adapter's matrices stand; an adapter that nobody has any more frees its place."""
@@ -120,7 +127,7 @@ class _Scratch:
     """Buffers of a step and where they lie, made again only when they have to grow."""
 
     def __init__(self, weights: DecoderWeights, table: NDArray, n_threads: int, n: int, rank: int) -> None:
-        self._served = (n_threads, n, rank)
+        self.most, self.widest = n, rank
         w, hidden_size = weights, weights.norms.shape[1]
         heads, kv = w.n_heads * w.head_dim, w.n_kv_heads * w.head_dim
         intermediate_size = int(table[:-1, 4]["tiles"].max(initial=0)) * TILE_ROWS
@@ -179,10 +186,6 @@ class _Scratch:
         self.address = self.plan.ctypes.data
         self._rotation: tuple[Array, Array] | None = None
         self._pairs: NDArray | None = None
-
-    def serves(self, n_threads: int, n: int, rank: int) -> bool:
-        threads, most, widest = self._served
-        return threads == n_threads and n <= most and rank <= widest
 
     def rotate(self, cos: Array, sin: Array) -> None:
         """Use these tables of rotations."""

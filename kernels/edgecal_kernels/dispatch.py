@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from types import ModuleType
-from typing import Any
 
 from . import reference
 from .errors import BackendError
@@ -37,21 +36,3 @@ def backend(name: str | None = None) -> ModuleType:
     from . import numba_ops
 
     return numba_ops
-
-
-def set_threads(n: int | None = None) -> int:
-    """Threads of the compiled kernels: `n`, else the physical (big) cores; returns the number in use.
-
-    Raises BackendError for more threads than Numba was started with (NUMBA_NUM_THREADS, by default all cores).
-    """
-    import numba
-
-    from .cpu import physical_cores
-
-    settings: Any = numba.config
-    most = int(settings.NUMBA_NUM_THREADS)
-    wanted = min(physical_cores(), most) if n is None else n
-    if not 1 <= wanted <= most:
-        raise BackendError(f"{wanted} threads were asked for; this process has 1 to {most} (set NUMBA_NUM_THREADS)")
-    numba.set_num_threads(wanted)
-    return wanted

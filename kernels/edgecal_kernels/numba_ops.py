@@ -24,6 +24,7 @@ from .packing import pack_int8
 from .quant import Array, QuantizedTensor
 from .reference import embed
 from .rounding import quantize_rows
+from .threads import use_threads
 
 NAME = "numba"
 
@@ -44,6 +45,7 @@ __all__ = [
     "remember",
     "rms_norm",
     "rope",
+    "use_threads",
 ]
 
 

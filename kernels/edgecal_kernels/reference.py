@@ -9,6 +9,7 @@ Shape letters: T new tokens, S cached length, K key/value heads, H query heads, 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import cast
 
 import numpy as np
@@ -168,3 +169,8 @@ def attention(
 def build_decoder(weights: DecoderWeights) -> None:
     """NumPy gains nothing from one call per step: the model runs its operations one by one."""
     return None
+
+
+def use_threads(number: None) -> nullcontext[None]:
+    """There is none to set: NumPy's BLAS has settings of its own."""
+    return nullcontext()

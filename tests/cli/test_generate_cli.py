@@ -99,6 +99,8 @@ def test_sampling_repeats_with_a_seed(folder):
         (["MODEL", "x", "--adapter", "ADAPTER", "--adapter-weights", "a,b"], "expected numbers"),
         (["MODEL", "x", "--step", "no instruction"], "NAME:INSTRUCTION"),
         (["MODEL", "x", "--threads", "4096"], "threads were asked for"),
+        (["MODEL", "x", "--threads-prefill", "4096"], "threads were asked for"),
+        (["MODEL", "x", "--threads", "1", "--backend", "numpy"], "threads 1: the NumPy back end has no threads to set"),
     ],
 )
 def test_refusals_are_one_line(folder, arguments, message):

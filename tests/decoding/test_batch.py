@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgecal import Completion, Engine, KVCache, Pass, Recipe, SamplingOptions, Settings, Step
-from edgecal.decoding.batch import LARGEST_BATCH, Sequence, generate_batch
+from edgecal.decoding.batch import LARGEST_BATCH, Job, generate_batch
 from edgecal.decoding.sampler import Sampler
 from edgecal.errors import ContextLengthError, OptionError, PromptError, RecipeError
+from tests.clock import ClockByHand
 from tests.tiny import FAMILIES, write_tiny_adapter, write_tiny_calibration, write_tiny_hf
 
 PROMPTS = [
@@ -143,9 +144,57 @@ def test_end_of_sequence_and_context(folder):
     assert [r.id for r in ended] == plain[: plain.index(eos) + 1] and ended[-1].finish_reason == "stop"
 
 
-def waiting(engine: Engine, ids: list[int], max_tokens: int) -> deque[Sequence]:
+def waiting(engine: Engine, ids: list[int], max_tokens: int) -> deque[Job]:
     sampler = Sampler(SamplingOptions(), ids)
-    return deque([Sequence(ids, sampler, lambda: KVCache(engine.model.config), max_tokens=max_tokens)])
+    return deque([Job(ids, sampler, lambda: KVCache(engine.model.config), max_tokens=max_tokens)])
+
+
+def jobs(engine: Engine, *lengths: int) -> list[Job]:
+    """One for each number of tokens, each with a prompt of its own."""
+    prompts = [[3 + i, 4, 5, 6] for i in range(len(lengths))]
+    config = engine.model.config
+    return [
+        Job(ids, Sampler(SamplingOptions(), ids), lambda: KVCache(config), max_tokens=n)
+        for ids, n in zip(prompts, lengths, strict=True)
+    ]
+
+
+def alone(engine: Engine, *lengths: int) -> list[list[int]]:
+    return [[record.id for _, record in generate_batch(engine.model, deque([job]))] for job in jobs(engine, *lengths)]
+
+
+def test_a_job_joins_while_others_run(engine):
+    """At any token, and though nobody waited when it came."""
+    lengths = (9, 7, 5)
+    wanted = alone(engine, *lengths)
+    for at in range(1, 9):
+        first, second, third = jobs(engine, *lengths)
+        queue, found = deque([first, second]), {first: [], second: [], third: []}
+        for job, record in generate_batch(engine.model, queue, batch_size=3):
+            found[job].append(record.id)
+            if job is first and len(found[first]) == at:
+                queue.append(third)
+        assert list(found.values()) == wanted
+
+
+@pytest.mark.parametrize("leaves", [0, 1, 2, 3])
+@pytest.mark.parametrize("reads", [0, 1, 2])
+def test_a_job_leaves_at_any_token(engine, leaves, reads):
+    """Told to stop by the reader of any one's records: in the middle of a step, and the last (3) while it waits."""
+    lengths = (9, 9, 9, 4)
+    wanted = alone(engine, *lengths)
+    for at in range(1, 8):
+        every = jobs(engine, *lengths)
+        found = {job: [] for job in every}
+        before = -1
+        for job, record in generate_batch(engine.model, deque(every), batch_size=3):
+            found[job].append(record.id)
+            if job is every[reads] and len(found[job]) == at:
+                every[leaves].stopped = True
+                before = len(found[every[leaves]])
+        for i, job in enumerate(every):
+            assert found[job] == (wanted[i][:before] if i == leaves else wanted[i])
+        assert 0 <= before < lengths[leaves]
 
 
 def test_pipelines_run_beside_others(engine):
@@ -171,16 +220,28 @@ def test_prompts_of_a_batch_share_their_beginning(folder):
     )
 
 
-def test_times_and_costs(engine):
+def test_times_and_costs(engine, monkeypatch):
+    """By a clock that only the model (4 s a forward), the samplers (1 s a token) and the reader (8 s) move on."""
+    now = ClockByHand()
+    monkeypatch.setattr("edgecal.decoding.batch.perf_counter", now)
+    for name in ("forward", "step"):
+        monkeypatch.setattr(engine.model, name, now.after(4.0, getattr(engine.model, name)))
+    monkeypatch.setattr(Sampler, "__call__", now.after(1.0, Sampler.__call__))
     passes: list[list[Pass]] = [[], []]
     requests = [engine.prepare(p, settings=Settings(max_tokens=12)) for p in PROMPTS[:2]]
-    pieces = list(engine.stream_batch(requests, passes=passes))
+    pieces = []
+    for piece in engine.stream_batch(requests, passes=passes):
+        pieces.append(piece)
+        now.seconds += 8
     for index in (0, 1):
         tokens = [piece.token for i, piece in pieces if i == index]
         assert [t.index for t in tokens] == list(range(12))
-        assert [t.at_s for t in tokens] == sorted(t.at_s for t in tokens)
+        assert [t.model_s for t in tokens] == [4.0] + [2.0] * 11, "a prompt alone, and the half of every step"
+        assert {t.sample_s for t in tokens} == {1.0}
+        # up to the second token: the other's prompt, or what was chosen and read before in the first step
+        assert [t.at_s for t in tokens[:2]] == [5.0, (5 + 8) + (5 + 8) + 5 if index == 0 else (5 + 8) + (5 + 8) + 1]
+        assert [b.at_s - a.at_s for a, b in pairwise(tokens[1:])] == [4.0 + 2 * (1 + 8)] * 10
         assert passes[index][0].new_tokens == 12 and passes[index][0].total_s == tokens[-1].at_s
-        assert sum(t.model_s + t.sample_s for t in tokens) <= tokens[-1].at_s, "shares of steps, not whole ones"
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])

@@ -147,7 +147,7 @@ def test_adapters_made_in_python_are_told_apart(engine):
 def test_other_weights_read_no_old_keys(engine, folder):
     engine.generate(SHARED, settings=SHORT)
     other = Engine.load(write_tiny_hf(folder / "other", seed=5), weights="int8", backend="numba", prefix_cache=0)
-    engine.model = other.model
+    engine.runner.model = other.model
     answer = engine.generate(SHARED, settings=SHORT)
     assert answer.reused_tokens == 0 and answer.text == other.generate(SHARED, settings=SHORT).text
 

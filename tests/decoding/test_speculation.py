@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 
 import edgecal.decoding.generate
 from edgecal import Engine, KVCache, Recipe, SamplingOptions, Settings
+from edgecal.completion import completion
 from edgecal.decoding.generate import TokenRecord, generate
 from edgecal.decoding.sampler import Sampler
 from edgecal.decoding.speculation import LONGEST_SETTING, NgramIndex, Speculator, StepCosts
 from edgecal.errors import OptionError
+from tests.clock import ClockByHand
 from tests.tiny import FAMILIES, write_tiny_adapter, write_tiny_hf
 
 SETTINGS = ("auto", 1, 3, 8, LONGEST_SETTING)
@@ -257,12 +259,21 @@ def test_interrupted_while_a_draft_is_verified(engine, monkeypatch):
 # ---------------------------------------------------------------------------------------------------- what is told
 
 
-def test_counts_and_times(engine):
+def test_counts_and_times(engine, monkeypatch):
+    """Times by a clock that only the model (4 s a forward), the sampler (1 s a token) and the reader (8 s) move on."""
+    now = ClockByHand()
+    monkeypatch.setattr(edgecal.decoding.generate, "perf_counter", now)
+    monkeypatch.setattr(engine.model, "forward", now.after(4.0, engine.model.forward))
+    monkeypatch.setattr(Sampler, "__call__", now.after(1.0, Sampler.__call__))
     plain = engine.generate("some text", settings=Settings(max_tokens=60, speculate="off"))
     assert plain.to_dict()["acceptance_rate"] is None
     assert all(token.drafted == 0 and not token.accepted for token in plain.tokens)
+    passes, pieces = [], []
     with oracle([token.id for token in plain.tokens]):
-        answer = engine.generate("some text", settings=Settings(max_tokens=60, speculate=8))
+        for piece in engine.stream("some text", settings=Settings(max_tokens=60, speculate=8), passes=passes):
+            pieces.append(piece)
+            now.seconds += 8
+    answer = completion(pieces, passes, None)
     drafted, accepted = (sum(getattr(t, name) for t in answer.tokens) for name in ("drafted", "accepted"))
     assert drafted > accepted > 0
     values = json.loads(json.dumps(answer.to_dict()))
@@ -272,10 +283,16 @@ def test_counts_and_times(engine):
     for before, record in pairwise(answer.tokens):
         if before.accepted:
             assert record.drafted == 0 and record.model_s == before.model_s, "tokens of one pass share its time"
-    assert [t.at_s for t in answer.tokens] == sorted(t.at_s for t in answer.tokens)
-    # what is missing is the reader's own time, here that of making text
-    spent = sum(t.model_s + t.sample_s for t in answer.tokens)
-    assert 0.5 * answer.total_s < spent <= answer.total_s
+    forwards: list[list[TokenRecord]] = [[]]
+    for token in answer.tokens:
+        forwards[-1].append(token)
+        if not token.accepted:
+            forwards.append([])
+    forwards = [tokens for tokens in forwards if tokens]
+    assert len(forwards) < 30
+    assert all(t.model_s == 4.0 / len(tokens) and t.sample_s == 1.0 for tokens in forwards for t in tokens)
+    # all tokens of a forward are there before the first of them is read
+    assert answer.total_s == (4 * len(forwards)) + 60 + 8 * (60 - len(forwards[-1]))
 
 
 @pytest.mark.parametrize("value", ["fast", "", -1, True, 64, 1.5, None])

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import edgecal.engine
+import edgecal.serving
 from edgecal import Engine, Piece, Recipe, SamplingOptions, Settings, Step
 from edgecal.cache import KVCache
 from edgecal.conversation import Conversation
@@ -123,7 +123,7 @@ def test_an_answer_that_is_read_back_in_fewer_tokens(talk, monkeypatch):
         def accept(self, index: int) -> None:
             pass
 
-    monkeypatch.setattr(edgecal.engine, "Sampler", Scripted)
+    monkeypatch.setattr(edgecal.serving, "Sampler", Scripted)
     talk.settings = Settings(max_tokens=4)
     assert say(talk, "one") == "xthx"
     first_prompt = talk.stats.last.prompt_tokens
@@ -175,7 +175,8 @@ def test_a_replaced_adapter_reads_no_old_keys(talk, folder):
 
 def test_other_weights_read_no_old_keys(talk, folder):
     say(talk, "hello")
-    talk.engine.model = Engine.load(write_tiny_hf(folder / "other", seed=5), weights="fp32", backend="numpy").model
+    other = Engine.load(write_tiny_hf(folder / "other", seed=5), weights="fp32", backend="numpy")
+    talk.engine.runner.model = other.model
     say_checked(talk, "again")
     assert talk.stats.last.reused_tokens == 0
 

@@ -15,7 +15,7 @@ import pytest
 
 from edgecal import Engine, KVCache, Recipe, Settings
 from edgecal.adapters.compiled import CompiledAdapter
-from edgecal.errors import PromptError
+from edgecal.errors import AdapterError, PromptError
 from edgecal_kernels.clock import PARTS
 from tests.tiny import FAMILIES, write_tiny_adapter, write_tiny_hf
 
@@ -34,46 +34,39 @@ def with_biases(adapter: CompiledAdapter) -> CompiledAdapter:
     return CompiledAdapter("test", pairs, "with biases")
 
 
-@pytest.fixture
-def threads():
-    before = numba.get_num_threads()
-    yield numba.set_num_threads
-    numba.set_num_threads(before)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("format", "dtype"), [("int8", "fp16"), ("int4", "int8"), ("int4_f16", "fp16"), ("int4_affine", "fp16")]
 )
-def test_decoding_has_the_bits_of_the_prompt(folders, family, format, dtype, threads):
+def test_decoding_has_the_bits_of_the_prompt(folders, family, format, dtype):
     model, lora = folders[family]
     engine = Engine.load(model, weights=format, backend="numba", adapters={"a": lora})
     assert engine.model._decoder is not None
     ids = np.random.default_rng(0).integers(0, 256, 90)
     [single] = engine.merge(Recipe("single", ("a",)))
     assert single is not None
-    for adapter in (None, single, with_biases(single)):
+    for adapter in map(engine.model.run_form, (None, single, with_biases(single))):
         whole = engine.model.forward(ids, KVCache(engine.model.config, dtype), adapter, all_logits=True)
         for n_threads in {1, numba.config.NUMBA_NUM_THREADS}:
-            threads(n_threads)
+            engine.set_threads(n_threads)
             cache = KVCache(engine.model.config, dtype)
             tokens = [engine.model.forward(ids[i : i + 1], cache, adapter) for i in range(len(ids))]
             np.testing.assert_array_equal(np.stack(tokens), whole)
 
 
 @pytest.mark.parametrize("rank", [1, 13, 16, 20, 36, 44])
-def test_every_rank_has_the_bits_of_the_prompt(folders, tmp_path, rank, threads):
+def test_every_rank_has_the_bits_of_the_prompt(folders, tmp_path, rank):
     """Whole tiles of A*, quarter tiles, and both; with one of rank 4 in the same step."""
     model, small = folders["llama"]
     large = write_tiny_adapter(tmp_path / "large", model, rank=rank)
     engine = Engine.load(model, weights="int4", backend="numba", adapters={"large": large, "small": small})
-    adapters = [engine.merge(Recipe("single", (name,)))[0] for name in ("large", "small")]
+    adapters = [engine.compile(Recipe("single", (name,)))[0] for name in ("large", "small")]
     run, config = engine.model, engine.model.config
     ids = np.random.default_rng(rank).integers(0, 256, 40)
     wholes = [run.forward(ids, KVCache(config), adapter, all_logits=True) for adapter in adapters]
     assert not np.array_equal(*wholes)
     for n_threads in {1, numba.config.NUMBA_NUM_THREADS}:
-        threads(n_threads)
+        engine.set_threads(n_threads)
         caches = [KVCache(config), KVCache(config)]
         steps = np.stack([run.step([token, token], caches, adapters) for token in ids])
         for i, whole in enumerate(wholes):
@@ -82,20 +75,21 @@ def test_every_rank_has_the_bits_of_the_prompt(folders, tmp_path, rank, threads)
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("format", ["int8", "int4_affine"])
-def test_a_few_rows_have_the_bits_of_one_by_one(folders, family, format, threads):
+def test_a_few_rows_have_the_bits_of_one_by_one(folders, family, format):
     """Tokens of several sequences, each with its own adapter and length; and several tokens of one."""
     model, lora = folders[family]
     engine = Engine.load(model, weights=format, backend="numba", adapters={"a": lora})
     run, config = engine.model, engine.model.config
     [single] = engine.merge(Recipe("single", ("a",)))
     assert single is not None
-    adapters = [None, single, single, with_biases(single), None]
+    plain, biased = run.run_form(single), run.run_form(with_biases(single))
+    adapters = [None, plain, plain, biased, None]
     dtypes = ["fp16", "int8", "fp16", "int8", "int8"]
     rng = np.random.default_rng(1)
     prompts = [rng.integers(0, 256, n) for n in (3, 40, 7, 1, 19)]
     tokens = rng.integers(0, 256, (2, len(prompts)))
     for n_threads in {1, numba.config.NUMBA_NUM_THREADS}:
-        threads(n_threads)
+        engine.set_threads(n_threads)
         caches = [KVCache(config, dtype) for dtype in dtypes]
         for prompt, cache, adapter in zip(prompts, caches, adapters, strict=True):
             run.forward(prompt, cache, adapter)
@@ -126,21 +120,20 @@ def test_tokens_outside_the_vocabulary_are_refused(folders, weights, ids):
 # The decoder is imported before anything has asked for a back end, which must not matter to its numbers
 _SHORT_PROMPTS_ONLY = """
 import sys
-from edgecal_kernels.decoder import _threads
+import edgecal_kernels.decoder
 import numba, numpy as np
 from edgecal import Engine, KVCache
-engine = Engine.load(sys.argv[1], weights="int8", backend="numba")
-found = [_threads()]
+engine = Engine.load(sys.argv[1], weights="int8", backend="numba", threads=numba.config.NUMBA_NUM_THREADS)
 for _ in range(2):
     logits = engine.model.forward(np.array([3, 4]), KVCache(engine.model.config))
-    found.append(_threads())
-print(logits.tobytes().hex(), *found, numba.get_num_threads(), numba.threading_layer())
+found = engine.model._decoder._scratches
+print(logits.tobytes().hex(), *found, numba.config.NUMBA_NUM_THREADS, numba.threading_layer())
 """
 
 
 def test_all_threads_decode_behind_a_short_prompt(folders):
-    """Which threads there are is not known before the first parallel kernel; a step has to be one, since a process that
-    reads a few tokens at a time calls no other."""
+    """Which threads there are is not known before Numba has started them; a process that reads a few tokens at a time
+    calls no other parallel kernel before its first step."""
     done = subprocess.run(
         [sys.executable, "-c", _SHORT_PROMPTS_ONLY, folders["llama"][0]], capture_output=True, text=True, check=True
     )
@@ -148,7 +141,7 @@ def test_all_threads_decode_behind_a_short_prompt(folders):
     engine = Engine.load(folders["llama"][0], weights="int8", backend="numba")
     logits = engine.model.forward(np.array([3, 4]), KVCache(engine.model.config))
     assert np.array_equal(np.frombuffer(bytes.fromhex(bits), np.float32), logits)
-    assert found == (["1", most, most] if layer == "omp" else ["1"] * 3)
+    assert found == ([most] if layer == "omp" else ["1"])
 
 
 def test_more_sequences_than_it_takes_at_once(folders):
@@ -166,15 +159,32 @@ def test_adapters_that_are_gone_leave_their_place_to_others(folders):
     engine = Engine.load(model, weights="int8", backend="numba", adapters={"a": lora})
     found = []
     for _ in range(5):
-        [adapter] = engine.merge(Recipe("single", ("a",)))
+        [adapter] = engine.compile(Recipe("single", ("a",)))
         cache = KVCache(engine.model.config)
         engine.model.forward(np.array([3]), cache, adapter)
         found.append(engine.model.forward(np.array([5]), cache, adapter))
         del adapter
+        engine.forget_compiled()
         gc.collect()
     assert len(engine.model._decoder._pairs) == 2
     for logits in found:
         np.testing.assert_array_equal(logits, found[0])
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp32"])
+@pytest.mark.parametrize("n_tokens", [1, 40])
+def test_a_merged_adapter_must_be_made_ready_first(folders, weights, n_tokens):
+    """It would run with other numbers in a prompt than in a step, or not at all."""
+    model, lora = folders["llama"]
+    engine = Engine.load(model, weights=weights, backend="numba", adapters={"a": lora})
+    [merged] = engine.merge(Recipe("single", ("a",)))
+    cache, ids = KVCache(engine.model.config), np.arange(n_tokens)
+    with pytest.raises(AdapterError, match=r"a merged adapter was given.*model.run_form\(adapter\)"):
+        engine.model.forward(ids, cache, merged)
+    with pytest.raises(AdapterError, match="a merged adapter was given"):
+        engine.model.step([1, 2], [cache, KVCache(engine.model.config)], [None, merged])
+    assert cache.length == 0
+    engine.model.forward(ids, cache, engine.model.run_form(merged))
 
 
 @pytest.mark.parametrize(("weights", "n_tokens"), [("int4", 1), ("int4", 40), ("fp32", 1)])

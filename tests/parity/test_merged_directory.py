@@ -84,7 +84,7 @@ def test_logits(
     theirs = PeftModel.from_pretrained(base, tmp_path / "out").eval()
     with torch.no_grad():
         wanted = theirs(torch.tensor([IDS])).logits[0].numpy()
-    found = logits(engine, compiled)
+    found = logits(engine, engine.model.run_form(compiled))
     assert np.abs(found - logits(engine, None)).max() > 0.05  # the adapter does something
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
 

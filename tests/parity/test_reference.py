@@ -23,7 +23,7 @@ import pytest
 from safetensors import safe_open
 
 from edgecal import Engine, Recipe
-from edgecal.adapters import Calibration, CompiledAdapter, LoraAdapter, compile_recipe
+from edgecal.adapters import Calibration, LoraAdapter, RunningAdapter, compile_recipe
 from edgecal.cache import KVCache
 from edgecal.decoding.generate import prefill
 from edgecal.demo import ADAPTERS
@@ -120,7 +120,7 @@ def test_delta(reference: Reference, adapters: dict[str, LoraAdapter], export: P
         assert error <= DELTA, f"{module}: {error:.2e}"
 
 
-def read_prompt(engine: Engine, ids: list[int], adapter: CompiledAdapter | None, cache: KVCache) -> np.ndarray:
+def read_prompt(engine: Engine, ids: list[int], adapter: RunningAdapter | None, cache: KVCache) -> np.ndarray:
     """Logits (4, V) at the last four positions of `ids`, which `cache` holds afterwards."""
     prefill(engine.model, ids[:-4], cache, adapter)
     return engine.model.forward(np.array(ids[-4:]), cache, adapter, all_logits=True)

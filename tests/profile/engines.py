@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgecal import Engine, Recipe, Step
-from edgecal.profile import Measurement, Plan, Report
+from edgecal.profile import Plan, ProfileReport, ProfileRun
 from tests.tiny import write_tiny_adapter, write_tiny_calibration, write_tiny_hf
 
 PAIR = ("summary", "formal")
@@ -34,6 +34,6 @@ def recipes(root: Path) -> dict[str, Recipe | None]:
     }
 
 
-def measured(engine: Engine, root: Path, plan: Plan = PLAN) -> tuple[Measurement, Report]:
-    measurement = Measurement(engine, recipes(root), plan, source="tiny", load_s=0.5)
-    return measurement, measurement.run()
+def measured(engine: Engine, root: Path, plan: Plan = PLAN) -> tuple[ProfileRun, ProfileReport]:
+    run = ProfileRun(engine, recipes(root), plan, source="tiny", load_s=0.5)
+    return run, run.run()

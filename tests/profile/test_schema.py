@@ -8,7 +8,7 @@ import json
 import pytest
 
 from edgecal.errors import FileFormatError
-from edgecal.profile import Report, load
+from edgecal.profile import ProfileReport, load
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def values(report):
 
 
 def test_round_trip(report, values, tmp_path):
-    again = Report.from_dict(values).to_dict()
+    again = ProfileReport.from_dict(values).to_dict()
     again.pop("summary"), values.pop("summary")
     assert again == values
     (tmp_path / "a.json").write_text(json.dumps(values))
@@ -28,7 +28,7 @@ def test_round_trip(report, values, tmp_path):
 
 def test_the_summary_is_computed_and_not_believed(values):
     values["summary"] = "nonsense"
-    assert Report.from_dict(values).to_dict()["summary"] != "nonsense"
+    assert ProfileReport.from_dict(values).to_dict()["summary"] != "nonsense"
 
 
 def at(values, *path):
@@ -60,14 +60,14 @@ def test_broken_values_are_named(values, path, value, message):
     place, key = at(values, *path)
     place[key] = value
     with pytest.raises(FileFormatError, match=message):
-        Report.from_dict(values, "a.json")
+        ProfileReport.from_dict(values, "a.json")
 
 
 def test_missing_values_are_named(values):
     broken = copy.deepcopy(values)
     del broken["methods"][0]["decodes"][0]["depth"]
     with pytest.raises(FileFormatError, match=r"methods\[0\].decodes\[0\].depth is missing"):
-        Report.from_dict(broken)
+        ProfileReport.from_dict(broken)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"schema": 3}', b"NaN"])

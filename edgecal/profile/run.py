@@ -29,22 +29,22 @@ from ..decoding.sampler import Sampler
 from ..engine import Engine
 from ..errors import ContextLengthError, OptionError
 from ..memory import peak_resident, release_free, reset_peak
+from ..threads import choose_threads
 from . import machine
 from .footprint import memory_now, model_facts, weights_resident
 from .loops import read_prompt, write_tokens
 from .plan import Plan
-from .results import Memory, Report
-from .roofline import PlainRead, peak_operations, threads_of
-from .split import Marks, split_of
+from .results import Memory, ProfileReport
+from .roofline import PlainRead, peak_operations, usable_cores
+from .split import marked, split_of
 from .statistics import median
 from .subject import Subject
 from .trace import Span
 
-Progress = Callable[[int, int, str], None]
 _WARM = (32, 4)  # tokens read and written before anything is timed
 
 
-class Measurement:
+class ProfileRun:
     """Measures `recipes` ({name: recipe, None for the bare base}) on a loaded engine as `plan` says.
 
     `progress(done, total, what)` is told about every step. Raises ContextLengthError, OptionError, BackendError, and
@@ -60,7 +60,7 @@ class Measurement:
         source: str = "",
         load_s: float = 0.0,
         kernels_s: float | None = None,
-        progress: Progress | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         self.engine, self.plan = engine, plan or Plan()
         self.plan.check(engine.model.config)
@@ -68,15 +68,10 @@ class Measurement:
             raise OptionError("no recipe to profile; give at least one (None is the bare base)")
         self.subjects = [Subject(name, recipe, engine) for name, recipe in recipes.items()]
         self._check_pipelines()
-        self._ops = engine.model.ops
-        now = threads_of(self._ops)
-        if self.plan.threads and self._ops.NAME != "numba":
-            raise OptionError("threads are the compiled kernels'; the NumPy back end has none to set")
-        self.threads = self.plan.threads or (now,)
-        self._threads_before = now
-        for n in self.threads:
-            self._use(n)
-        self._use(now)
+        for n in self.plan.threads:
+            choose_threads(engine.model.ops.NAME, n)
+        self.threads = self.plan.threads or (engine.threads.decode or usable_cores(),)
+        self._threads_before = engine.threads
         rng = np.random.default_rng(self.plan.seed)
         self.ids = [int(i) for i in rng.integers(0, engine.model.config.vocab_size, self._longest())]
         self._fill = self.ids[: max(self.plan.depths)]
@@ -84,7 +79,7 @@ class Measurement:
         self._progress, self._done = progress, 0
         release_free()
         idle, idle_weights = memory_now(engine.model)
-        self.report = Report(
+        self.report = ProfileReport(
             model=model_facts(engine, source),
             machine=machine.facts(),
             settings={**asdict(self.plan), "threads": list(self.threads), "methods": list(recipes)},
@@ -115,10 +110,9 @@ class Measurement:
         return self.plan.longest + sum(self.plan.new_lengths[:1])
 
     def _use(self, threads: int) -> None:
-        if self._ops.NAME == "numba":
-            from edgecal_kernels.dispatch import set_threads
-
-            set_threads(threads)
+        """For reading and writing. Where the plan says nothing, the engine's own numbers stay."""
+        if self.plan.threads:
+            self.engine.set_threads(threads)
 
     def _tell(self, what: str, done: int = 1) -> None:
         self._done += done
@@ -129,7 +123,7 @@ class Measurement:
 
     # ------------------------------------------------------------------------------------------------- the run
 
-    def run(self) -> Report:
+    def run(self) -> ProfileReport:
         """Everything; the report is `self.report` as well, also when this was interrupted."""
         report, watch = self.report, machine.Watch()
         try:
@@ -143,7 +137,7 @@ class Measurement:
             plain = PlainRead()
             for n in self.threads:
                 self._use(n)
-                report.peak_operations[str(n)] = peak_operations(self._ops)
+                report.peak_operations[str(n)] = peak_operations(self.engine.model.ops, self.engine.threads.decode)
                 for subject in self.subjects:
                     self._warm(subject)
             for index in range(self.plan.repeats):
@@ -152,7 +146,8 @@ class Measurement:
             report.interrupted = True
             raise
         finally:
-            self._use(self._threads_before)
+            before = self._threads_before
+            self.engine.set_threads(before.decode, before.prefill)
             report.disturbance = watch.report()
             report.notes = self._notes()
         return report
@@ -180,7 +175,7 @@ class Measurement:
 
     def _warm(self, subject: Subject) -> None:
         model, n_read, n_written = self.engine.model, min(_WARM[0], len(self.ids)), min(_WARM[1], len(self.ids))
-        with Marks(model):
+        with marked(model):
             for adapter in subject.compiled:
                 cache = KVCache(model.config, self.engine.cache_dtype)
                 read_prompt(model, self.ids[:n_read], cache, adapter, Sampler(self.plan.sampling))
@@ -215,7 +210,7 @@ class Measurement:
         between = self.plan.new_lengths[0] if last else 0
         seconds = 0.0
         gc.collect()
-        with Marks(model) if clocked else nullcontext() as marks:
+        with marked(model) if clocked else nullcontext() as marks:
             started = perf_counter()
             for i, adapter in enumerate(subject.compiled):
                 sampler, n, cache = Sampler(self.plan.sampling), length if i == 0 else between, caches[i]
@@ -242,7 +237,7 @@ class Measurement:
             case.seconds.append(perf_counter() - started)
             case.runs.append(steps)
             return steps
-        with Marks(model) as marks:
+        with marked(model) as marks:
             started = marks.ended = perf_counter()
             steps = write_tokens(model, ids, cache, adapter, sampler, marks)
             whole = perf_counter() - started
@@ -278,6 +273,6 @@ class Measurement:
         return notes + machine.warnings(report.disturbance, report.machine)
 
 
-def measure(engine: Engine, recipes: Mapping[str, Recipe | None], plan: Plan | None = None) -> Report:
-    """Profile recipes on a loaded engine; see `Measurement`."""
-    return Measurement(engine, recipes, plan, source=engine.tokenizer.origin).run()
+def measure(engine: Engine, recipes: Mapping[str, Recipe | None], plan: Plan | None = None) -> ProfileReport:
+    """Profile recipes on a loaded engine; see `ProfileRun`."""
+    return ProfileRun(engine, recipes, plan, source=engine.tokenizer.origin).run()
