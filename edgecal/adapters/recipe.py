@@ -205,7 +205,8 @@ def compile_recipe(
     entry = recipe.entry
     if recipe.steps:
         raise RecipeError("multi_step is a pipeline; compile its steps")
-    if entry.merge is None:
+    merge = entry.merge_of(len(recipe.adapters))
+    if merge is None:
         return None
     chosen = [_find_adapter(name, adapters) for name in recipe.adapters]
     for adapter in chosen:
@@ -219,7 +220,6 @@ def compile_recipe(
     else:
         calibration = None
         changed = _changed(shapes, chosen, None)
-    merge = entry.alone if len(chosen) == 1 and entry.alone is not None else entry.merge
     options = dict(recipe.options)
     largest_rank = max((rank for adapter in chosen for rank in adapter.ranks), default=None)
     arena = Arena(sum(adapter.n_parameters for adapter in chosen))
