@@ -18,7 +18,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +49,9 @@ class Recipe:
     to multi_step, which names its adapters there and nowhere else. `options` may be given as a mapping. `paths` says
     where adapters are, for those who load them ({name: path}, kept as pairs); `base_model` names the model that the
     recipe is for. In a recipe file, relative paths are relative to that file.
+
+    `notes` are for whoever wrote the recipe: what was read otherwise than it is spelled, what has no effect. They are
+    no part of it: equal recipes may have different notes.
     """
 
     method: str
@@ -59,6 +62,7 @@ class Recipe:
     options: tuple[tuple[str, Any], ...] = ()
     paths: tuple[tuple[str, str], ...] = ()
     base_model: str | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for key, kind in (("adapters", str), ("weights", float), ("steps", Step)):
@@ -75,6 +79,7 @@ class Recipe:
         self._check_adapters(self.entry)
         self._check_weights(self.entry)
         self._check_calibration(self.entry)
+        object.__setattr__(self, "notes", tuple(dict.fromkeys((*self.notes, *self._own_notes()))))
 
     @property
     def entry(self) -> Method:
@@ -122,6 +127,14 @@ class Recipe:
             raise RecipeError(f"{self.method} needs a calibration file{trained}")
         if self.calibration is not None and not entry.needs_calibration:
             raise RecipeError(f"{self.method} takes no calibration; given: {self.calibration}")
+
+    def _own_notes(self) -> list[str]:
+        if len(self.adapters) != 1 or self.entry.alone is None:
+            return []
+        return [
+            f"{name} changes nothing here: {self.method} leaves one adapter alone whole, as PEFT does"
+            for name, _value in self.options
+        ]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
