@@ -17,10 +17,12 @@ from pathlib import Path
 
 from edgecal_weights.checkpoint import PACKED_FILE, open_checkpoint
 from edgecal_weights.errors import ModelNotFoundError, UnsupportedModelError
+from edgecal_weights.hf_config import read_json
 from edgecal_weights.hub import download, download_adapter
 from edgecal_weights.peft_adapter import CONFIG_FILE, WEIGHTS_FILE
 from edgecal_weights.safetensors_file import SafetensorsFile
 
+from ..adapters.parameter_counts import LORA_RANK, RANK
 from ..config import ModelConfig
 from ..errors import OptionError
 from .adapter import AdapterReport, inspect_adapter
@@ -39,16 +41,18 @@ def inspect(
     path: str | Path,
     against: str | Path | None = None,
     *,
+    rank: int = RANK,
+    lora_rank: int = LORA_RANK,
     revision: str | None = None,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Facts about a model (directory, .gguf, packed directory), a PEFT adapter, a calibration, a reference file, or
-    what a hub id names (it is downloaded to the hub's cache first).
+    """Facts about a model (directory, .gguf, packed directory, config.json), a PEFT adapter, a calibration, a reference
+    file, or what a hub id names (it is downloaded to the hub's cache first).
 
-    `against` is a model to compare an adapter or a calibration with. Raises ModelNotFoundError, FileFormatError,
-    AdapterError or HubError for what cannot be read, UnsupportedModelError for a file of another kind, OptionError
-    when `against` has nothing to be compared with.
+    `rank` and `lora_rank` are those of the parameter counts of a model. `against` is a model to compare an adapter or a
+    calibration with. Raises ModelNotFoundError, FileFormatError, AdapterError or HubError for what cannot be read,
+    UnsupportedModelError for a file of another kind, OptionError when `against` has nothing to be compared with.
     """
     local = _locate(path, revision, offline, progress)
     kind = _kind(local)
@@ -66,7 +70,7 @@ def inspect(
         return inspect_reference(local)
     if kind == "tensors":
         return inspect_tensors(local)
-    return inspect_model(local.parent if local.suffix == ".safetensors" else local)
+    return inspect_model(local.parent if local.suffix == ".safetensors" else local, (rank, lora_rank))
 
 
 def _locate(path: str | Path, revision: str | None, offline: bool | None, progress: Progress | None) -> Path:
@@ -93,7 +97,7 @@ def _kind(path: Path) -> str:
     if path.is_dir():
         return _directory_kind(path)
     suffix = path.suffix.lower()
-    if suffix == ".gguf":
+    if suffix == ".gguf" or (suffix == ".json" and "model_type" in read_json(path)):
         return "model"
     if suffix in (".bin", ".pt", ".pth", ".pkl"):
         raise UnsupportedModelError(
