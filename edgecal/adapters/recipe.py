@@ -208,9 +208,9 @@ def compile_recipe(
     """One low-rank pair per module, or None for zero_shot.
 
     `adapters` are the loaded ones by name, `calibration` is the recipe's (loaded), `shapes` the (d, k) of the
-    model's linear modules by path, `base` its model_type, hidden_size, num_hidden_layers and vocab_size; None when the
-    model is not at hand and only the adapters can be compared with the calibration. `kernels` are the compiled ones of
-    merging (a back end's `merging`), worth it where they are loaded anyway; without them NumPy merges.
+    model's linear modules by path, `base` its facts (`architecture.base_facts`); None when the model is not at hand and
+    only the adapters can be compared with the calibration. `kernels` are the compiled ones of merging (a back end's
+    `merging`), worth it where they are loaded anyway; without them NumPy merges.
     Raises RecipeError for a name that is not loaded (and for multi_step: see `compile_steps`), AdapterError
     and CalibrationError when the parts do not fit each other. Modules that no adapter changes stay as they
     are. Modules are merged in parallel; of several that cannot be, the first in the model's order is named.
@@ -221,7 +221,7 @@ def compile_recipe(
     merge = entry.merge_of(len(recipe.adapters))
     if merge is None:
         return None
-    chosen = [_find_adapter(name, adapters) for name in recipe.adapters]
+    chosen = [_find_adapter(name, adapters).on_base(base) for name in recipe.adapters]
     for adapter in chosen:
         adapter.check_against(shapes)
     weights = recipe.merge_weights

@@ -23,7 +23,7 @@ class Entries:
             if not isinstance(path, str) or not path or "\0" in path:
                 raise RecipeError(f"recipe key 'adapters': 'path' is {path!r}, expected a path")
             if name is None:
-                name = path.removeprefix("demo:") if path.startswith("demo:") else Path(path).name
+                name = path.removeprefix("demo:") if path.startswith("demo:") else Path(path).name.removesuffix(".gguf")
             path = beside(path, self.folder)
         if not isinstance(name, str) or not name:
             raise RecipeError(f"recipe key 'adapters': an adapter needs a 'name' or a 'path'; its name is {name!r}")

@@ -167,11 +167,12 @@ def _size_facts(sizes: dict[str, Any]) -> list[tuple[str, object]]:
 
 
 def _adapter(report: AdapterReport, console: Console) -> None:
+    writers = {"PEFT": "PEFT", "GGUF": "llama.cpp (GGUF)", "MLX": "mlx-lm"}
     _facts(
         console,
         [
             ("adapter", report.path),
-            ("kind", "LoRA, as PEFT writes it"),
+            ("kind", f"LoRA, as {writers[report.format]} writes it"),
             ("base model", report.base_model_name or "not named"),
             ("rank", ", ".join(map(str, report.ranks))),
             ("scaling", ", ".join(f"{s:g}" for s in report.scalings)),

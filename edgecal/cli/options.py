@@ -57,7 +57,7 @@ recipe_options = _all(
         "adapters",
         multiple=True,
         metavar="[NAME=]PATH",
-        help="A PEFT directory or demo:NAME; repeat for several, in the order of the calibration.",
+        help="A directory of PEFT or mlx-lm, a GGUF, demo:NAME; repeat for several, in the order of the calibration.",
     ),
     click.option("--method", help="How to combine; `edgecal merge --list` has all methods."),
     click.option(
@@ -112,6 +112,7 @@ def split_adapter(text: str) -> tuple[str, str]:
     if not path:
         raise RecipeError(f"--adapter {text!r}: expected [NAME=]PATH")
     default = path.removeprefix("demo:") if path.startswith("demo:") else Path(path).expanduser().absolute().name
+    default = default.removesuffix(".gguf")
     return name or default, find(path)
 
 

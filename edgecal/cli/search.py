@@ -89,7 +89,7 @@ def command(model: str, adapters: tuple[str, ...], as_json: bool, **options: Any
         "examples": fingerprint(examples),
     }
     record = SearchRecord(setup, options["state"])
-    candidates = Candidates(options["method"], [engine.adapters[name] for name in names])
+    candidates = Candidates(options["method"], [engine.adapters[name].on_base(engine.base) for name in names])
     evaluator = _Evaluator(candidates.compile, ExampleLosses(engine, examples))
     with _progress_bar(options["method"], quiet=as_json) as report:
         search = Search(

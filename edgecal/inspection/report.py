@@ -17,6 +17,7 @@ from pathlib import Path
 
 from edgecal_weights.checkpoint import PACKED_FILE, open_checkpoint
 from edgecal_weights.errors import ModelNotFoundError, UnsupportedModelError
+from edgecal_weights.gguf_adapter import is_gguf_adapter
 from edgecal_weights.hf_config import read_json
 from edgecal_weights.hub import download, download_adapter
 from edgecal_weights.peft_adapter import CONFIG_FILE, WEIGHTS_FILE
@@ -47,7 +48,7 @@ def inspect(
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Facts about a model (directory, .gguf, packed directory, config.json), a PEFT adapter, a calibration, a reference
+    """Facts about a model (directory, .gguf, packed directory, config.json), an adapter, a calibration, a reference
     file, or what a hub id names (it is downloaded to the hub's cache first).
 
     `rank` and `lora_rank` are those of the parameter counts of a model. `against` is a model to compare an adapter or a
@@ -97,7 +98,9 @@ def _kind(path: Path) -> str:
     if path.is_dir():
         return _directory_kind(path)
     suffix = path.suffix.lower()
-    if suffix == ".gguf" or (suffix == ".json" and "model_type" in read_json(path)):
+    if suffix == ".gguf":
+        return "adapter" if is_gguf_adapter(path) else "model"
+    if suffix == ".json" and "model_type" in read_json(path):
         return "model"
     if suffix in (".bin", ".pt", ".pth", ".pkl"):
         raise UnsupportedModelError(
@@ -105,8 +108,8 @@ def _kind(path: Path) -> str:
         )
     if suffix != ".safetensors":
         raise UnsupportedModelError(
-            f"{path} is nothing that edgecal knows: expected a model (directory or .gguf), a PEFT adapter (directory), "
-            "or a .safetensors file"
+            f"{path} is nothing that edgecal knows: expected a directory or a .gguf of a model or an adapter, or a "
+            ".safetensors file"
         )
     with SafetensorsFile(path) as file:
         names = file.names()
@@ -114,7 +117,7 @@ def _kind(path: Path) -> str:
         kind = known.get(file.metadata.get("format", ""))
     if kind is not None:
         return kind
-    return "adapter" if any(name.endswith(".lora_A.weight") for name in names) else "tensors"
+    return "adapter" if any(name.endswith((".lora_A.weight", ".lora_a")) for name in names) else "tensors"
 
 
 def _directory_kind(path: Path) -> str:

@@ -243,10 +243,10 @@ def test_wrong_yaml_is_explained(tmp_path: Path, text: str, word: str) -> None:
     ids=["aliases", "lists", "mappings", "dashes", "long", "digits", "backslashes", "questions", "zeros", "bytes"],
 )
 def test_hostile_yaml_is_refused_quickly(tmp_path: Path, text: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()  # of this thread, however busy the machine is
     with pytest.raises(RecipeError, match=r"recipe\.yaml"):
         load(tmp_path, text)
-    assert time.perf_counter() - started < 5
+    assert time.thread_time() - started < 5
 
 
 def test_hostile_json_and_places(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ first on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -148,18 +147,6 @@ class ReferenceFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def file_sha256(path: str | Path) -> str:
-    """FileFormatError when it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with Path(path).expanduser().open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise FileFormatError(f"{path} cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 class _Reader:
