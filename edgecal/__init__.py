@@ -5,6 +5,7 @@
     engine = edgecal.Engine.load("model/", adapters={"summarize": "adapters/summarize", "formal": "adapters/formal"})
     recipe = edgecal.Recipe("learnable_calibration_pp", ("summarize", "formal"), calibration="lcpp.safetensors")
     print(engine.generate("Summarize ...", recipe=recipe).text)
+    print(edgecal.parameter_counts("config.json", rank=4, lora_rank=32).projection_merge)
 
 Names are imported when first used: `import edgecal` alone costs next to nothing.
 """
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adapters import Calibration, CompiledAdapter, LoraAdapter, Recipe, Step
+    from .adapters.parameter_counts import ParameterCounts, parameter_counts
     from .cache import KVCache
     from .completion import Completion, Pass, Piece, Request, Settings
     from .config import ModelConfig
@@ -41,6 +43,7 @@ __all__ = [
     "LoraAdapter",
     "Model",
     "ModelConfig",
+    "ParameterCounts",
     "Pass",
     "Piece",
     "Recipe",
@@ -52,11 +55,13 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "instruction",
+    "parameter_counts",
     "user_message",
 ]
 
 _HOMES = {
     "adapters": ("Calibration", "CompiledAdapter", "LoraAdapter", "Recipe", "Step"),
+    "adapters.parameter_counts": ("ParameterCounts", "parameter_counts"),
     "cache": ("KVCache",),
     "completion": ("Completion", "Pass", "Piece", "Request", "Settings"),
     "config": ("ModelConfig",),

@@ -34,12 +34,13 @@ class Architecture:
 
 
 def base_facts(config: ModelConfig) -> dict[str, Any]:
-    """What a calibration says of the base that it was trained on, by the names of config.json."""
+    """What files of adapters and calibrations say of their base, or need to know of it, by the names of config.json."""
     return {
         "model_type": config.family,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.n_layers,
         "vocab_size": config.vocab_size,
+        "head_dim": config.head_dim,
     }
 
 

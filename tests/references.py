@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from edgecal import Engine, Recipe
+from edgecal.adapters.calibration import BASE_FACTS
 from edgecal.cache import KVCache
 from edgecal.decoding.generate import decode
 
@@ -52,7 +53,7 @@ def reference_parts(engine: Engine, recipe: Recipe, thin: int = 1) -> tuple[dict
         "method": recipe.method,
         "adapters": adapters,
         "calibration": Path(recipe.calibration).name if recipe.calibration else "",
-        "base_model": {"name": "tiny", **engine.base},
+        "base_model": {"name": "tiny", **{fact: engine.base[fact] for fact in BASE_FACTS}},
         "dtype": "float32",
         "thin": str(thin),
         "cases": {"one": {"text": TEXT}},

@@ -1,4 +1,4 @@
-"""LoRA pairs as they were trained: one adapter, its pairs by module, read from PEFT's files when asked for.
+"""LoRA pairs as they were trained: one adapter, its pairs by module, read from its files when asked for.
 
 A pair changes one linear module `h = W x`, W of (d, k), by dW = scaling * B @ A with A (r, k) and B (d, r)
 (LoRA, arXiv 2106.09685). Methods take several `LoraPair`s of one module and give one `CompiledPair`, whose
@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecal_weights.peft_adapter import PeftAdapter
+from edgecal_weights.lora_file import LoraFile
+from edgecal_weights.lora_formats import open_lora
 
 from ..errors import AdapterError
 from .merge_kernels import Kernels, decoder
@@ -62,9 +63,10 @@ class LoraPair:
 class LoraAdapter:
     """One adapter: `pairs` by module path, e.g. "model.layers.0.self_attn.q_proj".
 
-    `LoraAdapter.load` reads PEFT's files; the constructor takes any mapping of pairs (arrays made in Python).
-    `sha256` is that of the weights file, "" for an adapter that was not loaded from one. `identity` is equal for equal
-    content, scalings included; an adapter made in Python is equal to itself only.
+    `LoraAdapter.load` reads files of PEFT, llama.cpp and mlx-lm (`format` "PEFT", "GGUF", "MLX"); the constructor takes
+    any mapping of pairs (arrays made in Python, `format` ""). `sha256` is that of the weights file, "" for an adapter
+    that was not loaded from one. `identity` is equal for equal content, scalings included; an adapter made in Python is
+    equal to itself only.
     """
 
     def __init__(
@@ -79,12 +81,14 @@ class LoraAdapter:
         nbytes: int | None = None,
         targets: Callable[[str], bool] | None = None,
         identity: Hashable = None,
+        format: str = "",
     ) -> None:
         self.name = name
         self.pairs = pairs
         self.shapes = dict(shapes) if shapes is not None else {m: pair.shape for m, pair in pairs.items()}
         self.path = path
         self.sha256 = sha256
+        self.format = format
         self.identity: Hashable = object() if identity is None else identity
         self.base_model_name = base_model_name
         self.n_parameters = sum(s.rank * (s.d + s.k) for s in self.shapes.values())
@@ -92,23 +96,39 @@ class LoraAdapter:
         self._targets = targets
 
     @classmethod
-    def load(cls, directory: str | Path, name: str | None = None) -> LoraAdapter:
-        """From a PEFT directory (or its .safetensors file); the name defaults to the directory's.
+    def load(cls, path: str | Path, name: str | None = None) -> LoraAdapter:
+        """From a directory of PEFT or mlx-lm (or the .safetensors file in it), or a GGUF file of llama.cpp.
 
-        The file stays open and must not be changed. Raises AdapterError or FileFormatError.
+        The name defaults to the directory's or the GGUF's. The file stays open and must not be changed. Raises
+        AdapterError or FileFormatError.
         """
-        file = PeftAdapter(directory)
+        return cls._of(open_lora(path), name)
+
+    @classmethod
+    def _of(cls, file: LoraFile, name: str | None) -> LoraAdapter:
         return cls(
-            name or file.path.absolute().parent.name,
+            name or file.name,
             _FilePairs(file),
             shapes={m: LoraShape(x.out_features, x.in_features, x.rank) for m, x in file.modules.items()},
-            path=file.path.parent,
+            path=file.home,
+            format=file.format,
             sha256=file.sha256,
             base_model_name=file.base_model_name,
             nbytes=sum(x.nbytes for x in file.modules.values()),
             targets=file.targets,
             identity=(file.sha256, tuple(sorted((m, x.scaling) for m, x in file.modules.items()))),
         )
+
+    def on_base(self, base: Mapping[str, Any] | None) -> LoraAdapter:
+        """This adapter as it is on a base of these facts (see `architecture.base_facts`; None: not known).
+
+        Most formats have nothing to ask of it. A GGUF keeps rows of q and k in an order that depends on the base, and
+        its pairs cannot be read before. AdapterError when it is for another base.
+        """
+        if not isinstance(self.pairs, _FilePairs) or base is None:
+            return self
+        file = self.pairs.file.on_base(base)
+        return self if file is self.pairs.file else LoraAdapter._of(file, self.name)
 
     def pair(
         self, module: str, empty: Callable[[str, tuple[int, ...]], Array] | None = None, kernels: Kernels = None
@@ -165,24 +185,24 @@ class LoraAdapter:
 
 
 class _FilePairs(Mapping[str, LoraPair]):
-    def __init__(self, file: PeftAdapter) -> None:
-        self._file = file
+    def __init__(self, file: LoraFile) -> None:
+        self.file = file
 
     def __getitem__(self, module: str) -> LoraPair:
         return self.read(module)
 
     def read(self, module: str, *into: Any) -> LoraPair:
-        """`into` as PeftAdapter.read takes it."""
-        return LoraPair(*self._file.read(module, *into), self._file.modules[module].scaling)
+        """`into` as LoraFile.read takes it."""
+        return LoraPair(*self.file.read(module, *into), self.file.modules[module].scaling)
 
     def __contains__(self, module: object) -> bool:
-        return module in self._file.modules
+        return module in self.file.modules
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file.modules)
+        return iter(self.file.modules)
 
     def __len__(self) -> int:
-        return len(self._file.modules)
+        return len(self.file.modules)
 
 
 def _some(modules: list[str]) -> str:

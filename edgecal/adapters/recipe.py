@@ -18,7 +18,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +49,9 @@ class Recipe:
     to multi_step, which names its adapters there and nowhere else. `options` may be given as a mapping. `paths` says
     where adapters are, for those who load them ({name: path}, kept as pairs); `base_model` names the model that the
     recipe is for. In a recipe file, relative paths are relative to that file.
+
+    `notes` are for whoever wrote the recipe: what was read otherwise than it is spelled, what has no effect. They are
+    no part of it: equal recipes may have different notes.
     """
 
     method: str
@@ -59,6 +62,7 @@ class Recipe:
     options: tuple[tuple[str, Any], ...] = ()
     paths: tuple[tuple[str, str], ...] = ()
     base_model: str | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for key, kind in (("adapters", str), ("weights", float), ("steps", Step)):
@@ -75,6 +79,7 @@ class Recipe:
         self._check_adapters(self.entry)
         self._check_weights(self.entry)
         self._check_calibration(self.entry)
+        object.__setattr__(self, "notes", tuple(dict.fromkeys((*self.notes, *self._own_notes()))))
 
     @property
     def entry(self) -> Method:
@@ -122,6 +127,14 @@ class Recipe:
             raise RecipeError(f"{self.method} needs a calibration file{trained}")
         if self.calibration is not None and not entry.needs_calibration:
             raise RecipeError(f"{self.method} takes no calibration; given: {self.calibration}")
+
+    def _own_notes(self) -> list[str]:
+        if len(self.adapters) != 1 or self.entry.alone is None:
+            return []
+        return [
+            f"{name} changes nothing here: {self.method} leaves one adapter alone whole, as PEFT does"
+            for name, _value in self.options
+        ]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
@@ -195,9 +208,9 @@ def compile_recipe(
     """One low-rank pair per module, or None for zero_shot.
 
     `adapters` are the loaded ones by name, `calibration` is the recipe's (loaded), `shapes` the (d, k) of the
-    model's linear modules by path, `base` its model_type, hidden_size, num_hidden_layers and vocab_size; None when the
-    model is not at hand and only the adapters can be compared with the calibration. `kernels` are the compiled ones of
-    merging (a back end's `merging`), worth it where they are loaded anyway; without them NumPy merges.
+    model's linear modules by path, `base` its facts (`architecture.base_facts`); None when the model is not at hand and
+    only the adapters can be compared with the calibration. `kernels` are the compiled ones of merging (a back end's
+    `merging`), worth it where they are loaded anyway; without them NumPy merges.
     Raises RecipeError for a name that is not loaded (and for multi_step: see `compile_steps`), AdapterError
     and CalibrationError when the parts do not fit each other. Modules that no adapter changes stay as they
     are. Modules are merged in parallel; of several that cannot be, the first in the model's order is named.
@@ -205,9 +218,10 @@ def compile_recipe(
     entry = recipe.entry
     if recipe.steps:
         raise RecipeError("multi_step is a pipeline; compile its steps")
-    if entry.merge is None:
+    merge = entry.merge_of(len(recipe.adapters))
+    if merge is None:
         return None
-    chosen = [_find_adapter(name, adapters) for name in recipe.adapters]
+    chosen = [_find_adapter(name, adapters).on_base(base) for name in recipe.adapters]
     for adapter in chosen:
         adapter.check_against(shapes)
     weights = recipe.merge_weights
@@ -219,7 +233,6 @@ def compile_recipe(
     else:
         calibration = None
         changed = _changed(shapes, chosen, None)
-    merge = entry.alone if len(chosen) == 1 and entry.alone is not None else entry.merge
     options = dict(recipe.options)
     largest_rank = max((rank for adapter in chosen for rank in adapter.ranks), default=None)
     arena = Arena(sum(adapter.n_parameters for adapter in chosen))

@@ -11,6 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from edgecal_weights.quantize_report import FormatTotal
 
+    from ..adapters.parameter_counts import ParameterCounts
     from ..inspection.report import (
         AdapterReport,
         CalibrationReport,
@@ -81,23 +82,28 @@ def _formats(console: Console, formats: dict[str, FormatTotal]) -> None:
 
 def _model(report: ModelReport, console: Console) -> None:
     kinds = {"huggingface": "Hugging Face model", "gguf": "GGUF model", "packed": "packed model"}
+    kinds["config"] = "configuration"
     entries = report.tokenizer_entries
-    _facts(
-        console,
-        [
-            (kinds[report.kind], report.path),
-            ("architecture", report.architecture),
-            *_size_facts(report.sizes),
-            ("parameters", f"{report.parameters:,}"),
+    facts: list[tuple[str, object]] = [
+        (kinds[report.kind], report.path),
+        ("architecture", report.architecture),
+        *_size_facts(report.sizes),
+        ("parameters", f"{report.parameters:,}" if report.parameters else "not known"),
+    ]
+    if report.kind != "config":
+        facts += [
             ("on disk", f"{size(report.nbytes)}, {report.bits_per_weight:.2f} bits per weight"),
             ("tokenizer", f"{entries:,} entries" if entries is not None else "not read"),
             ("chat template", "yes" if report.chat_template else "no"),
-        ],
-    )
+        ]
+    _facts(console, facts)
     if report.formats:
         console.print()
         _formats(console, report.formats)
     console.print()
+    if report.counts is not None:
+        _facts(console, _count_facts(report.counts))
+        console.print()
     if report.refusal is not None:
         _facts(console, [("edgecal cannot run it", report.refusal)])
     if report.load is None:
@@ -119,6 +125,20 @@ def _model(report: ModelReport, console: Console) -> None:
             ),
         ],
     )
+
+
+def _count_facts(counts: ParameterCounts) -> list[tuple[str, object]]:
+    """What a LoRA and the papers' calibrations would have on this model."""
+
+    def extra(title: str, method: str) -> tuple[str, str]:
+        return title, f"{getattr(counts, method):,} ({100 * counts.share(method):.2f} % of that LoRA)"
+
+    return [
+        (f"LoRA of rank {counts.lora_rank}", f"{counts.lora:,} parameters on all seven components"),
+        extra("Learnable Calibration", "learnable_calibration"),
+        extra(f"... ++ of rank {counts.rank}", "learnable_calibration_pp"),
+        extra(f"projection merge, {counts.rank}", "projection_merge"),
+    ]
 
 
 def _size_facts(sizes: dict[str, Any]) -> list[tuple[str, object]]:
@@ -147,11 +167,12 @@ def _size_facts(sizes: dict[str, Any]) -> list[tuple[str, object]]:
 
 
 def _adapter(report: AdapterReport, console: Console) -> None:
+    writers = {"PEFT": "PEFT", "GGUF": "llama.cpp (GGUF)", "MLX": "mlx-lm"}
     _facts(
         console,
         [
             ("adapter", report.path),
-            ("kind", "LoRA, as PEFT writes it"),
+            ("kind", f"LoRA, as {writers[report.format]} writes it"),
             ("base model", report.base_model_name or "not named"),
             ("rank", ", ".join(map(str, report.ranks))),
             ("scaling", ", ".join(f"{s:g}" for s in report.scalings)),

@@ -6,12 +6,11 @@ gives, or `demo`: everything that the demo data allows.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EdgecalError, RecipeError
-from .options import adapter_paths, make_recipe
+from .options import adapter_paths, make_recipe, recipe_of_file
 
 if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
@@ -58,11 +57,11 @@ def _recipe(word: str, paths: dict[str, str]) -> Recipe:
     if file.suffix == ".safetensors" and file.exists():
         return Recipe(Calibration.load(file).method, names, calibration=str(file))
     if file.is_file():
-        recipe = Recipe.from_file(file)
+        recipe = recipe_of_file(file)
         for name, path in recipe.paths:
             if paths.setdefault(name, find(path)) != find(path):
                 raise RecipeError(f"{file} has {name!r} at {path}, and --adapter or another recipe at {paths[name]}")
-        return replace(recipe, calibration=find(recipe.calibration)) if recipe.calibration else recipe
+        return recipe
     if word in paths:
         return Recipe("single", (word,))
     try:

@@ -12,6 +12,7 @@ from rich.table import Table
 from ._inspect_tables import plain
 
 if TYPE_CHECKING:
+    from ..adapters.parameter_counts import ParameterCounts
     from ..profile.compare import Change, ProfileComparison
     from ..profile.costs import Cost
     from ..profile.results import ProfileReport
@@ -178,3 +179,16 @@ def show_costs(rows: list[Cost], console: Console) -> None:
         body.append([*cells, *sizes])
     header = ["method", "passes", "adapters'\nparams", "extra\nparams", "extra\nshare", "extra\nKiB"]
     _table(console, "What a method costs beside the adapters", [*header, "rank", "merged\nMiB"], body)
+
+
+def show_counts(counts: ParameterCounts, model: str, console: Console) -> None:
+    """Paper 1's Table 3 of a model that need not be there."""
+    rows = counts.table()
+    body = [
+        [row.method, str(row.passes), f"{row.parameters:,}", f"{100 * row.share:.2f} %", f"{row.parameters / 256:,.1f}"]
+        for row in rows
+    ]
+    console.print(plain(f"{model} ({counts.model_type}), by its configuration alone"))
+    console.print(f"LoRA of rank {counts.lora_rank}: {counts.lora:,} parameters. Calibrations: rank {counts.rank}")
+    header = ["method", "passes", "extra\nparams", "share of\na LoRA", "KiB in\nfp32"]
+    _table(console, "What a method costs beside the adapters", header, body)

@@ -14,16 +14,26 @@ from .options import json_option
 @click.argument("path")
 @click.option("--against", metavar="MODEL", help="Compare an adapter or a calibration with this model.")
 @click.option("--tensors", is_flag=True, help="List every tensor (--json always does).")
+@click.option("--rank", type=int, default=4, show_default=True, help="Of the calibrations counted for a model.")
+@click.option("--lora-rank", type=int, default=32, show_default=True, help="Of the LoRA counted for a model.")
 @click.option("--revision", help="Branch, tag or commit, if PATH is on the hub.")
 @click.option("--offline", is_flag=True, default=None, help="Use the hub's cache only.")
 @json_option
 def command(
-    path: str, against: str | None, tensors: bool, revision: str | None, offline: bool | None, as_json: bool
+    path: str,
+    against: str | None,
+    tensors: bool,
+    rank: int,
+    lora_rank: int,
+    revision: str | None,
+    offline: bool | None,
+    as_json: bool,
 ) -> None:
     """Say what PATH is: a model, GGUF, packed directory, adapter, calibration, reference file or hub id.
 
     \b
     edgecal inspect model/
+    edgecal inspect config.json --rank 8
     edgecal inspect adapters/summarize --against model/
     edgecal inspect demo:learnable_calibration_pp --against demo
 
@@ -36,6 +46,8 @@ def command(
         report = inspect(
             find(path),
             find(against) if against is not None else None,
+            rank=rank,
+            lora_rank=lora_rank,
             revision=revision,
             offline=offline,
             progress=report_download,

@@ -63,7 +63,7 @@ recipe_options = _all(
         "adapters",
         multiple=True,
         metavar="[NAME=]PATH",
-        help="A PEFT directory or demo:NAME; repeat for several, in the order of the calibration.",
+        help="A directory of PEFT or mlx-lm, a GGUF, demo:NAME; repeat for several, in the order of the calibration.",
     ),
     click.option("--method", help="How to combine; `edgecal merge --list` has all methods."),
     click.option(
@@ -118,6 +118,7 @@ def split_adapter(text: str) -> tuple[str, str]:
     if not path:
         raise RecipeError(f"--adapter {text!r}: expected [NAME=]PATH")
     default = path.removeprefix("demo:") if path.startswith("demo:") else Path(path).expanduser().absolute().name
+    default = default.removesuffix(".gguf")
     return name or default, find(path)
 
 
@@ -191,6 +192,22 @@ def load_engine(
         )
 
 
+def noted(recipe: Recipe) -> Recipe:
+    """The recipe, its notes on stderr: what was read otherwise than it is spelled, what has no effect."""
+    for note in recipe.notes:
+        click.echo(f"note: {note}", err=True)
+    return recipe
+
+
+def recipe_of_file(path: str | Path) -> Recipe:
+    """The recipe of a file, with its notes on stderr and the place of a demo:NAME calibration."""
+    from ..adapters.recipe import Recipe
+    from ..demo import find
+
+    recipe = Recipe.from_file(path)
+    return noted(replace(recipe, calibration=find(recipe.calibration)) if recipe.calibration else recipe)
+
+
 def make_recipe(
     adapters: tuple[str, ...],
     method: str | None,
@@ -212,8 +229,7 @@ def make_recipe(
             raise RecipeError(
                 "a recipe file says everything: give it without --method, --option, --calibration, --step or weights"
             )
-        recipe = Recipe.from_file(recipe_file)
-        return replace(recipe, calibration=find(recipe.calibration)) if recipe.calibration else recipe
+        return recipe_of_file(recipe_file)
     names = tuple(split_adapter(text)[0] for text in adapters)
     calibration = find(calibration) if calibration else None
     if method is None:
@@ -245,7 +261,7 @@ def make_recipe(
         if name in values:
             raise RecipeError(f"--option {name} is given twice")
         values[name] = entry.option(name).parse(value)
-    return Recipe(method, used, weights, calibration, tuple(pairs), tuple(values.items()))
+    return noted(Recipe(method, used, weights, calibration, tuple(pairs), tuple(values.items())))
 
 
 def make_settings(options: dict[str, Any], *, raw: bool = False) -> Settings:

@@ -51,7 +51,9 @@ def _with_thread_list(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--tone", help="Of the task; professional unless given.")
 @click.option("--language", help="Of the task.")
 @click.option("--limit", type=click.IntRange(min=1), help="With --dialogues: only the first so many.")
-@click.option("--costs", is_flag=True, help="Paper 1's Table 3 for these recipes; nothing is timed.")
+@click.option("--costs", is_flag=True, help="Paper 1's Table 3 for these recipes, or for any; nothing is timed.")
+@click.option("--rank", type=int, help="With --costs and no recipes: of the calibrations, default 4.")
+@click.option("--lora-rank", type=int, help="With --costs and no recipes: of the LoRA, default 32.")
 @click.option("--compare", nargs=2, metavar="A.json B.json", help="What changed from A to B. Exit code 1: got worse.")
 @click.option("--threshold", type=float, default=0.05, show_default=True, help="With --compare: changes that count.")
 @click.option("--html", "html_file", metavar="FILE", help="One page with plots that needs no network.")
@@ -68,6 +70,7 @@ def command(model: str | None, recipes: tuple[str, ...], **options: Any) -> int:
     edgecal profile demo demo
     edgecal profile base/ zero_shot linear mine.yaml --adapter adapters/a --adapter adapters/b -n 128 -d 0,1024
     edgecal profile demo demo --dialogues demo
+    edgecal profile --costs config.json --rank 8
     edgecal profile --compare before.json after.json
 
     Lengths: -p reads prompts, -n writes tokens, each behind every depth of -d, with every number of -t threads.
@@ -88,6 +91,8 @@ def command(model: str | None, recipes: tuple[str, ...], **options: Any) -> int:
             raise click.UsageError(f"--{mode} prints a table or --json")
     if options["costs"]:
         return _costs(model, recipes, options)
+    if options["rank"] or options["lora_rank"]:
+        raise click.UsageError("--rank and --lora-rank go with --costs")
     if options["dialogues"]:
         return _system(model, recipes, options)
     for key in _FILES:
@@ -255,8 +260,12 @@ def _gather_or_demo(
     """The recipes; of the demo all, unless something else is asked for."""
     from ._profile_recipes import gather
 
-    asked = any(options[key] for key in ("adapters", "method", "calibration", "steps", "recipe_file"))
-    return gather(words or (() if asked or model != "demo" else ("demo",)), options)
+    return gather(words or (() if _asked(options) or model != "demo" else ("demo",)), options)
+
+
+def _asked(options: dict[str, Any]) -> bool:
+    """Whether the options make a recipe."""
+    return any(options[key] for key in ("adapters", "method", "calibration", "steps", "recipe_file"))
 
 
 def _costs(model: str, words: tuple[str, ...], options: dict[str, Any]) -> int:
@@ -267,6 +276,11 @@ def _costs(model: str, words: tuple[str, ...], options: dict[str, Any]) -> int:
     from ..demo import find
     from ..profile.costs import costs, to_rows
 
+    ranks = {key: options[key] for key in ("rank", "lora_rank") if options[key] is not None}
+    if not words and not _asked(options) and (ranks or model != "demo"):
+        return _counts(model, ranks, options)
+    if ranks:
+        raise click.UsageError("--rank and --lora-rank are for counts without recipes; recipes have ranks of their own")
     recipes, paths = _gather_or_demo(model, words, options)
     with open_checkpoint(find(model), revision=options["revision"], offline=options["offline"]) as checkpoint:
         architecture = Architecture.of(checkpoint)
@@ -282,6 +296,23 @@ def _costs(model: str, words: tuple[str, ...], options: dict[str, Any]) -> int:
         from ._profile_table import show_costs
 
         show_costs(rows, Console(markup=False, emoji=False, highlight=False))
+    return 0
+
+
+def _counts(model: str, ranks: dict[str, int], options: dict[str, Any]) -> int:
+    """The papers' counts, from the model's configuration alone."""
+    from ..adapters.parameter_counts import parameter_counts
+    from ..demo import find
+
+    counts = parameter_counts(find(model), **ranks, revision=options["revision"], offline=options["offline"])
+    if options["as_json"]:
+        click.echo(json.dumps(counts.to_dict(), ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        from ._profile_table import show_counts
+
+        show_counts(counts, model, Console(markup=False, emoji=False, highlight=False))
     return 0
 
 

@@ -89,7 +89,7 @@ def command(model: str, adapters: tuple[str, ...], as_json: bool, **options: Any
         "examples": fingerprint(examples),
     }
     record = SearchRecord(setup, options["state"])
-    candidates = Candidates(options["method"], [engine.adapters[name] for name in names])
+    candidates = Candidates(options["method"], [engine.adapters[name].on_base(engine.base) for name in names])
     evaluator = _Evaluator(
         lambda weights: engine.model.run_form(candidates.compile(weights)), ExampleLosses(engine, examples)
     )

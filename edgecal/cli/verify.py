@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import OptionError, VerificationError
-from .options import adapter_paths, json_option, load_engine, model_options, recipe_options
+from .options import adapter_paths, json_option, load_engine, model_options, recipe_of_file, recipe_options
 
 if TYPE_CHECKING:
     from ..adapters.lora import LoraAdapter
@@ -123,7 +123,6 @@ def command(reference: str | None, model: str, as_json: bool, **options: Any) ->
 
 
 def _recipe(opened: Any, adapters: dict[str, LoraAdapter], options: dict[str, Any]) -> Recipe:
-    from ..adapters.recipe import Recipe
     from ..demo import find
     from ..verification.verify import recipe_of
 
@@ -131,7 +130,7 @@ def _recipe(opened: Any, adapters: dict[str, LoraAdapter], options: dict[str, An
         if options[key]:
             raise OptionError(f"{option} does not go with a reference file, which has the recipe it was made by")
     if options["recipe_file"]:
-        return Recipe.from_file(options["recipe_file"])
+        return recipe_of_file(options["recipe_file"])
     calibration = find(options["calibration"]) if options["calibration"] else None
     return recipe_of(opened, adapters, calibration)
 

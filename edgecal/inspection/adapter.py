@@ -1,4 +1,4 @@
-"""A PEFT adapter: what it changes, how strongly, and how it goes with a model."""
+"""An adapter: what it changes, how strongly, and how it goes with a model."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgecal_weights.peft_adapter import LoraModule, PeftAdapter
-from edgecal_weights.safetensors_file import SafetensorsFile
+from edgecal_weights.lora_file import LoraFile, LoraModule
+from edgecal_weights.lora_formats import open_lora
 
 from ..adapters.calibration import component
 from ..adapters.lora import LoraAdapter, LoraShape
-from ..architecture import linear_shapes
+from ..architecture import base_facts, linear_shapes
 from ..config import ModelConfig
 from ..errors import AdapterError
-from .tensors import TensorFacts, file_tensors
+from .tensors import TensorFacts
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ class AdapterMatch:
 
 @dataclass(frozen=True)
 class AdapterReport:
+    """`format`: "PEFT", "GGUF" (llama.cpp) or "MLX" (mlx-lm)."""
+
     path: str
+    format: str
     base_model_name: str | None
     sha256: str
     ranks: dict[int, int]
@@ -78,13 +81,12 @@ class AdapterReport:
 
 def inspect_adapter(path: Path, config: ModelConfig | None, model: str) -> AdapterReport:
     """`config` is of the model to compare it with, `model` that one's name. Raises AdapterError or FileFormatError."""
-    file = PeftAdapter(path)
+    file = open_lora(path)
     try:
         modules = file.modules
-        with SafetensorsFile(file.path) as weights:
-            tensors = file_tensors(weights)
         return AdapterReport(
-            path=str(file.path.parent),
+            path=str(file.home),
+            format=file.format,
             base_model_name=file.base_model_name,
             sha256=file.sha256,
             ranks=_count(modules, "rank"),
@@ -95,8 +97,8 @@ def inspect_adapter(path: Path, config: ModelConfig | None, model: str) -> Adapt
             parameters=sum(m.rank * (m.in_features + m.out_features) for m in modules.values()),
             nbytes=sum(m.nbytes for m in modules.values()),
             dtypes=_count(modules, "dtype"),
-            match=_match(file, linear_shapes(config), model) if config is not None else None,
-            tensors=tensors,
+            match=_match(file, config, model) if config is not None else None,
+            tensors=[TensorFacts(*tensor) for tensor in file.tensors()],
         )
     finally:
         file.close()
@@ -138,19 +140,21 @@ def ranges(numbers: list[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
-def _match(file: PeftAdapter, shapes: Mapping[str, tuple[int, int]], model: str) -> AdapterMatch:
+def _match(file: LoraFile, config: ModelConfig, model: str) -> AdapterMatch:
+    shapes = linear_shapes(config)
     own = {path: (m.out_features, m.in_features) for path, m in file.modules.items()}
     misshapen = [(path, shapes[path], shape) for path, shape in own.items() if shapes.get(path, shape) != shape]
     adapter = LoraAdapter(
-        file.path.absolute().parent.name,
+        file.name,
         {},
         shapes={path: LoraShape(m.out_features, m.in_features, m.rank) for path, m in file.modules.items()},
-        path=file.path.parent,
+        path=file.home,
         base_model_name=file.base_model_name,
         targets=file.targets,
     )
     refusal = None
     try:
+        file.on_base(base_facts(config))
         adapter.check_against(shapes)
     except AdapterError as error:
         refusal = str(error)

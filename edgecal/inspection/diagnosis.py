@@ -31,6 +31,7 @@ from ..errors import AdapterError, EdgecalError
 from .adapter import inspect_adapter
 
 _BLOCK = 1 << 22  # numbers of W in memory at a time
+_FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_a", ".lora_b")
 STRONG = 1.0  # |dW| / |W| from which on an adapter replaces the base rather than changing it
 
 
@@ -218,7 +219,7 @@ def _look(
     name: str, path: str | Path, architecture: Architecture, model: str
 ) -> tuple[LoraAdapter | None, AdapterDiagnosis]:
     try:
-        adapter = LoraAdapter.load(path, name)
+        adapter = LoraAdapter.load(path, name).on_base(architecture.facts)
         report = inspect_adapter(Path(path).expanduser(), architecture.config, model)
     except EdgecalError as error:
         return None, AdapterDiagnosis(name, str(path), None, str(error))
@@ -237,7 +238,7 @@ def _look(
         misshapen=[module for module, *_shapes in match.misshapen],
         absent=match.absent,
         untouched=[module for module in architecture.shapes if module not in adapter.shapes],
-        ignored=[t.name for t in report.tensors if not t.name.endswith((".lora_A.weight", ".lora_B.weight"))],
+        ignored=[t.name for t in report.tensors if not t.name.endswith(_FACTORS)],
     )
 
 

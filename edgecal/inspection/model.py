@@ -18,9 +18,10 @@ from edgecal_weights.quantize_report import FormatTotal, format_totals
 from edgecal_weights.quantizer import Decision, plan
 from edgecal_weights.safetensors_file import SafetensorsFile
 
-from ..architecture import check_tensors
+from ..adapters.parameter_counts import ParameterCounts, parameter_counts
+from ..architecture import check_tensors, expected_shapes
 from ..config import ModelConfig
-from ..errors import EdgecalError, UnsupportedModelError
+from ..errors import EdgecalError, FileFormatError, ModelNotFoundError, UnsupportedModelError
 from ..text.tokenizer import Tokenizer
 from .tensors import TensorFacts, file_tensors, totals
 
@@ -60,7 +61,9 @@ class LoadPlan:
 @dataclass(frozen=True)
 class ModelReport:
     """`sizes` holds what the configuration says, by the names of ModelConfig; of a model that is refused only what
-    could be read. `refusal` is why edgecal cannot run it, None if it can. `load` is None where there is a refusal."""
+    could be read. `refusal` is why edgecal cannot run it, None if it can. `load` is None where there is a refusal.
+    `counts` are the papers' parameter counts, None where the layers are not known to be Llama's. Of a configuration
+    alone (`kind` "config") `parameters` are those that its sizes ask for."""
 
     path: str
     kind: str
@@ -73,6 +76,7 @@ class ModelReport:
     chat_template: bool
     refusal: str | None
     load: LoadPlan | None
+    counts: ParameterCounts | None
     tensors: list[TensorFacts] = field(repr=False)
     what: str = "model"
 
@@ -84,20 +88,37 @@ class ModelReport:
 
     def to_dict(self) -> dict[str, Any]:
         derived = {"runnable": self.refusal is None, "bits_per_weight": self.bits_per_weight}
-        return {"what": self.what, **derived, **asdict(self)}
+        counts = self.counts.to_dict() if self.counts is not None else None
+        return {"what": self.what, **derived, **asdict(self), "counts": counts}
 
 
-def inspect_model(path: Path) -> ModelReport:
-    """Raises ModelNotFoundError or FileFormatError; a model that is merely not served gets a report."""
+def inspect_model(path: Path, ranks: tuple[int, int]) -> ModelReport:
+    """`path` may be a config.json alone, `ranks` are those of the calibrations and of the LoRA that are counted.
+
+    Raises ModelNotFoundError or FileFormatError; a model that is merely not served gets a report.
+    """
+    if path.suffix == ".json":
+        return _refused(path, "a configuration alone, without weights", ranks)
     try:
         checkpoint = open_checkpoint(path)
     except UnsupportedModelError as error:
-        return _refused(path, str(error))
+        return _refused(path, str(error), ranks)
+    except ModelNotFoundError as error:
+        if "model_type" not in read_json(path / "config.json", optional=True):
+            raise
+        return _refused(path, str(error), ranks)
     with checkpoint:
-        return _report(checkpoint)
+        return _report(checkpoint, ranks)
 
 
-def _report(checkpoint: Checkpoint) -> ModelReport:
+def _counts(config: Mapping[str, Any], ranks: tuple[int, int]) -> ParameterCounts | None:
+    try:
+        return parameter_counts(config, *ranks)
+    except (UnsupportedModelError, FileFormatError):
+        return None
+
+
+def _report(checkpoint: Checkpoint, ranks: tuple[int, int]) -> ModelReport:
     tensors = [_facts(checkpoint, name) for name in checkpoint.names()]
     config, load, entries, refusal, has_template = None, None, None, None, False
     try:
@@ -122,6 +143,7 @@ def _report(checkpoint: Checkpoint) -> ModelReport:
         chat_template=has_template,
         refusal=refusal,
         load=load,
+        counts=_counts(checkpoint.config, ranks),
         tensors=tensors,
     )
 
@@ -212,32 +234,41 @@ def _claimed_sizes(values: Mapping[str, Any], prefix: str | None = None) -> dict
     return found
 
 
-def _refused(path: Path, refusal: str) -> ModelReport:
+def _refused(path: Path, refusal: str, ranks: tuple[int, int]) -> ModelReport:
     """What can be said about a model that does not even open as one: from its headers alone."""
+    config_path = path if path.suffix == ".json" else path / "config.json"
     ggufs = [path] if path.is_file() else sorted(path.glob("*.gguf"))
-    if ggufs and not (path / "config.json").exists():
+    if ggufs and not config_path.exists():
         return _refused_gguf(ggufs[0], refusal)
-    config = read_json(path / "config.json", optional=True)
+    config = read_json(config_path, optional=True)
     with suppress(EdgecalError):  # its rope_parameters may be the very reason; sizes are read all the same
-        config = normalize_config(config, path / "config.json")
+        config = normalize_config(config, config_path)
     tensors = []
     for file in sorted(path.glob("*.safetensors")):
         with SafetensorsFile(file) as opened:
             tensors += file_tensors(opened)
     return ModelReport(
         path=str(path),
-        kind="huggingface",
+        kind="huggingface" if tensors else "config",
         architecture=str(config.get("model_type", "unknown")),
         sizes=_claimed_sizes(config),
-        parameters=sum(t.weights for t in tensors),
+        parameters=sum(t.weights for t in tensors) if tensors else _asked_for(config),
         nbytes=sum(t.nbytes for t in tensors),
         formats=totals(tensors),
         tokenizer_entries=None,
         chat_template=(path / "chat_template.jinja").exists(),
         refusal=refusal,
         load=None,
+        counts=_counts(config, ranks),
         tensors=tensors,
     )
+
+
+def _asked_for(config: Mapping[str, Any]) -> int:
+    """The parameters of a model of this configuration; 0 where edgecal cannot tell."""
+    with suppress(EdgecalError):
+        return sum(map(math.prod, expected_shapes(ModelConfig.from_dict(config)).values()))
+    return 0
 
 
 def _refused_gguf(path: Path, refusal: str) -> ModelReport:
@@ -257,5 +288,6 @@ def _refused_gguf(path: Path, refusal: str) -> ModelReport:
             chat_template="tokenizer.chat_template" in metadata,
             refusal=refusal,
             load=None,
+            counts=None,
             tensors=tensors,
         )

@@ -17,10 +17,13 @@ from pathlib import Path
 
 from edgecal_weights.checkpoint import PACKED_FILE, open_checkpoint
 from edgecal_weights.errors import ModelNotFoundError, UnsupportedModelError
+from edgecal_weights.gguf_adapter import is_gguf_adapter
+from edgecal_weights.hf_config import read_json
 from edgecal_weights.hub import download, download_adapter
 from edgecal_weights.peft_adapter import CONFIG_FILE, WEIGHTS_FILE
 from edgecal_weights.safetensors_file import SafetensorsFile
 
+from ..adapters.parameter_counts import LORA_RANK, RANK
 from ..config import ModelConfig
 from ..errors import OptionError
 from .adapter import AdapterReport, inspect_adapter
@@ -39,16 +42,18 @@ def inspect(
     path: str | Path,
     against: str | Path | None = None,
     *,
+    rank: int = RANK,
+    lora_rank: int = LORA_RANK,
     revision: str | None = None,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Facts about a model (directory, .gguf, packed directory), a PEFT adapter, a calibration, a reference file, or
-    what a hub id names (it is downloaded to the hub's cache first).
+    """Facts about a model (directory, .gguf, packed directory, config.json), an adapter, a calibration, a reference
+    file, or what a hub id names (it is downloaded to the hub's cache first).
 
-    `against` is a model to compare an adapter or a calibration with. Raises ModelNotFoundError, FileFormatError,
-    AdapterError or HubError for what cannot be read, UnsupportedModelError for a file of another kind, OptionError
-    when `against` has nothing to be compared with.
+    `rank` and `lora_rank` are those of the parameter counts of a model. `against` is a model to compare an adapter or a
+    calibration with. Raises ModelNotFoundError, FileFormatError, AdapterError or HubError for what cannot be read,
+    UnsupportedModelError for a file of another kind, OptionError when `against` has nothing to be compared with.
     """
     local = _locate(path, revision, offline, progress)
     kind = _kind(local)
@@ -66,7 +71,7 @@ def inspect(
         return inspect_reference(local)
     if kind == "tensors":
         return inspect_tensors(local)
-    return inspect_model(local.parent if local.suffix == ".safetensors" else local)
+    return inspect_model(local.parent if local.suffix == ".safetensors" else local, (rank, lora_rank))
 
 
 def _locate(path: str | Path, revision: str | None, offline: bool | None, progress: Progress | None) -> Path:
@@ -94,6 +99,8 @@ def _kind(path: Path) -> str:
         return _directory_kind(path)
     suffix = path.suffix.lower()
     if suffix == ".gguf":
+        return "adapter" if is_gguf_adapter(path) else "model"
+    if suffix == ".json" and "model_type" in read_json(path):
         return "model"
     if suffix in (".bin", ".pt", ".pth", ".pkl"):
         raise UnsupportedModelError(
@@ -101,8 +108,8 @@ def _kind(path: Path) -> str:
         )
     if suffix != ".safetensors":
         raise UnsupportedModelError(
-            f"{path} is nothing that edgecal knows: expected a model (directory or .gguf), a PEFT adapter (directory), "
-            "or a .safetensors file"
+            f"{path} is nothing that edgecal knows: expected a directory or a .gguf of a model or an adapter, or a "
+            ".safetensors file"
         )
     with SafetensorsFile(path) as file:
         names = file.names()
@@ -110,7 +117,7 @@ def _kind(path: Path) -> str:
         kind = known.get(file.metadata.get("format", ""))
     if kind is not None:
         return kind
-    return "adapter" if any(name.endswith(".lora_A.weight") for name in names) else "tensors"
+    return "adapter" if any(name.endswith((".lora_A.weight", ".lora_a")) for name in names) else "tensors"
 
 
 def _directory_kind(path: Path) -> str:

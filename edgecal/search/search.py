@@ -72,9 +72,10 @@ class Candidates:
     def __init__(self, method: str, adapters: Sequence[LoraAdapter]) -> None:
         self.method = method
         entry = find_method(method)
-        if entry.merge is None or not entry.takes_weights:
+        merge = entry.merge_of(len(adapters))
+        if merge is None or not entry.takes_weights:
             raise RecipeError(f"{method} has no weights to search for")
-        self._merge = entry.merge
+        self._merge = merge
         self._names = ", ".join(adapter.name for adapter in adapters)
         modules = dict.fromkeys(module for adapter in adapters for module in adapter.shapes)
         self._pairs: dict[str, list[tuple[int, LoraPair]]] = {

@@ -55,8 +55,8 @@ def compare_ids(name: str, found: list[int], wanted: list[int], what: str) -> Co
     )
 
 
-class Errors:
-    """Running maxima and sums over blocks of rows."""
+class Deviation:
+    """How far apart two tensors are, gathered block by block of rows: running maxima and sums."""
 
     def __init__(self) -> None:
         self.max_abs, self.max_wanted = 0.0, 0.0

@@ -55,6 +55,11 @@ def live_reference(
     for name in recipe.adapters:
         if name not in adapters or adapters[name].path is None:
             raise VerificationError(f"the adapter {name!r} of the recipe was not given with --adapter")
+        if adapters[name].format != "PEFT":
+            raise VerificationError(
+                f"the adapter {name!r} is a file of {adapters[name].format}, which PEFT does not read; `edgecal merge` "
+                "writes it as PEFT does"
+            )
         arguments += ["--adapter", f"{name}={adapters[name].path}"]
     if recipe.weights is not None:
         arguments += ["--weights", json.dumps(recipe.weights)]

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecal_weights.reference_file import ReferenceFile, file_sha256
+from edgecal_weights.binary_file import file_sha256
+from edgecal_weights.reference_file import ReferenceFile
 
 from ..adapters.calibration import BASE_FACTS
 from ..adapters.compiled import CompiledAdapter, RunningAdapter
@@ -39,7 +40,7 @@ from ..decoding.generate import check_prompt, decode, prefill
 from ..engine import Engine
 from ..errors import RecipeError, VerificationError
 from ..text.tasks import user_message
-from .comparison import Comparison, Errors, compare_ids, failed
+from .comparison import Comparison, Deviation, compare_ids, failed
 
 _BLOCK = 1 << 20  # numbers of a dW that are looked at together
 _SHOWN = 12  # hex digits of a sha256 in a message
@@ -181,6 +182,22 @@ def _check_base(reference: ReferenceFile, facts: Mapping[str, Any]) -> None:
             )
 
 
+def _open_answers(reference: ReferenceFile, engine: Engine) -> list[str]:
+    """A note on the answers of which nobody can say whether the file holds all of them."""
+    cases = [
+        case
+        for case in reference.of("greedy_ids")
+        if reference.metadata.answer_length(case) is None
+        and reference.ids(f"greedy_ids/{case}")[-1] not in engine.tokenizer.eos_ids
+    ]
+    if not cases:
+        return []
+    return [
+        f"the answer of {', '.join(cases)} has no closing token, and the metadata no n_new_tokens: whether it was cut "
+        "short cannot be told"
+    ]
+
+
 # ------------------------------------------------------------------------------------------------- the comparisons
 
 
@@ -199,7 +216,7 @@ def verify(
     compared, and whatever compiling the recipe raises.
     """
     tolerances = tolerances or Tolerances()
-    notes = check_recipe(reference, recipe, engine.adapters)
+    notes = check_recipe(reference, recipe, engine.adapters) + _open_answers(reference, engine)
     _check_base(reference, engine.base)
     (merged,), (adapter,) = engine.merge(recipe), engine.compile(recipe)
     comparisons = []
@@ -253,14 +270,14 @@ def _delta(
         return failed(name, shape, "relative", limit, f"expected {(-(-d // thin), k)} for a {(d, k)} module")
     pair = adapter.pairs.get(module) if adapter is not None else None
     factors = Factors.of(pair) if pair is not None else None
-    errors = Errors()
+    deviation = Deviation()
     for start in range(0, shape[0], max(1, _BLOCK // k)):
         wanted = reference.read_rows(name, start, min(shape[0], start + max(1, _BLOCK // k)))
         stop = start + len(wanted)
         found = np.zeros(wanted.shape) if factors is None else factors.rows(start * thin, stop * thin, thin)
-        errors.add(found, wanted, start)
+        deviation.add(found, wanted, start)
     note = "" if factors is not None else "the recipe leaves this module alone"
-    return errors.result(name, shape, "relative", limit, (thin, 1), note)
+    return deviation.result(name, shape, "relative", limit, (thin, 1), note)
 
 
 def _output(
@@ -274,10 +291,10 @@ def _output(
     d, k = linear.shape
     if len(given) != 2 or given[1] != k or shape != (given[0], -(-d // thin)):
         return failed(name, shape, "relative", limit, f"input {given} and output {shape} of a {(d, k)} module")
-    errors = Errors()
+    deviation = Deviation()
     x = reference.read(f"input/{place}")
-    errors.add(linear(engine.model.ops.Activations(x), adapter)[:, ::thin], reference.read(name), 0)
-    return errors.result(name, shape, "relative", limit, (1, thin))
+    deviation.add(linear(engine.model.ops.Activations(x), adapter)[:, ::thin], reference.read(name), 0)
+    return deviation.result(name, shape, "relative", limit, (1, thin))
 
 
 class _Answer:
@@ -314,14 +331,18 @@ class _Answer:
         wanted_shape = (min(4, len(self.ids)), -(-vocabulary // thin))
         if shape != wanted_shape:
             return failed(name, shape, "absolute", limit, f"expected {wanted_shape}")
-        errors = Errors()
-        errors.add(self._last_logits()[0][:, ::thin], self.reference.read(name), 0)
-        return errors.result(name, shape, "absolute", limit, (1, thin))
+        deviation = Deviation()
+        deviation.add(self._last_logits()[0][:, ::thin], self.reference.read(name), 0)
+        return deviation.result(name, shape, "absolute", limit, (1, thin))
 
     def greedy(self) -> Comparison:
         """The argmax after every token of the reference's answer, up to the first difference."""
         wanted = self.reference.ids(f"greedy_ids/{self.case}")
         name, shape = f"greedy_ids/{self.case}", (len(wanted),)
+        length = self.reference.metadata.answer_length(self.case)
+        if length is not None and length != len(wanted):
+            note = f"the answer has {len(wanted)} ids in the file, whose case says {length}: it was cut short"
+            return failed(name, shape, "equal", 0, note)
         last, cache = self._last_logits()
         logits = last[-1]
         room = self.engine.model.config.max_position_embeddings - len(self.ids)

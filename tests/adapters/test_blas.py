@@ -8,7 +8,7 @@ import pytest
 from edgecal.adapters import LoraAdapter, LoraPair, Recipe, compile_recipe
 from edgecal.adapters.merge import blas
 from edgecal.errors import AdapterError
-from tests.edgecal.test_merge_kernels import SHAPES, adapters
+from tests.adapters.test_merge_kernels import SHAPES, adapters
 
 
 @pytest.fixture

@@ -6,7 +6,10 @@ can promise when terms cancel. Below 1e-30 numbers are zero (float32 ends there)
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -256,38 +259,29 @@ def test_unequal_shapes() -> None:
             merge([random_pair(0, 2, 1.0), other], [0.5, 0.5])
 
 
-def test_registry() -> None:
-    assert method_names() == (
-        "zero_shot",
-        "joint_expert",
-        "single",
-        "concat",
-        "dare_linear",
-        "dare_linear_svd",
-        "dare_ties",
-        "dare_ties_svd",
-        "linear",
-        "lm_cocktail",
-        "lorahub",
-        "magnitude_prune",
-        "magnitude_prune_svd",
-        "peft_linear",
-        "slerp",
-        "slerp_svd",
-        "svd",
-        "ties",
-        "ties_svd",
-        "learnable_calibration_only",
-        "learnable_calibration_pp_only",
-        "dam",
-        "learnable_calibration",
-        "learnable_calibration_pp",
-        "projection_merge",
-        "multi_step",
-    )
-    for entry in methods():
-        assert entry.title
-        assert entry.paper
+def test_every_method_is_listed_by_what_it_needs() -> None:
+    """Those that a user can run with nothing come first; within equal needs by name, so that the list is stable."""
+    listed = methods()
+    assert [entry.name for entry in listed] == list(method_names()) and len(set(method_names())) == len(listed)
+    needs = [(entry.passes, entry.needs_calibration) for entry in listed]
+    assert needs == sorted(needs) and listed[0].max_adapters == 0
+    for entry in listed:
+        assert find_method(entry.name) is entry
+        assert entry.title and entry.paper
+        assert entry.needs_calibration or entry.passes > 1 or entry.max_adapters == 0 or entry.takes_weights
+
+
+def test_every_merge_function_is_registered() -> None:
+    """A method whose file is not imported in merge/__init__.py would be missing without a word."""
+    decorated = {
+        name
+        for file in Path(inspect.getfile(Context)).parent.glob("*.py")
+        for name in re.findall(r'^(?:@method\(|    Method\()\n? +"(\w+)"', file.read_text(), re.M)
+    }
+    assert decorated == set(method_names())
+
+
+def test_unknown_methods() -> None:
     with pytest.raises(RecipeError, match="unknown method 'lineer'.*did you mean 'linear'.*known methods: zero_shot"):
         find_method("lineer")
     with pytest.raises(RecipeError, match="unknown method 'xyz'; known methods"):

@@ -149,6 +149,15 @@ def test_unequal_ranks_on_delta(method: str) -> None:
     assert merged(method, random_pairs(3, (2, 4, 1)), svd_rank=6).rank == 6
 
 
+@pytest.mark.parametrize("method", [m for m in COMBINING if "svd_rank" in {o.name for o in find_method(m).options}])
+def test_one_adapter_is_left_whole(method: str) -> None:
+    """`tests/parity/test_peft_merge_parity` has PEFT's own five; slerp_svd is mergekit's and does the same."""
+    pair = random_pair(3, 4, 0.75)
+    found = merged(method, [pair], [1.0], svd_rank=2)
+    assert found.rank == 4
+    close(delta(found), delta(pair))
+
+
 # ------------------------------------------------------------------------------------------------------------ slerp
 def mergekit_slerp(t: float, v0: np.ndarray, v1: np.ndarray) -> np.ndarray:
     """mergekit's formula, written down again from its description: on flattened tensors, in float64."""

@@ -197,9 +197,7 @@ def test_parts_that_exclude_each_other(values: dict[str, Any], word: str) -> Non
             "merge_method: ties\nmodels: [{model: a}]\nslices: []",
             "'slices': adapters are merged whole: .*; a recipe has merge_method",
         ),
-        ("merge_method: ties\nmodels: [{model: a}]\ndtype: float16", "'dtype': the type of .* `edgecal merge --dtype`"),
-        ("merge_method: ties\nmodels: [{model: a}]\nparameters: {int8_mask: true}", "'int8_mask': it saves mergekit"),
-        ("merge_method: ties\nmodels: [{model: a}]\nparameters: {normalize: true}", "'normalize': weights are taken"),
+        ("merge_method: ties\nmodels: [{model: a}]\nparameters: {normalize: false}", "'normalize': ties always"),
         ("merge_method: ties\nmethod: ties\nmodels: []", "unknown recipe key 'method'"),
         ("models: [{model: a}]", "'merge_method' is missing"),
         ("merge_method: ties\nmodels: {a: 1}", "'models' has to be a list"),
@@ -245,10 +243,10 @@ def test_wrong_yaml_is_explained(tmp_path: Path, text: str, word: str) -> None:
     ids=["aliases", "lists", "mappings", "dashes", "long", "digits", "backslashes", "questions", "zeros", "bytes"],
 )
 def test_hostile_yaml_is_refused_quickly(tmp_path: Path, text: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()  # of this thread, however busy the machine is
     with pytest.raises(RecipeError, match=r"recipe\.yaml"):
         load(tmp_path, text)
-    assert time.perf_counter() - started < 5
+    assert time.thread_time() - started < 5
 
 
 def test_hostile_json_and_places(tmp_path: Path) -> None:

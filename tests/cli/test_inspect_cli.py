@@ -50,6 +50,25 @@ def test_the_command(folder, tmp_path):
     assert (values["what"], values["match"]["fits"], len(values["tensors"])) == ("adapter", True, 28)
 
 
+def test_a_configuration_alone(folder, tmp_path):
+    """A file of any name, or a directory that has it and no weights; the counts are those of the ranks asked for."""
+    config = tmp_path / "some.config.json"
+    config.write_text((folder / "model" / "config.json").read_text())
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text(config.read_text())
+    whole = inspect(folder / "model", rank=3, lora_rank=8)
+    for path in (config, tmp_path / "bare", tmp_path / "bare" / "config.json"):
+        report = inspect(path, rank=3, lora_rank=8)
+        assert (report.kind, report.parameters, report.counts) == ("config", whole.parameters, whole.counts)
+        assert report.refusal is not None
+    shown = edgecal("inspect", config, "--rank", "3", "--lora-rank", "8", home=tmp_path)
+    assert shown.returncode == 0 and "configuration" in shown.stdout and "bits per weight" not in shown.stdout
+    assert f"LoRA of rank 8         {whole.counts.lora:,} parameters" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert json.loads(edgecal("inspect", config, "--json", home=tmp_path).stdout)["counts"]["rank"] == 4
+    assert inspect(folder / "foreign").counts is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -34,6 +34,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_notes_of_a_recipe_are_lines_on_stderr(folder: Path, tmp_path: Path) -> None:
+    (folder / "linear.yaml").write_text(
+        "merge_method: linear\ndtype: float16\nmodels:\n"
+        "  - {model: ./summary, parameters: {weight: 3}}\n  - {model: ./formal, parameters: {weight: 1}}\n"
+    )
+    done = edgecal("merge", folder / "linear.yaml", "--out", tmp_path / "mean", "--json", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["method"], result["weights"], result["rank"]) == ("concat", [0.75, 0.25], 8)
+    first, second = done.stderr.splitlines()
+    assert first.startswith("note: dtype changes nothing here: merging is float32")
+    assert second == (
+        "note: mergekit's linear is concat here, with the weights 0.75, 0.25; Eq. 5 is `method: linear` of the flat "
+        "spelling"
+    )
+    options = ("--method", "svd", "--option", "svd_rank=2", "--adapter", folder / "summary")
+    done = edgecal("merge", *options, "--out", tmp_path / "whole", "--json", home=tmp_path)
+    assert json.loads(done.stdout)["rank"] == 4
+    assert done.stderr == "note: svd_rank changes nothing here: svd leaves one adapter alone whole, as PEFT does\n"
+
+
 def test_a_recipe_file_is_complete(folder: Path, tmp_path: Path) -> None:
     done = edgecal("merge", folder / "ties.yaml", "--out", tmp_path / "out", "--json", home=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -49,6 +70,8 @@ def test_a_recipe_file_is_complete(folder: Path, tmp_path: Path) -> None:
     assert recipe == {
         "method": "ties", "adapters": list(PAIR), "weights": [0.6, 0.4], "options": {"density": 0.7},
     }  # fmt: skip
+
+    assert done.stderr.startswith("note: ties is PEFT's here, on the factors;") and done.stderr.count("\n") == 1
 
     again = edgecal("merge", folder / "ties.yaml", "--out", tmp_path / "out", home=tmp_path)
     assert again.returncode == 1 and "exists already; --force" in again.stderr

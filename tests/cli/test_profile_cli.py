@@ -98,6 +98,20 @@ def test_costs_without_weights(folder, adapters):
     assert "extra" in table and max(map(len, table.splitlines())) <= 80
 
 
+def test_costs_of_a_configuration(folder, tmp_path):
+    """No weights, no adapters, no recipes: paper 1's Table 3 for a model that is not here."""
+    config = tmp_path / "config.json"
+    config.write_text((folder / "model" / "config.json").read_text())
+    done = edgecal("profile", "--costs", config, "--rank", "2", "--lora-rank", "8", "--json", home=tmp_path)
+    counts = json.loads(done.stdout)
+    assert (counts["rank"], counts["lora_rank"], counts["model_type"]) == (2, 8, "llama")
+    assert counts["shares"]["projection_merge"] == counts["projection_merge"] / counts["lora"]
+    table = edgecal("profile", "--costs", folder / "model", home=tmp_path, COLUMNS="60").stdout
+    assert "joint_expert" in table and "100.00 %" in table and max(map(len, table.splitlines())) <= 60
+    mixed = edgecal("profile", "--costs", config, "linear", "--rank", "2", home=tmp_path)
+    assert mixed.returncode == 2 and "counts without recipes" in mixed.stderr
+
+
 def test_dialogues(folder, adapters):
     (folder / "d.jsonl").write_text('{"dialogue": "A: Hi."}\n\n{"text": "B: Hello there."}\n{"text": "C"}\n')
     words = ("zero_shot", "linear", folder / "lcpp.safetensors")
@@ -177,7 +191,13 @@ def test_refusals_are_one_line(folder, arguments, message):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["MODEL", "--json", "--csv"], ["MODEL", "--costs", "--dialogues", "demo"], ["MODEL", "--costs", "--csv"]],
+    [
+        [],
+        ["MODEL", "--json", "--csv"],
+        ["MODEL", "--costs", "--dialogues", "demo"],
+        ["MODEL", "--costs", "--csv"],
+        ["MODEL", "--rank", "4"],
+    ],
 )
 def test_wrong_usage_exits_with_2(folder, arguments):
     done = edgecal("profile", *[folder / "model" if word == "MODEL" else word for word in arguments], home=folder)

@@ -236,6 +236,19 @@ def test_svd_of_unequal_ranks(ranks: Path, shapes: dict[str, tuple[int, int]], m
     compare(found, model, factors=False)
 
 
+@pytest.mark.parametrize("weight", [1.0, -0.3])
+@pytest.mark.parametrize("method", ON_DELTA)
+def test_one_adapter_is_left_whole(
+    ranks: Path, shapes: dict[str, tuple[int, int]], method: str, weight: float
+) -> None:
+    """PEFT merges one adapter linearly and passes over svd_rank, here below every rank (4, 6 by pattern)."""
+    options: dict[str, Any] = {} if method == "svd" else {"density": 0.4}
+    model = theirs(ranks, (weight,), method, svd_rank=2, **options)
+    found = ours(ranks, shapes, (weight,), method, svd_rank=2, **options)
+    assert {pair.rank for pair in found.pairs.values()} == {4, 6}
+    compare(found, model, factors=False)
+
+
 def test_concat_of_unequal_ranks(ranks: Path, shapes: dict[str, tuple[int, int]]) -> None:
     model = theirs(ranks, (0.7, -0.4, 1.2), "cat")
     compare(ours(ranks, shapes, (0.7, -0.4, 1.2), "concat"), model, factors=False)

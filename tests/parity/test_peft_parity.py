@@ -18,9 +18,12 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgecal.adapters import CompiledAdapter, LoraAdapter, Recipe, compile_recipe
+from edgecal.architecture import base_facts
+from edgecal.config import ModelConfig
 from edgecal.errors import AdapterError
 from edgecal_weights.peft_config import PeftConfig
 from tests.adapter_files import write_adapter
+from tests.adapter_formats import write_gguf_adapter, write_mlx_adapter
 
 # What PEFT and transformers say to each other about deprecations and odd options is not edgecal's to mend.
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("FutureWarning", "UserWarning")]
@@ -132,6 +135,25 @@ def test_rslora_with_patterns_follows_its_formula(tmp_path: Path) -> None:
     layer = "model.layers.1.self_attn."
     assert adapter.pairs[layer + "q_proj"].scaling == 6 / math.sqrt(2)
     assert adapter.pairs[layer + "k_proj"].scaling == 11 / math.sqrt(4)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"target_modules": ["q_proj", "down_proj"], "r": 1}, {"layers_to_transform": [1]}], ids=str
+)
+@pytest.mark.parametrize("form", ["GGUF", "MLX"])
+def test_delta_weight_of_other_formats(tmp_path: Path, form: str, options: dict[str, Any]) -> None:
+    """As llama.cpp and mlx-lm keep the same adapter; `tests/adapters/test_adapter_formats.py` has the rest."""
+    model, directory = save_random(tmp_path / "peft", **options)
+    config = ModelConfig.from_dict(model.config.to_dict() | {"rope_theta": 1e4})
+    if form == "GGUF":
+        path = write_gguf_adapter(tmp_path / "a.gguf", directory, config)
+    else:
+        path = write_mlx_adapter(tmp_path / "mlx", directory)
+    adapter = LoraAdapter.load(path).on_base(base_facts(config))
+    wanted = peft_deltas(model, "default")
+    assert adapter.format == form and set(adapter.pairs) == set(wanted)
+    for module, delta in wanted.items():
+        close(adapter.pairs[module].delta(), delta)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -21,7 +21,7 @@ from edgecal.errors import (
     RecipeError,
     VerificationError,
 )
-from edgecal.verification.comparison import Errors, compare_ids
+from edgecal.verification.comparison import Deviation, compare_ids
 from edgecal.verification.verify import Tolerances, Verification, check_recipe, recipe_of, verify
 from edgecal_weights.reference_file import ReferenceFile
 from tests.references import MODULES, reference_parts, sha256, write_reference
@@ -117,6 +117,30 @@ def test_another_answer_is_found_at_its_token(tmp_path, engine, parts):
     assert greedy.worst == (3,) and greedy.wanted == tensors["greedy_ids/one"][3] and "logits differ by" in greedy.note
 
 
+@pytest.mark.parametrize("kept", [1, 4, 6])
+def test_an_answer_of_another_length_than_the_case_says_fails(tmp_path, engine, parts, kept):
+    """All ids that are there are right: only the length tells that the reference was cut, or another's was added."""
+    tensors, metadata = parts
+    metadata["cases"]["one"]["n_new_tokens"] = 5
+    path = tmp_path / "r.safetensors"
+    assert check(write_reference(path, tensors, metadata), engine).passed
+    answer = np.resize(tensors["greedy_ids/one"], kept)
+    report = check(write_reference(path, {**tensors, "greedy_ids/one": answer}, metadata), engine)
+    assert failures(report) == ["greedy_ids/one"]
+    assert f"has {kept} ids in the file, whose case says 5" in report.comparisons[-1].note
+
+
+def test_an_answer_that_may_have_been_cut_is_noted(tmp_path, engine, parts):
+    """Without n_new_tokens a closing token is the only sign of a whole answer."""
+    tensors, metadata = parts
+    path = tmp_path / "r.safetensors"
+    report = check(write_reference(path, tensors, metadata), engine)
+    assert report.passed and "the answer of one has no closing token, and the metadata no" in report.notes[0]
+    closed = np.array([*tensors["greedy_ids/one"], min(engine.tokenizer.eos_ids)])
+    report = check(write_reference(path, {**tensors, "greedy_ids/one": closed}, metadata), engine)
+    assert report.notes == []
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_numbers_that_are_not_finite_fail(tmp_path, engine, parts, bad):
     tensors, metadata = parts
@@ -175,6 +199,8 @@ BROKEN = {
     "cases": ({"cases": ["one"]}, "key 'cases'"),
     "case too many": ({"cases": {"one": {}, "two": {}}}, "input_ids/two is missing"),
     "case too few": ({"cases": {}}, "input_ids/one has no case"),
+    "length": ({"cases": {"one": {"n_new_tokens": "5"}}}, "key 'cases': expected n_new_tokens of 'one' to be the"),
+    "no length": ({"cases": {"one": {"n_new_tokens": 0}}}, "key 'cases': expected n_new_tokens of 'one' to be the"),
 }
 
 
@@ -193,11 +219,13 @@ def test_missing_and_foreign_tensors(tmp_path, parts):
     for gone, message in {
         ("input_ids/one",): "input_ids/one is missing",
         ("logits_last4/one", "greedy_ids/one"): "neither logits_last4/one nor greedy_ids/one",
+        ("greedy_ids/one",): "greedy_ids/one is missing; the case says how long it is",
         (f"input/{q}/one",): f"input/{q}/one is missing, its partner is there",
         tuple(tensors): "no tensors",
     }.items():
         left = {name: tensor for name, tensor in tensors.items() if name not in gone}
-        metadata_left = {**metadata, "cases": {}} if not left else metadata
+        cases = {"one": {"n_new_tokens": 5}} if left else {}
+        metadata_left = {**metadata, "cases": cases}
         with pytest.raises(FileFormatError, match=message):
             ReferenceFile(write_reference(tmp_path / "r.safetensors", left, metadata_left))
     with pytest.raises(FileFormatError, match="tensor 'dW/q' is none of version 1"):
@@ -325,10 +353,10 @@ FLOATS = st.floats(-1e3, 1e3, width=32)
     st.integers(1, 7),
 )
 def test_blocks_of_rows_change_nothing(found, wanted, rows):
-    errors = Errors()
+    deviation = Deviation()
     for start in range(0, 7, rows):
-        errors.add(found[start : start + rows], wanted[start : start + rows], start)
-    row = errors.result("delta/x", (7, 3), "relative", 1e-6, (1, 1))
+        deviation.add(found[start : start + rows], wanted[start : start + rows], start)
+    row = deviation.result("delta/x", (7, 3), "relative", 1e-6, (1, 1))
     gap = np.abs(found.astype(float) - wanted)
     assert row.max_abs == gap.max() and row.worst is not None and gap[row.worst] == gap.max()
     largest = np.abs(wanted).max()

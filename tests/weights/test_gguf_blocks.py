@@ -121,6 +121,18 @@ def test_near_counterparts_stay_within_their_budget(rng, type_name):
     assert (np.abs(error.reshape(-1, 32)).max(axis=1) <= largest * groups).all()
 
 
+@pytest.mark.parametrize(("degrees", "low", "high"), [(3, 0.0065, 0.0105), (2, 0.0098, 0.016)])
+def test_heavy_tails_cost_more_and_no_weight_moves_far(degrees, low, high):
+    """The figures of the module's docstring: RMS grows with the tails, the bound on a single weight holds."""
+    w = np.random.default_rng(0).standard_t(degrees, (256, 1024)).astype(np.float32)
+    raw = encode(w, "Q5_1")
+    stored = reference(raw, "Q5_1")
+    error = dequantize(gguf_blocks.pack(raw, "Q5_1")) - stored
+    assert low < np.sqrt(np.square(error).mean() / np.square(stored).mean()) < high
+    largest = np.abs(stored.reshape(-1, 32)).max(axis=1)
+    assert (np.abs(error.reshape(-1, 32)).max(axis=1) <= NEAR_BUDGET["Q5_1"][1] * largest).all()
+
+
 def test_q4_k_moves_its_codes_unrounded(rng):
     raw = random_blocks("Q4_K", 16, 256, rng)
     parts = gguf_blocks.decode(raw, "Q4_K")

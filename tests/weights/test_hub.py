@@ -28,9 +28,12 @@ from huggingface_hub import file_download
 def full(*arguments, **options):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+def download_config(id, progress, **options):
+    return hub.download_config(id, **options)
+
 def run(task):
     calls = []
-    fetch = hub.download_adapter if task.pop("adapter", False) else hub.download
+    fetch = {"adapter": hub.download_adapter, "config": download_config}.get(task.pop("kind", ""), hub.download)
     file_download.http_get = full if task.pop("full_disk", False) else http_get
     try:
         answer = {"path": str(fetch(task.pop("id"), **task, progress=lambda *call: calls.append(call)))}
@@ -126,7 +129,18 @@ def test_only_what_a_model_needs_is_fetched_and_then_cached(client, model_files)
     assert tagged["path"] == again["path"] == str(folder)
 
 
+def test_a_configuration_comes_without_weights(client, model_files):
+    task = {"id": "org/model", "kind": "config"}
+    (answer,) = client(task)
+    assert Path(answer["path"]).read_bytes() == model_files["config.json"]
+    assert client.hub.fetched() == {"config.json"}
+    (again,) = client({**task, "offline": True})
+    assert again["path"] == answer["path"]
+
+
 REFUSALS = [
+    ({"id": "org/ggufs", "kind": "config"}, "ModelNotFoundError", "no config.json; GGUF files hold the configuration"),
+    ({"id": "org", "kind": "config"}, "ModelNotFoundError", "org: no such file or directory, and not a hub id"),
     ({"id": "org/nothing"}, "ModelNotFoundError", "no model org/nothing at http.*hf auth login"),
     ({"id": "org/model", "revision": "v9"}, "HubError", "no revision 'v9'"),
     ({"id": "org/gated"}, "HubError", "gated: accept its terms at http.*HF_TOKEN"),
@@ -137,7 +151,7 @@ REFUSALS = [
     ({"id": "org/ggufs"}, "ModelNotFoundError", "3 GGUF models.*org/ggufs:Q4_K_M.*small-Q8_0.gguf"),
     ({"id": "org/ggufs:Q5_0"}, "ModelNotFoundError", "no GGUF file of quantization 'Q5_0'.*small-Q4_0.gguf"),
     ({"id": "org/adapter"}, "ModelNotFoundError", "is a PEFT adapter, not a model"),
-    ({"id": "org/model", "adapter": True}, "ModelNotFoundError", "no adapter_config.json"),
+    ({"id": "org/model", "kind": "adapter"}, "ModelNotFoundError", "no adapter_config.json"),
 ]
 
 
@@ -161,7 +175,7 @@ def test_no_network(client):
 
 def test_resumed_transfer_and_choices(client, model_files):
     shard = "model-00001-of-00002.safetensors"
-    adapter = {"id": "org/adapter", "adapter": True}
+    adapter = {"id": "org/adapter", "kind": "adapter"}
     one = {"id": "org/ggufs:q4_k_m"}
     answers = client({"id": "org/breaks"}, one, {**one, "offline": True}, adapter)
     broken, gguf, cached, adapter_folder = (Path(answer["path"]) for answer in answers)

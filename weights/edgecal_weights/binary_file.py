@@ -9,6 +9,7 @@ raising. The packed form, which the engine does map, is the one exception and ha
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import weakref
@@ -87,6 +88,18 @@ class BinaryFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def file_sha256(path: str | Path) -> str:
+    """64 hex digits; FileFormatError when the file cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise FileFormatError(f"{path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
 
 
 Decode = Callable[[NDArray[np.uint8], str, NDArray[np.float32]], None]

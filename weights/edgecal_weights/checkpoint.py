@@ -167,7 +167,8 @@ def _open_directory(path: Path) -> Checkpoint:
     if ggufs:
         return _open_file(path / _only_gguf(path, ggufs))
     if "adapter_config.json" in names:
-        raise UnsupportedModelError(f"{path} is a PEFT adapter, not a model; give it with its base model")
+        kind = "an MLX" if "adapters.safetensors" in names else "a PEFT"
+        raise UnsupportedModelError(f"{path} is {kind} adapter, not a model; give it with its base model")
     if any(n.startswith("pytorch_model") and n.endswith(".bin") for n in names):
         raise UnsupportedModelError(
             f"{path} has its weights in pytorch_model.bin only. Loading a pickle runs whatever code is in "

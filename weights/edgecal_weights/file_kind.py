@@ -7,9 +7,11 @@ ever unpickled.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import EdgecalError
+from .gguf_adapter import is_gguf_adapter
 from .safetensors_file import SafetensorsFile
 
 _KNOWN = {
@@ -28,7 +30,7 @@ def describe_file(path: str | Path) -> str | None:
     path = Path(path).expanduser()
     if path.is_dir():
         if (path / "adapter_config.json").exists():
-            return "the directory of a PEFT adapter"
+            return f"the directory of {'an MLX' if (path / 'adapters.safetensors').exists() else 'a PEFT'} adapter"
         return "a directory"
     try:
         with path.open("rb") as file:
@@ -38,7 +40,9 @@ def describe_file(path: str | Path) -> str | None:
     if start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
         return _PICKLE
     if start[:4] == b"GGUF":
-        return "a GGUF model"
+        with suppress(EdgecalError):
+            return "a LoRA adapter in GGUF" if is_gguf_adapter(path) else "a GGUF model"
+        return "a damaged GGUF file"
     try:
         with SafetensorsFile(path) as opened:
             names, form = opened.names(), opened.metadata.get("format", "")
@@ -48,6 +52,8 @@ def describe_file(path: str | Path) -> str | None:
         return _KNOWN[form]
     if any(".lora_A." in name or ".lora_B." in name for name in names):
         return "a PEFT adapter's weights"
+    if any(name.endswith((".lora_a", ".lora_b")) for name in names):
+        return "an MLX adapter's weights"
     if any(name.startswith("model.layers.") for name in names):
         return "weights of a model"
     if not form:

@@ -134,7 +134,8 @@ def family_of(metadata: Mapping[str, Any], path: Path) -> Family:
     """By `general.architecture`; UnsupportedModelError lists the known ones."""
     kind = metadata.get("general.type", "model")  # "adapter", "mmproj" and others exist
     if kind != "model":
-        raise UnsupportedModelError(f"{path} holds {kind!r} (general.type), not a model")
+        advice = "; give it with its base model" if kind == "adapter" else ""
+        raise UnsupportedModelError(f"{path} holds {kind!r} (general.type), not a model{advice}")
     arch = metadata.get("general.architecture")
     if arch is None:
         raise FileFormatError(f"{path} lacks the metadata general.architecture")

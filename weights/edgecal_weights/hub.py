@@ -94,6 +94,24 @@ def download_adapter(
     return _fetch(adapter_id, choose, revision, offline, progress)[0]
 
 
+def download_config(model_id: str, *, revision: str | None = None, offline: bool | None = None) -> Path:
+    """Fetch nothing of "org/name" but its config.json; returns that file. Arguments and errors as for `download`."""
+
+    def choose(files: Sequence[str]) -> list[str]:
+        if "config.json" not in files:
+            hint = "; GGUF files hold the configuration themselves: give one" if _has_gguf(files) else ""
+            raise ModelNotFoundError(f"{model_id} has no config.json{hint}")
+        return ["config.json"]
+
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model_id):
+        raise ModelNotFoundError(f"{model_id}: no such file or directory, and not a hub id of the form org/name")
+    return _fetch(model_id, choose, revision, offline, None)[0] / "config.json"
+
+
+def _has_gguf(files: Sequence[str]) -> bool:
+    return any(name.lower().endswith(".gguf") for name in files)
+
+
 def _model_files(repo: str, quant: str | None, files: Sequence[str]) -> list[str]:
     """The files to fetch of those that the repository has; weights first."""
     here = [name for name in files if "/" not in name]

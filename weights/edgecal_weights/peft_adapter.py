@@ -5,25 +5,20 @@ For each changed linear module of d outputs and k inputs the file holds
 Every tensor must be of this kind and belong to a module that the configuration targets, because PEFT passes
 over the others with a warning at most, and an adapter half of which has no effect looks like a bad adapter
 rather than a bad file.
-
-At opening every number is looked at once (a NaN is found here, not in the third word of an answer), and then
-nothing is kept: factors are read again when they are asked for, which costs a few milliseconds out of the
-file cache and saves the 10 to 200 MB that a resident copy of each adapter would take.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .binary_file import Decode, decode_floats
-from .errors import AdapterError, FileFormatError, ModelNotFoundError
-from .peft_config import LARGEST_RANK, PeftConfig
+from .binary_file import Decode, decode_floats, file_sha256
+from .errors import AdapterError, ModelNotFoundError
+from .lora_file import FLOATS, LARGEST_RANK, LoraFile, LoraModule, StoredTensor, check_finite, stored_tensors
+from .peft_config import PeftConfig
 from .safetensors_file import SafetensorsFile
 
 CONFIG_FILE = "adapter_config.json"
@@ -49,24 +44,12 @@ _FOREIGN = {
 _TRAINING_ONLY = ".lora_velora_embed"
 
 
-@dataclass(frozen=True)
-class LoraModule:
-    """One changed module: A is (rank, in_features), B is (out_features, rank), dW = scaling * B @ A."""
-
-    rank: int
-    scaling: float
-    out_features: int
-    in_features: int
-    dtype: str
-    nbytes: int
-
-
-class PeftAdapter:
-    """An opened adapter; `modules` maps module paths ("model.layers.0.self_attn.q_proj") to their facts.
-
-    `path` is the directory, or the .safetensors file itself (adapter_config.json lies beside it). Raises
+class PeftAdapter(LoraFile):
+    """`path` is the directory, or the .safetensors file itself (adapter_config.json lies beside it). Raises
     AdapterError or FileFormatError naming the file and the tensor or key.
     """
+
+    format = "PEFT"
 
     def __init__(self, path: str | Path) -> None:
         self.path = weights = _weights_path(Path(path).expanduser())
@@ -78,15 +61,14 @@ class PeftAdapter:
         try:
             self.modules = self._modules()
             for name in self._factor_names():
-                self._check_numbers(name)
-            self.sha256 = _sha256(weights)
+                check_finite(self.path, name, self._file.read(name))
+            self.sha256 = file_sha256(weights)
         except BaseException:
             self._file.close()
             raise
 
     @property
     def base_model_name(self) -> str | None:
-        """What the trainer called the base: a hub id, or a path of another machine. For messages only."""
         return self.config.base_model_name
 
     def read(
@@ -97,19 +79,16 @@ class PeftAdapter:
         buffer: NDArray[np.uint8] | None = None,
         decode: Decode = decode_floats,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(lora_a (r, k), lora_b (d, r)), float32, owned by the caller; KeyError for a module it does not change.
-
-        They are written into `a` and `b` where these are given, of just those shapes; `buffer` and `decode` are those
-        of `SafetensorsFile.read`.
-        """
         if module not in self.modules:
             raise KeyError(module)
         lora_a = self._file.read(_tensor(module, "A"), a, buffer, decode)
         return lora_a, self._file.read(_tensor(module, "B"), b, buffer, decode)
 
     def targets(self, module: str) -> bool:
-        """Whether the configuration asks for a LoRA on this module of the base, present in the file or not."""
         return self.config.targets(module)
+
+    def tensors(self) -> list[StoredTensor]:
+        return stored_tensors(self._file)
 
     def close(self) -> None:
         self._file.close()
@@ -142,7 +121,7 @@ class PeftAdapter:
             )
         a, b = (self._file.entry(_tensor(module, factor)) for factor in "AB")
         for name, entry in ((_tensor(module, "A"), a), (_tensor(module, "B"), b)):
-            if entry.dtype not in ("F32", "F16", "BF16"):
+            if entry.dtype not in FLOATS:
                 raise AdapterError(f"{self.path}: {name} has type {entry.dtype}; edgecal reads F32, F16 and BF16")
             if len(entry.shape) != 2 or 0 in entry.shape:
                 raise AdapterError(
@@ -162,18 +141,6 @@ class PeftAdapter:
                 "scaling would be wrong"
             )
         return LoraModule(rank, self.config.scaling(module), d, k, a.dtype, a.nbytes + b.nbytes)
-
-    def _check_numbers(self, name: str) -> None:
-        values = self._file.read(name)
-        finite = np.isfinite(values)
-        if not finite.all():
-            bad = np.argwhere(~finite)
-            row, column = (int(i) for i in bad[0])
-            raise AdapterError(
-                f"{self.path}: {name} has {len(bad)} numbers that are not finite, the first "
-                f"({values[row, column]}) "
-                f"at row {row}, column {column}; the training diverged or the file is damaged"
-            )
 
 
 def _tensor(module: str, factor: str) -> str:
@@ -199,7 +166,8 @@ def _weights_path(path: Path) -> Path:
         if path.suffix == ".safetensors" and path.exists():
             return path
         raise AdapterError(
-            f"{path} is not an adapter: expected a directory with {CONFIG_FILE} and {WEIGHTS_FILE}"
+            f"{path} is not an adapter: expected a directory with {CONFIG_FILE} and {WEIGHTS_FILE} (PEFT) or "
+            "adapters.safetensors (MLX), or a GGUF adapter"
             + ("" if path.exists() else "; there is no such path")
         )
     if not (path / WEIGHTS_FILE).exists():
@@ -216,14 +184,3 @@ def _pickle_advice(path: Path) -> str:
         f"{path} is a pickle. Loading one runs whatever code is in it, so edgecal does not; load it with "
         "PEFT where you trust it and save_pretrained(DIR, safe_serialization=True)"
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise FileFormatError(f"{path} cannot be read: {error.strerror}") from error
-    return digest.hexdigest()

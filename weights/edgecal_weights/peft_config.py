@@ -23,9 +23,9 @@ from typing import Any
 
 from .binary_file import BinaryFile
 from .errors import AdapterError, WeightsError
+from .lora_file import LARGEST_RANK
 from .safe_pattern import PatternBudget, SafePattern
 
-LARGEST_RANK = 16_384
 _LARGEST_FILE = 4 << 20
 
 HARMLESS = {
@@ -89,7 +89,7 @@ class PeftConfig:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._values = values = _read_object(path)
+        self._values = values = read_adapter_config(path)
         self._budget = PatternBudget()
         kind = values.get("peft_type", "LORA")
         if kind != "LORA":
@@ -237,7 +237,8 @@ def _selects(selection: SafePattern | Iterable[str], module: str) -> bool:
     return any(name in selection for name in names)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_adapter_config(path: Path) -> dict[str, Any]:
+    """The JSON object in an adapter_config.json; AdapterError names the file."""
     try:
         with BinaryFile(path) as file:
             if file.size > _LARGEST_FILE:

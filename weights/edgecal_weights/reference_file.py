@@ -17,7 +17,6 @@ first on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -47,7 +46,8 @@ _LONGEST = 1 << 20  # ids of one case
 @dataclass(frozen=True)
 class ReferenceMetadata:
     """`method` as the file spells it; `calibration` is a file name or None; `weights` and `options` are those of the
-    recipe (None and empty where the method's defaults were taken); `cases` by name, of free content."""
+    recipe (None and empty where the method's defaults were taken); `cases` by name, of free content but for
+    `n_new_tokens`, how many ids the greedy answer has."""
 
     method: str
     adapters: tuple[AdapterReference, ...]
@@ -60,6 +60,10 @@ class ReferenceMetadata:
     dtype: str
     thin: int
     made_with: str
+
+    def answer_length(self, case: str) -> int | None:
+        """How many ids the greedy answer of a case has, None where the file does not say."""
+        return self.cases[case].get("n_new_tokens")
 
 
 class ReferenceFile:
@@ -128,6 +132,8 @@ class ReferenceFile:
                 raise FileFormatError(
                     f"{self.path}: case {case!r} has neither logits_last4/{case} nor greedy_ids/{case}"
                 )
+            if self.metadata.answer_length(case) and case not in self._tensors["greedy_ids"]:
+                raise FileFormatError(f"{self.path}: greedy_ids/{case} is missing; the case says how long it is")
         for ours, other in (("input", "output"), ("output", "input")):
             for name in self._tensors[ours]:
                 if name not in self._tensors[other]:
@@ -141,18 +147,6 @@ class ReferenceFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def file_sha256(path: str | Path) -> str:
-    """FileFormatError when it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with Path(path).expanduser().open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise FileFormatError(f"{path} cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 class _Reader:
@@ -254,6 +248,10 @@ class _Reader:
         cases = self._object("cases", "a JSON object of cases by name")
         if not all(name and isinstance(case, dict) for name, case in cases.items()):
             raise self._wrong("cases", "a JSON object whose values are objects")
+        for name, case in cases.items():
+            length = case.get("n_new_tokens")
+            if length is not None and (type(length) is not int or length < 1):
+                raise self._wrong("cases", f"n_new_tokens of {name[:40]!r} to be the number of its answer's ids")
         return cases
 
     def _thin(self) -> int:

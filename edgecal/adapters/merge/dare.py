@@ -19,7 +19,6 @@ from .peft_linear import peft_linear
 from .pruning import DENSITY, SEED, STRETCH, RandomDrop
 from .registry import method
 from .sign_election import SIGN_METHOD, elect_and_average
-from .svd import svd
 from .truncation import SVD_RANK, merge_dense
 from .workspace import scratch
 
@@ -92,7 +91,7 @@ def dare_ties(pairs: Sequence[LoraPair], weights: Sequence[float], context: Cont
     paper=_PAPER,
     takes_weights=True,
     options=(DENSITY, SEED, SVD_RANK),
-    alone=svd,
+    alone=peft_linear,
 )
 def dare_linear_svd(pairs: Sequence[LoraPair], weights: Sequence[float], context: Context = PLAIN) -> CompiledPair:
     """Rank `svd_rank`, or the largest of the adapters'."""
@@ -105,7 +104,7 @@ def dare_linear_svd(pairs: Sequence[LoraPair], weights: Sequence[float], context
     paper=_PAPER,
     takes_weights=True,
     options=(DENSITY, SEED, SIGN_METHOD, SVD_RANK),
-    alone=svd,
+    alone=peft_linear,
 )
 def dare_ties_svd(pairs: Sequence[LoraPair], weights: Sequence[float], context: Context = PLAIN) -> CompiledPair:
     """Rank `svd_rank`, or the largest of the adapters'."""

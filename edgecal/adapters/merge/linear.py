@@ -6,7 +6,7 @@ weights both factors carry them (A* = sum_i w_i A_i, B* = sum_i w_i s_i B_i), as
 one adapter of weight w, dW is w^2 times its own.
 
 PEFT's `linear` is another formula (`peft_linear`: the square root of w_i s_i on each factor), and mergekit's, a mean of
-whole models, is `concat`; neither is this one.
+whole models, is `concat`; neither is this one. A recipe in mergekit's spelling gets mergekit's (`mergekit_spelling`).
 """
 
 from __future__ import annotations

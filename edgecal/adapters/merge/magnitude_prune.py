@@ -16,7 +16,6 @@ from .factors import Combine, merge_with_roots, weighted_sum
 from .peft_linear import peft_linear
 from .pruning import DENSITY, find_largest
 from .registry import method
-from .svd import svd
 from .truncation import SVD_RANK, merge_dense
 
 _PAPER = "PEFT's add_weighted_adapter (combination_type='magnitude_prune')"
@@ -52,7 +51,7 @@ def magnitude_prune(pairs: Sequence[LoraPair], weights: Sequence[float], context
     paper=_PAPER,
     takes_weights=True,
     options=(DENSITY, SVD_RANK),
-    alone=svd,
+    alone=peft_linear,
 )
 def magnitude_prune_svd(pairs: Sequence[LoraPair], weights: Sequence[float], context: Context = PLAIN) -> CompiledPair:
     """Rank `svd_rank`, or the largest of the adapters'."""

@@ -62,6 +62,10 @@ class Method:
     weigh: Callable[[Mapping[str, Any], int], tuple[float, ...]] | None = None
     weights_are_shares: bool = False
 
+    def merge_of(self, count: int) -> MergeFunction | None:
+        """What merges a recipe of `count` adapters."""
+        return self.alone if count == 1 and self.alone is not None else self.merge
+
     def option(self, name: str) -> Option:
         """RecipeError with the known options when it has none of this name."""
         for option in self.options:

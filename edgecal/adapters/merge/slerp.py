@@ -69,6 +69,7 @@ def slerp(pairs: Sequence[LoraPair], weights: Sequence[float], context: Context 
     paper=_PAPER,
     takes_weights=True,
     options=(T, SVD_RANK),
+    alone=slerp,
     weigh=shares_of_t,
     weights_are_shares=True,
 )

@@ -17,7 +17,6 @@ from .peft_linear import peft_linear
 from .pruning import DENSITY, find_largest
 from .registry import method
 from .sign_election import SIGN_METHOD, elect_and_average
-from .svd import svd
 from .truncation import SVD_RANK, merge_dense
 
 _PAPER = "TIES-Merging (arXiv 2306.01708), PEFT's variant"
@@ -53,7 +52,7 @@ def ties(pairs: Sequence[LoraPair], weights: Sequence[float], context: Context =
     paper=_PAPER,
     takes_weights=True,
     options=(DENSITY, SIGN_METHOD, SVD_RANK),
-    alone=svd,
+    alone=peft_linear,
 )
 def ties_svd(pairs: Sequence[LoraPair], weights: Sequence[float], context: Context = PLAIN) -> CompiledPair:
     """Rank `svd_rank`, or the largest of the adapters'."""

@@ -21,7 +21,11 @@ from .factors import Combine, check_shapes
 from .options import Option
 
 SVD_RANK = Option(
-    "svd_rank", "rank of the result (the largest of the adapters unless given)", kind="whole", low=1, high=16_384
+    "svd_rank",
+    "rank of the result (the largest of the adapters unless given; one adapter alone stays whole)",
+    kind="whole",
+    low=1,
+    high=16_384,
 )
 
 
