@@ -184,7 +184,8 @@ class Answer:
     """The text of one pass, from its tokens; `cost` says what they took once the last has come."""
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], prompt_tokens: int) -> None:
-        self._decoder, self._stops = TextStream(tokenizer.backend), StopStrings(stop)
+        self._decoder = TextStream(tokenizer.backend)
+        self._stops = StopStrings(stop, self._decoder.skipped.values())
         self._prompt_tokens = prompt_tokens
         self._first_token_s = 0.0
         self._drafted = self._accepted = 0
@@ -200,9 +201,12 @@ class Answer:
         self._accepted += token.accepted
         self._last = token
         new = "" if token.finish_reason == "stop" else self._decoder.push(token.id)
+        special = self._decoder.skipped.get(token.id, "")
+        if self._stops.watches(special):
+            new += self._decoder.settle()
         if token.finish_reason is not None:
             new += self._decoder.flush()
-        new, stopped = self._stops.push(new)
+        new, stopped = self._stops.push(new, special)
         self.finish_reason = "stop" if stopped else token.finish_reason
         if self.finish_reason is not None and not stopped:
             new += self._stops.flush()

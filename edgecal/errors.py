@@ -16,6 +16,8 @@
     ├── OptionError                  a setting outside its range
     └── PromptError                  nothing to answer, or a chat template that refuses
         └── ContextLengthError       the prompt and the answer do not fit the context
+
+What a person should know although it stops nothing is a warning: `edgecal_weights.errors.EdgecalWarning`.
 """
 
 from __future__ import annotations

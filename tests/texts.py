@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 TEXTS = {
     "english": "Could you send me the report by Friday? I'll be out of the office, but we're reachable; don't worry.",
     "spanish": "¿Dónde está la estación? Mañana viajaré con mi hermana pequeña, ¡qué ilusión!",
@@ -28,3 +31,36 @@ TEXTS = {
 
 # Decomposed accents: tokenizers that normalize to NFC see these as the composed characters.
 DECOMPOSED = "cafe\u0301 nai\u0308ve A\u030angstro\u0308m \u1100\u1161\u11a8"
+
+# Further languages and shapes, which no vocabulary of the tests was trained on.
+UNSEEN = {
+    "japanese": "明日の会議は午後三時からです。ラーメンを食べてから行きましょう！カタカナもひらがなも。",
+    "vietnamese": "Hôm nay trời đẹp quá, chúng ta đi dạo quanh hồ rồi uống cà phê sữa đá nhé?",
+    "thai": "พรุ่งนี้ฝนจะตก อย่าลืมพกร่มไปด้วยนะครับ",
+    "greek": "Το τρένο άργησε πολύ, αλλά προλάβαμε την τελευταία στιγμή.",
+    "hebrew": "הרכבת איחרה, אבל הגענו בזמן לפגישה החשובה.",
+    "turkish": "Iğdır'dan İstanbul'a giden otobüs çok geç kalktı; şoför özür diledi.",
+    "javascript": "const f = async (x) => {\n\tif (!x?.y) { return `${a}_${b}`; }\n\t// getHTTPResponse2\n};\n\n\n",
+    "json": '{"id": 12345678, "tags": ["a-b", "c_d"],\r\n  "ok": true, "π": 3.14e-10}\n',
+    "shell": "for f in *.txt; do\n    sed -i 's/[0-9]\\{3\\}/###/g' \"$f\"   # three digits\ndone && echo $?",
+    "markdown": "# Title\n\n* one\n* **two**\n\n| a | b |\n|---|--:|\n| 1 | 22 |\n\n```py\nprint('x')\n```",
+    "emoji runs": "😀😃😄 👍🏿👍 🇩🇪🇫🇷 1️⃣2️⃣ ⚠️ ☃ (╯°□°)╯︵ ┻━┻",
+    "only spaces": " " * 9,
+    "only newlines": "\n\n \n\t\n",
+    "spaces of every width": "a\u00a0b\u2003c\u3000d\u200be\ufefff\x0bg\x0ch\x85i",
+    "metaspace": "a▁b ▁▁ c",
+    "controls": "a\x00b\x01\x1f\x7f",
+}
+
+
+def real_lines(limit: int = 400) -> list[str]:
+    """Lines of real dialogues and translations in six languages, where the shared data lies beside the project."""
+    data = Path(__file__).parents[2] / "shared" / "data"
+    lines: list[str] = []
+    for file in sorted(data.glob("parallel/en-*.tsv")):
+        rows = file.read_text().splitlines()
+        lines += [text for row in rows[:: max(1, 6 * len(rows) // limit)] for text in row.split("\t")]
+    for file in sorted(data.glob("convsumx/test.jsonl")):
+        rows = [json.loads(row) for row in file.read_text().splitlines()]
+        lines += [row[key] for row in rows[:: max(1, 10 * len(rows) // limit)] for key in sorted(row)]
+    return lines[: 2 * limit]

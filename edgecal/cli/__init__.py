@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from importlib import import_module
 from typing import Any
 
 import click
 
 from edgecal_kernels.errors import EdgecalError
+from edgecal_weights.errors import EdgecalWarning
 
 # name -> one line of help, so that `edgecal --help` imports no command
 COMMANDS = {
@@ -71,6 +73,7 @@ def group() -> None:
 
 def main() -> None:
     """Run the command line; every refusal of the EdgecalError family becomes one line and exit code 1."""
+    warnings.formatwarning = _format_warning
     try:
         code = group(standalone_mode=False)
     except EdgecalError as error:
@@ -84,6 +87,18 @@ def main() -> None:
     except OSError as error:  # a path that no command expected: no permission, a name too long, a folder for a file
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", type(error).__name__)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+_format_foreign_warning = warnings.formatwarning
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings are for the person at the terminal: one line, without the place in the code."""
+    if issubclass(category, EdgecalWarning):
+        return f"edgecal: warning: {message}\n"
+    return _format_foreign_warning(message, category, filename, lineno, line)
 
 
 def _fail(message: str, kind: str) -> None:

@@ -39,6 +39,8 @@ _STRIP_FIRST_SPACE = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 class _Decoder(Protocol):
     def push(self, index: int) -> str: ...
 
+    def settle(self) -> str: ...
+
     def flush(self) -> str: ...
 
 
@@ -51,19 +53,25 @@ class TextStream:
     Args:
         backend: the tokenizer.
         skip_special_tokens: leave out control tokens such as the end of turn.
+
+    `skipped` has their written form by id; empty when they are shown.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, skip_special_tokens: bool = True) -> None:
-        self._skipped = (
-            {index for index, token in backend.get_added_tokens_decoder().items() if token.special}
-            if skip_special_tokens
-            else set()
-        )
+        added = backend.get_added_tokens_decoder() if skip_special_tokens else {}
+        self.skipped = {index: token.content for index, token in added.items() if token.special}
         self._decoder = _make_decoder(backend, skip_special_tokens)
 
     def push(self, index: int) -> str:
         """The text that became complete with this id; often empty, never half a character."""
-        return "" if index in self._skipped else self._decoder.push(index)
+        return "" if index in self.skipped else self._decoder.push(index)
+
+    def settle(self) -> str:
+        """What is held back although it is whole, for a caller that needs the text up to here before what follows.
+
+        A run of byte tokens is held until it ends. One that is settled counts as ended.
+        """
+        return self._decoder.settle()
 
     def flush(self) -> str:
         """What is still held back, with U+FFFD for bytes that never made a character. Ends the stream."""
@@ -110,6 +118,9 @@ class _ByteLevel:
             raw = token.encode()
         return self._utf8.decode(raw)
 
+    def settle(self) -> str:
+        return ""  # a whole character is never held back
+
     def flush(self) -> str:
         return self._utf8.decode(b"", final=True)
 
@@ -130,6 +141,13 @@ class _SentencePiece:
             self._run.append(int(byte[1], 16))
             return ""
         return self._emit(self._end_run() + token)
+
+    def settle(self) -> str:
+        try:
+            self._run.decode()
+        except UnicodeDecodeError:
+            return ""
+        return self.flush()
 
     def flush(self) -> str:
         return self._emit(self._end_run())
@@ -161,6 +179,9 @@ class _Library:
         text = self._stream.step(self._backend, index) or ""
         self._length += len(text)
         return text
+
+    def settle(self) -> str:
+        return ""
 
     def flush(self) -> str:
         text = self._backend.decode(self._ids, skip_special_tokens=self._skip_special_tokens)[self._length :]

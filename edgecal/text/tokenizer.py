@@ -3,14 +3,17 @@
 The arithmetic of tokenization is the tokenizers library's; what this file adds are the conventions around
 it that transformers keeps in Python and that decide which ids a model sees:
 
-* `tokenizer_config.json` overrules the post-processor of `tokenizer.json` where it names `add_bos_token` or
-  `add_eos_token`;
+* what is put around a raw text is the post-processor's business; `add_bos_token` and `add_eos_token` of
+  tokenizer_config.json are not looked at, as in transformers 5 wherever there is a tokenizer.json;
+* a token has a name (`bos_token`, `eos_token` ...) only if the tokenizer's own files give it one. An id in config.json
+  names nothing: 1 and 2, LlamaConfig's defaults, are `"` and `#` in a byte-level vocabulary;
 * a truncation or padding saved in tokenizer.json (leftovers of training) does not apply to inference;
 * the text of a chat template carries its own special tokens, so a conversation is encoded without adding
   any: this is what keeps a beginning-of-text token from being doubled;
 * the end of generation is spelled in up to three places (generation_config, config, tokenizer) that often
   disagree. All of them end generation here: a turn that a base model's config does not end would run on
-  into an invented one.
+  into an invented one. But an id of config.json (or of a generation_config.json that was made from it) that stands for
+  ordinary text is a leftover of defaults and ends nothing.
 
 `clean_up_tokenization_spaces` is ignored, as transformers does for BPE: it corrupts text.
 """
@@ -21,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken
 
 from ..errors import FileFormatError, PromptError
 from .chat_template import ChatTemplate
@@ -32,17 +35,15 @@ if TYPE_CHECKING:
 
 __all__ = ["TextStream", "Tokenizer"]
 
-_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
 
 class Tokenizer:
     """A model's tokenizer with its chat template.
 
     Args:
-        backend: owned from here on (truncation, padding and the post-processor are set on it).
+        backend: owned from here on (truncation, padding and special tokens are set on it).
         tokenizer_config: in the spelling of tokenizer_config.json; `chat_template` may be one text, a dict
             by name, or a list of `{"name", "template"}`.
-        config, generation_config: read for `bos_token_id` and `eos_token_id` only.
+        config, generation_config: read for `eos_token_id` only.
         origin: the model's path or name, for messages.
     """
 
@@ -57,16 +58,13 @@ class Tokenizer:
         self.backend = backend
         self.origin = origin
         options = tokenizer_config or {}
-        configs = [source or {} for source in (generation_config, config)]
         backend.no_truncation()
         backend.no_padding()
-        self.named_tokens = self._find_named_tokens(options, configs)
+        self.named_tokens = _find_named_tokens(options)
         self._mark_special()
         self._templates = self._read_templates(options.get("chat_template"))
         self.bos_id = self._id_of("bos_token")
-        self.eos_ids = self._find_eos_ids(configs)
-        if "add_bos_token" in options or "add_eos_token" in options:
-            self._set_post_processor(bool(options.get("add_bos_token")), bool(options.get("add_eos_token")))
+        self.eos_ids = self._find_eos_ids(config or {}, generation_config or {})
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Tokenizer:
@@ -145,58 +143,33 @@ class Tokenizer:
         """Ids of `apply_chat_template`; the template writes its own special tokens, so none are added."""
         return self.encode(self.apply_chat_template(messages, add_generation_prompt, **variables))
 
-    def _find_named_tokens(self, options: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-        """`bos_token` and the like by name, as text, for the template and for decoding."""
-        found = {}
-        for name in _NAMED_TOKENS:
-            value = options.get(name)
-            if isinstance(value, Mapping):  # transformers writes plain texts or whole AddedToken records
-                value = value.get("content")
-            if name not in options and name in ("bos_token", "eos_token"):
-                ids = [index for source in configs for index in self._ids_in(source, f"{name}_id")]
-                value = self.backend.id_to_token(ids[0]) if ids else None
-            if isinstance(value, str):
-                found[name] = value
-        return found
-
     def _mark_special(self) -> None:
         """Named tokens are special even where tokenizer.json lists them as ordinary pieces."""
-        added = self.backend.get_added_tokens_decoder()
-        known = {token.content for token in added.values() if token.special}
-        missing = {
-            token
-            for token in self.named_tokens.values()
-            if token not in known and self.backend.token_to_id(token) is not None
-        }
+        added = {token.content for token in self.backend.get_added_tokens_decoder().values()}
+        pieces = {token for token in self.named_tokens.values() if self.backend.token_to_id(token) is not None}
         self.backend.add_special_tokens(
-            [AddedToken(token, normalized=False, special=True) for token in sorted(missing)]
+            [AddedToken(token, normalized=False, special=True) for token in sorted(pieces - added)]
         )
 
-    def _find_eos_ids(self, configs: Sequence[Mapping[str, Any]]) -> frozenset[int]:
-        ids = {index for source in configs for index in self._ids_in(source, "eos_token_id")}
+    def _find_eos_ids(self, config: Mapping[str, Any], generation_config: Mapping[str, Any]) -> frozenset[int]:
+        told, copied = self._ids_in(generation_config, "eos_token_id"), self._ids_in(config, "eos_token_id")
+        if generation_config.get("_from_model_config"):
+            told, copied = [], told + copied
+        added = self.backend.get_added_tokens_decoder()
+        meant = [index for index in copied if index in added or self.backend.id_to_token(index) is None]
         eos = self._id_of("eos_token")
-        return frozenset(ids if eos is None else ids | {eos})
+        return frozenset([*told, *meant] if eos is None else [*told, *meant, eos])
 
     def _ids_in(self, source: Mapping[str, Any], key: str) -> list[int]:
         value = source.get(key)
         values = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-        if not all(isinstance(index, int) and not isinstance(index, bool) and index >= 0 for index in values):
+        if not all(isinstance(index, int) and not isinstance(index, bool) for index in values):
             raise FileFormatError(f"{self.origin}: {key} must be a token id or a list of token ids, found {value!r}")
-        return list(values)
+        return [index for index in values if 0 <= index < 1 << 32]  # -1 is how some say "none"
 
     def _id_of(self, name: str) -> int | None:
         token = self.named_tokens.get(name)
         return None if token is None else self.backend.token_to_id(token)
-
-    def _set_post_processor(self, add_bos: bool, add_eos: bool) -> None:
-        pieces, special = ["$A"], []
-        for wanted, name in ((add_bos, "bos_token"), (add_eos, "eos_token")):
-            index = self._id_of(name)
-            if wanted and index is not None:
-                special.append({"id": name, "ids": [index], "tokens": [self.named_tokens[name]]})
-                pieces = [name, *pieces] if name == "bos_token" else [*pieces, name]
-        pair = [*pieces, *("$B:1" if piece == "$A" else f"{piece}:1" for piece in pieces)]
-        self.backend.post_processor = processors.TemplateProcessing(single=pieces, pair=pair, special_tokens=special)
 
     def _read_templates(self, value: Any) -> dict[str, ChatTemplate]:
         if value is None:
@@ -223,3 +196,14 @@ class Tokenizer:
                 f"{self.origin} has no chat template named {name!r}; choose one of {', '.join(self.template_names)}"
             )
         return self._templates[name]
+
+
+def _find_named_tokens(options: Mapping[str, Any]) -> dict[str, str]:
+    """`bos_token` and the like by name, as text, for templates and for decoding. A model may have names of its own."""
+    found = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping):  # transformers writes plain texts or whole AddedToken records
+            value = value.get("content")
+        if name.endswith("_token") and isinstance(value, str):
+            found[name] = value
+    return found

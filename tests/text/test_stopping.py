@@ -51,6 +51,64 @@ def test_holds_back_no_more_than_needed(whole: str, stop_strings: list[str]) -> 
             assert not any(stop.startswith(whole[start:]) for stop in stop_strings)
 
 
+# "X" and "Y" stand for special tokens in the written text; an upper-case letter is hidden.
+written = st.text("abXY", max_size=30)
+naming = st.lists(st.text("abXY", min_size=1, max_size=4), max_size=4)
+
+
+def by_definition(whole: str, stop_strings: list[str]) -> tuple[str, bool]:
+    """Stop strings that name a token are searched in what is written, the others in what is shown."""
+    found = []
+    for stop in stop_strings:
+        if any(token in stop for token in "XY"):
+            # A token that no stop string contains is not there at all.
+            seen = [i for i, c in enumerate(whole) if c.islower() or any(c in other for other in stop_strings)]
+        else:
+            seen = [i for i, c in enumerate(whole) if c.islower()]
+        at = "".join(whole[i] for i in seen).find(stop)
+        if at >= 0:
+            found.append((seen[at + len(stop) - 1] + 1, seen[at]))
+    end = min(found)[1] if found else len(whole)
+    return "".join(c for c in whole[:end] if c.islower()), bool(found)
+
+
+@given(written, naming, st.lists(st.integers(0, 30), max_size=8))
+def test_special_tokens_take_part_and_are_not_shown(whole: str, stop_strings: list[str], cuts: list[int]) -> None:
+    watcher, emitted, stopped = StopStrings(stop_strings, "XY"), "", False
+    edges = {0, len(whole), *(min(cut, len(whole)) for cut in cuts)}
+    edges |= {i + 1 for i, char in enumerate(whole) if char.isupper()}
+    for a, b in pairwise(sorted(edges)):
+        piece = whole[a:b]
+        special = piece[-1] if piece[-1].isupper() else ""
+        new, stopped = watcher.push(piece.removesuffix(special), special)
+        emitted += new
+        if stopped:
+            break
+    assert (emitted + watcher.flush(), stopped) == by_definition(whole, stop_strings)
+
+
+def test_special_tokens_that_no_stop_string_contains_do_not_matter() -> None:
+    watcher = StopStrings(["<", "ab", "end|>x"], ["<|end|>"])
+    assert not watcher.watches("<|end|>")
+    assert watcher.push("a", "<|end|>") == ("", False)
+    assert watcher.push("b") == ("", True)
+
+
+@pytest.mark.parametrize("stop", ["<|start|>", "b<|start|>", "<|start|>user", "b<|start|>user", "<|end|><|start|>"])
+def test_a_stop_string_of_special_tokens(stop: str) -> None:
+    watcher = StopStrings([stop], ["<|start|>", "<|end|>", ""])
+    shown = ""
+    for text, special in [("ab", ""), ("", "<|end|>"), ("", ""), ("b", "<|start|>"), ("us", ""), ("er", "")]:
+        new, stopped = watcher.push(text, special)
+        shown += new
+        if stopped:
+            break
+    # "<|end|><|start|>" has a "b" in between here, and the watched "<|end|>" shows in no text
+    assert stopped == (stop != "<|end|><|start|>")
+    expected = {"<|start|>": "abb", "<|start|>user": "abb", "<|end|><|start|>": "abbuser"}
+    assert shown + watcher.flush() == expected.get(stop, "ab")
+
+
 def test_reports_what_matched_and_stays_stopped() -> None:
     watcher = StopStrings(["\nUser:", "###"])
     assert watcher.push("Fine.\nUs") == ("Fine.", False)

@@ -78,6 +78,24 @@ def test_stream_shows_truly_broken_bytes_at_the_end() -> None:
     assert stream.push(first_of_emoji) + stream.push(backend.token_to_id("a")) == "\ufffda"
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_what_is_whole_can_be_settled(name: str, backends: dict[str, Backend]) -> None:
+    """Text in front of a special token comes before it; half a character waits for its end behind it."""
+    backend = backends[name]
+    stream = TextStream(backend)
+    whole = backend.encode("x ä a ü", add_special_tokens=False).ids
+    text = "".join(stream.push(index) for index in whole) + stream.settle()
+    assert text == backend.decode(whole)
+    assert stream.settle() == ""
+    spelled = "ð", "Ł", "ĺ", "Ģ"  # the bytes F0 9F 98 80
+    half = [backend.token_to_id(token) for token in spelled if name == "byte-level"]
+    half = half or [backend.token_to_id(f"<0x{byte:02X}>") for byte in "😀".encode()]
+    assert "".join(stream.push(index) + stream.settle() for index in half[:2]) == ""
+    assert "".join(stream.push(index) + stream.settle() for index in half[2:]) == "😀"
+    assert stream.skipped[backend.token_to_id("<|im_end|>")] == "<|im_end|>"
+    assert TextStream(backend, skip_special_tokens=False).skipped == {}
+
+
 def test_stream_work_does_not_grow_with_the_text() -> None:
     backend = byte_level_backend()
     ids = backend.encode(TEXTS["english"]).ids * 2000

@@ -199,6 +199,11 @@ def test_resumed_transfer_and_choices(client, model_files):
             ["Q8_0/a-Q8_0-00001-of-00002.gguf", "Q8_0/a-Q8_0-00002-of-00002.gguf"],
         ),
         (["config.json", "model.safetensors", "model-f16.gguf"], "f16", ["model-f16.gguf"]),
+        (
+            ["additional_chat_templates/rag.jinja", "config.json", "model.safetensors", "added_tokens.json", "x.jinja"],
+            None,
+            ["model.safetensors", "config.json", "added_tokens.json", "additional_chat_templates/rag.jinja"],
+        ),
     ],
 )
 def test_choice_of_files(files, quant, chosen):

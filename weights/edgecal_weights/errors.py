@@ -35,3 +35,7 @@ class AdapterError(EdgecalError):
 
 class CalibrationError(AdapterError):
     """A calibration file is broken, or was made for other adapters or another base."""
+
+
+class EdgecalWarning(UserWarning):
+    """What a person should know about a model that is served all the same. The command line shows one line each."""

@@ -14,6 +14,7 @@ the metadata.
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,9 @@ from edgecal_kernels.quant import STEP, TILE_ROWS, QuantizedTensor, packed_shape
 from . import gguf_blocks
 from .checkpoint import Checkpoint, Fidelity, check_rows
 from .errors import FileFormatError, ModelNotFoundError, UnsupportedModelError
-from .gguf_config import ROPE_FACTORS, family_of, hf_name, model_config, token_id
+from .gguf_config import ROPE_FACTORS, family_of, hf_name, model_config
 from .gguf_file import GGUFFile, GGUFTensor
+from .gguf_special_tokens import SpecialTokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,9 +37,6 @@ if TYPE_CHECKING:
 PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 _MAX_PARTS = 256
 _BLOCK_WEIGHTS = 1 << 18  # decoded at once
-# How chat models end their turn; llama.cpp looks for the same texts where a file does not say.
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
-_CONTROL = 3  # tokenizer.ggml.token_type
 # Buffers of old converters that follow from the configuration.
 _COMPUTED = re.compile(r"blk\.\d+\.attn_rot_embd|blk\.\d+\.attn\.rot_embd|rope\.freqs")
 
@@ -62,7 +61,6 @@ class GGUFCheckpoint(Checkpoint):
                 self._rope_factors(),
             )
             self._heads = self._permuted_heads()
-            self.generation_config = self._generation_config()
         except BaseException:
             self.close()
             raise
@@ -156,28 +154,13 @@ class GGUFCheckpoint(Checkpoint):
             heads[name] = n
         return heads
 
-    def _generation_config(self) -> dict[str, Any]:
-        """Ids that end a text: eos, and the ends of a turn, named by the file or found in its vocabulary."""
-        ids = [token_id(self.metadata, key, self.path) for key in ("eos", "eot", "eom")]
-        ends = [token for token in ids if token is not None]
-        if ids[1] is None:
-            ends += self._turn_ends()
-        names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        config: dict[str, Any] = {name: self.config[name] for name in names if name in self.config}
-        if ends:
-            config["eos_token_id"] = list(dict.fromkeys(ends))
-        return config
-
-    def _turn_ends(self) -> list[int]:
-        kinds, tokens = self._array("token_type"), self._array("tokens")
-        pairs = enumerate(zip(tokens, kinds, strict=False))
-        return [i for i, (token, kind) in pairs if kind == _CONTROL and token in _TURN_ENDS]
-
-    def _array(self, key: str) -> list[Any]:
-        value = self.metadata.get(f"tokenizer.ggml.{key}", [])
-        if not isinstance(value, list):
-            raise FileFormatError(f"{self.path}: tokenizer.ggml.{key} is {value!r}, expected an array")
-        return value
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:  # type: ignore[override]
+        """Looked up when asked for: a vocabulary that is broken does not stand in the way of the tensors."""
+        config = {f"{name}_token_id": self.config.get(f"{name}_token_id") for name in ("bos", "pad")}
+        if "tokenizer.ggml.tokens" in self.metadata:
+            config["eos_token_id"] = SpecialTokens(self.metadata, self.path).ends() or None
+        return {key: value for key, value in config.items() if value is not None}
 
     def _find(self, name: str) -> tuple[GGUFFile, GGUFTensor]:
         try:
@@ -273,28 +256,7 @@ class GGUFCheckpoint(Checkpoint):
         return build_tokenizer(self.metadata, self.path)
 
     def tokenizer_config(self) -> dict[str, Any]:
-        tokens = self._array("tokens")
-        config: dict[str, Any] = {}
-        for key, name in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")):
-            index = token_id(self.metadata, key, self.path)
-            if index is None:
-                continue
-            if index >= len(tokens):
-                raise FileFormatError(
-                    f"{self.path}: tokenizer.ggml.{key}_token_id is {index}, the vocabulary has "
-                    f"{len(tokens)} tokens"
-                )
-            config[f"{name}_token"] = tokens[index]
-        for key in ("add_bos_token", "add_eos_token"):
-            flag = self.metadata.get(f"tokenizer.ggml.{key}")
-            if flag is not None:
-                config[key] = bool(flag)
-        template = self.metadata.get("tokenizer.chat_template")
-        if template is not None:
-            if not isinstance(template, str):
-                raise FileFormatError(f"{self.path}: tokenizer.chat_template is {template!r}, expected text")
-            config["chat_template"] = template
-        return config
+        return SpecialTokens(self.metadata, self.path).config()
 
     def close(self) -> None:
         for file in self._files:

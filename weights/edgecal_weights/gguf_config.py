@@ -27,6 +27,7 @@ _HF_NAME = re.compile(r"(?:model\.layers\.(0|[1-9]\d{0,5})\.)?([\w.]+)\.(weight|
 
 ROPE_FACTORS = "rope_freqs.weight"
 _GEMMA3_27B_LAYERS = 62
+_NO_TOKEN = (-1, 0xFFFFFFFF)  # as the id of a token
 # Keys whose mere presence with a value other than the neutral one makes another model of it.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
@@ -145,8 +146,10 @@ def family_of(metadata: Mapping[str, Any], path: Path) -> Family:
 
 
 def token_id(metadata: Mapping[str, Any], key: str, path: Path) -> int | None:
-    """`tokenizer.ggml.{key}_token_id`, None when the file does not say."""
+    """`tokenizer.ggml.{key}_token_id`, None when the file does not say or says -1, signed or not."""
     value = metadata.get(f"tokenizer.ggml.{key}_token_id")
+    if type(value) is int and value in _NO_TOKEN:
+        return None
     if value is not None and (type(value) is not int or value < 0):
         raise FileFormatError(
             f"{path}: tokenizer.ggml.{key}_token_id is {value!r}, expected a token's number"

@@ -9,8 +9,7 @@ well, and `dtype`. The rest of edgecal knows the first form with `rope_type` and
     rope_parameters {full_attention: {...}, sliding_attention: {rope_theta}} -> and rope_local_base_freq
     rope_scaling {type: linear, factor}                     -> rope_scaling {rope_type: linear, factor}
 
-Chat templates have lived in three places: a file chat_template.jinja (which transformers prefers where it
-exists), the key in tokenizer_config.json (a string, or a list of named ones), and chat_template.json.
+What concerns the tokenizer is in hf_tokenizer.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ from .binary_file import BinaryFile
 from .errors import FileFormatError, ModelNotFoundError, UnsupportedModelError
 
 _MAX_JSON = 64 << 20  # the index of a large model has 1 MB; tokenizer.json is read by the tokenizers library
-_MAX_TEMPLATE = 4 << 20
-_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
 def read_text(path: Path, limit: int) -> str:
@@ -103,49 +100,3 @@ def _scaling(scaling: Any, path: Path) -> dict[str, Any] | None:
     old = scaling.pop("type", None)
     kind = scaling.setdefault("rope_type", "default" if old is None else old)
     return None if kind == "default" else scaling
-
-
-def tokenizer_config(directory: Path) -> dict[str, Any]:
-    """tokenizer_config.json completed from special_tokens_map.json and the chat template's other places.
-
-    Special tokens are plain strings. `chat_template` is the default one; a list of named templates also
-    appears as `chat_templates` {name: text}. All files are optional.
-    """
-    path = directory / "tokenizer_config.json"
-    config = read_json(path, optional=True)
-    for key, value in read_json(directory / "special_tokens_map.json", optional=True).items():
-        if config.get(key) is None:
-            config[key] = value
-    for key in _TOKENS:
-        if isinstance(config.get(key), dict):
-            config[key] = config[key].get("content")
-        if not isinstance(config.get(key, ""), (str, type(None))):
-            raise FileFormatError(f"{path}: {key} is {config[key]!r}, expected a string")
-    template = _chat_template(directory, config.pop("chat_template", None))
-    if isinstance(template, list):
-        named = _named_templates(template, path)
-        config["chat_templates"] = named
-        template = named.get("default") or (next(iter(named.values())) if len(named) == 1 else None)
-    if template is not None:
-        if not isinstance(template, str):
-            raise FileFormatError(f"{path}: chat_template is a {type(template).__name__}, expected text")
-        config["chat_template"] = template
-    return config
-
-
-def _chat_template(directory: Path, inline: Any) -> Any:
-    if (directory / "chat_template.jinja").exists():
-        return read_text(directory / "chat_template.jinja", _MAX_TEMPLATE)
-    if inline is not None:
-        return inline
-    return read_json(directory / "chat_template.json", optional=True).get("chat_template")
-
-
-def _named_templates(entries: list[Any], path: Path) -> dict[str, str]:
-    try:
-        named = {entry["name"]: entry["template"] for entry in entries}
-    except (KeyError, TypeError):
-        named = {"": None}
-    if not all(isinstance(part, str) for pair in named.items() for part in pair):
-        raise FileFormatError(f"{path}: chat_template is a list, expected of objects with name and template")
-    return named

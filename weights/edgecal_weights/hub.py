@@ -36,9 +36,11 @@ _SIDE_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.json",
     "chat_template.jinja",
 )
+_TEMPLATE = re.compile(r"additional_chat_templates/[^/]+\.jinja")
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MODEL_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<quant>[\w.-]+))?")
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-\d{5}\.gguf", re.IGNORECASE)
@@ -124,7 +126,8 @@ def _model_files(repo: str, quant: str | None, files: Sequence[str]) -> list[str
     if shards and "config.json" in here:
         if "model.safetensors" in shards:
             shards = ["model.safetensors"]
-        return [*shards, *(name for name in here if name in _SIDE_FILES or name == _INDEX)]
+        beside = [name for name in here if name in _SIDE_FILES or name == _INDEX]
+        return [*shards, *beside, *(name for name in files if _TEMPLATE.fullmatch(name))]
     if ggufs:
         return _one_gguf(repo, ggufs, None)
     if "adapter_config.json" in here:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .checkpoint import Checkpoint
 from .errors import FileFormatError, ModelNotFoundError, UnsupportedModelError
-from .hf_config import normalize_config, read_json, tokenizer_config
+from .hf_config import normalize_config, read_json
 from .safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -142,20 +142,17 @@ class HFCheckpoint(Checkpoint):
         return sum(shard.entry(stored).nbytes for shard, stored in self._place.values())
 
     def tokenizer(self) -> Tokenizer:
-        from tokenizers import Tokenizer
+        from .hf_tokenizer import read_tokenizer
 
-        path = self.path / "tokenizer.json"
-        if not path.is_file():
-            raise ModelNotFoundError(
-                f"{path}: no such file. Older models have only tokenizer.model; write a tokenizer.json once "
-                "with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
-            )
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for every kind of bad file
-            raise FileFormatError(f"{path} is not a tokenizer of the tokenizers library: {error}") from error
+        advice = (
+            "older models have only tokenizer.model; write a tokenizer.json once with transformers: "
+            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+        )
+        return read_tokenizer(self.path, self.config.get("vocab_size"), advice)
 
     def tokenizer_config(self) -> dict[str, Any]:
+        from .hf_tokenizer import tokenizer_config
+
         return tokenizer_config(self.path)
 
     def close(self) -> None:

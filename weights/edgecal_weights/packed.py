@@ -49,8 +49,8 @@ from edgecal_kernels.quant import (
 )
 
 from .checkpoint import PACKED_FILE, Checkpoint, Fidelity, check_rows
-from .errors import FileFormatError, ModelNotFoundError, UnsupportedModelError
-from .hf_config import normalize_config, read_json, tokenizer_config
+from .errors import FileFormatError, UnsupportedModelError
+from .hf_config import normalize_config, read_json
 from .safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -312,17 +312,14 @@ class PackedCheckpoint(Checkpoint):
         return self._tensor_bytes
 
     def tokenizer(self) -> Tokenizer:
-        from tokenizers import Tokenizer
+        from .hf_tokenizer import read_tokenizer
 
-        path = self.path / "tokenizer.json"
-        if not path.is_file():
-            raise ModelNotFoundError(f"{path}: no such file; quantize the model again, or copy it from the source")
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for every kind of bad file
-            raise FileFormatError(f"{path} is not a tokenizer of the tokenizers library: {error}") from error
+        advice = "quantize the model again, or copy it from the source"
+        return read_tokenizer(self.path, self.config.get("vocab_size"), advice)
 
     def tokenizer_config(self) -> dict[str, Any]:
+        from .hf_tokenizer import tokenizer_config
+
         return tokenizer_config(self.path)
 
     def close(self) -> None:
