@@ -223,7 +223,7 @@ def test_broken_models_are_refused(tmp_path):
             bad = tensors[name].copy()
             bad[3, 5] = np.inf
             Engine.load(write(tensors | {name: bad}), weights=weights)
-    with pytest.raises(UnsupportedModelError, match="mamba.*known architectures: llama, qwen2, stablelm"):
+    with pytest.raises(UnsupportedModelError, match="mamba.*known architectures: llama, qwen2, qwen3"):
         Engine.load(write(tensors, model_type="mamba"))
     with pytest.raises(UnsupportedModelError, match="sliding"):
         Engine.load(write(tensors, model_type="qwen2", use_sliding_window=True))
