@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgecal_kernels.quant import SPECS
 from edgecal_weights.quantizer import EMBEDDING_FORMATS, QUANTIZE_FORMATS, quantize_checkpoint
 
 from ._progress import progress_bar
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     type=click.Choice(QUANTIZE_FORMATS),
     default="auto",
     show_default=True,
-    help="Form of the linear layers. keep: a GGUF's own, not rounded again. auto: keep, or int4 of floats.",
+    help="Form of the linear layers. keep: a GGUF's own, not rounded again. auto: keep, or int4 of floats. "
+    "Bits per weight: " + ", ".join(f"{name} {spec.bits_per_weight():g}" for name, spec in SPECS.items()) + ".",
 )
 @click.option(
     "--group-size",

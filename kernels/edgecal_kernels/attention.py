@@ -13,32 +13,58 @@ away.
 
 A cache is given by `Cached.addresses`.
 
-Trap: constants that are handed to kernels are NumPy's integers, because Numba compiles a function anew for every place
-of a Python constant among its arguments.
+Trap: constants that are passed to kernels are NumPy's integers, because Numba specializes on literal Python integers.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange, types
 
 from . import blocks, simd
-from .cached import FP16, FP32, INT8, KEY_GROUP, PAIRS, Cached
+from .cached import FP16, FP32, INT8, KEY_GROUP, PAIRS, Addresses, Cached
 from .elementwise import exp_lanes
 from .function_pointer import by_address
 from .jit import kernel, parallel
 from .quant import Array
 from .simd import add, load, mul, splat, store
-from .small_products import multiply_rows
+from .small_products import Scales, Strides, multiply_rows
 
 BLOCK = np.int64(64)  # positions
 ROWS = 64  # of an item, about: a block of keys and values and what belongs to the rows stay in the first-level cache
 _ZERO: Any = np.int64(0)
 _LANES: Any = np.int64(16)
 _WORTH_A_THREAD = 1 << 18  # multiply-adds from which it is worth waking other threads
+
+
+class View(NamedTuple):
+    """What the rows of an item have in common: the position of the first token, the size of a head (`width` is head_dim
+    in whole vectors), what scores are multiplied by, the number of positions that a row sees (0: all)."""
+
+    pos: Any
+    head_dim: Any
+    width: Any
+    scaling: Any
+    window: Any
+
+
+class Parts(NamedTuple):
+    """Where a block of keys and of values, as float32, and what belongs to the rows lie in an item's buffer."""
+
+    keys: Any
+    values: Any
+    queries: Any
+    mixed: Any
+    weights: Any
+    sums: Any
+    highest: Any
+
+
+_VIEW = types.NamedTuple((types.int64, types.int64, types.int64, types.float64, types.int64), View)
+_ADDRESSES = types.NamedUniTuple(types.int64, len(Addresses._fields), Addresses)
 
 
 @kernel
@@ -50,14 +76,13 @@ def attention_scratch(n_rows: int, width: int) -> Any:
 
 @kernel
 def _parts(scratch: int, rows: int, width: int) -> Any:
-    """Where in the buffer keys, values, queries, mixtures, weights, sums and highest scores lie; rows is a multiple of
-    four."""
+    """For a multiple of four rows."""
     values = scratch + BLOCK * width * 4
     queries = values + BLOCK * width * 4
     mixed = queries + rows * width * 4
     weights = mixed + rows * width * 4
     sums = weights + rows * BLOCK * 4
-    return scratch, values, queries, mixed, weights, sums, sums + rows * _LANES * 4
+    return Parts(scratch, values, queries, mixed, weights, sums, sums + rows * _LANES * 4)
 
 
 @kernel
@@ -83,16 +108,15 @@ def _widen(kind: int, source: int, at: int, n: int, out: Any) -> None:
 
 @kernel
 def _widen_keys(place: Any, at: int, tiles: int, width: int, out: Any) -> None:
-    """So many tiles of keys from position `at` on as float32."""
-    keys, _, scales, _, kind, _ = place
-    if kind != INT8:
-        _widen(kind, keys, at * width, tiles * 16 * width, out)
+    """`tiles` tiles of keys from position `at` on as float32."""
+    if place.kind != INT8:
+        _widen(place.kind, place.keys, at * width, tiles * 16 * width, out)
         return
     scale_at, begin = at // 16 * (width // KEY_GROUP), at * width
     for group in range(tiles * (width // KEY_GROUP)):
-        scale = simd.load_half(scales, (scale_at + group) * 16)
+        scale = simd.load_half(place.key_scales, (scale_at + group) * 16)
         for i in range(group * KEY_GROUP * 16, (group + 1) * KEY_GROUP * 16, 16):
-            store(out, i, mul(simd.load_int8(keys, begin + i), scale))
+            store(out, i, mul(simd.load_int8(place.keys, begin + i), scale))
 
 
 @kernel
@@ -120,16 +144,16 @@ def _place_query(q: int, head_dim: int, kind: int, query: int) -> None:
 
 @kernel
 def _fetch(place: Any, at: int, width: int) -> None:
-    """Ask for a block of the cache: it comes while the block before it is worked on."""
-    size = 1 if place[4] == INT8 else (2 if place[4] == FP16 else 4)
+    """Prefetch a block of the cache, while the block before it is worked on."""
+    size = 1 if place.kind == INT8 else (2 if place.kind == FP16 else 4)
     for i in range(at * width * size, (at + BLOCK) * width * size, 64):
-        simd.prefetch(place[0], i)
-        simd.prefetch(place[1], i)
-    if place[4] == INT8:
+        simd.prefetch(place.keys, i)
+        simd.prefetch(place.values, i)
+    if place.kind == INT8:
         for i in range(at * width * 2 // KEY_GROUP, (at + BLOCK) * width * 2 // KEY_GROUP, 64):
-            simd.prefetch(place[2], i)
+            simd.prefetch(place.key_scales, i)
         for i in range(at * 4, (at + BLOCK) * 4, 64):
-            simd.prefetch(place[3], i)
+            simd.prefetch(place.value_scales, i)
 
 
 @kernel
@@ -141,7 +165,6 @@ def _weigh(
     Returns the factor by which the row's mixture has to shrink. With int8, weights, once summed, take the values'
     scales.
     """
-    _, _, _, value_scales, kind, _ = place
     at, stop = row * BLOCK, (seen + 15) // 16 * 16
     top = splat(np.float32(-np.inf))
     for j in range(0, stop, 16):
@@ -167,38 +190,53 @@ def _weigh(
     for j in range(0, stop, 16):
         weight = load(weights, at + j)
         total = add(total, weight)
-        if kind == INT8:
-            store(weights, at + j, mul(weight, load(value_scales, scale_at + j)))
+        if place.kind == INT8:
+            store(weights, at + j, mul(weight, load(place.value_scales, scale_at + j)))
     store(sums, row * 16, total)
     return simd.first_lane(shrink)
 
 
 @kernel
+def _begin_rows(q: int, first: int, heads: int, per_token: int, n_rows: int, view: Any, kind: int, parts: Any) -> None:
+    """Queries in the order of the cache's keys; no score, no weight, no mixture yet."""
+    width, padded = view.width, (n_rows + 3) // 4 * 4
+    _clear(parts.queries, _ZERO if view.head_dim < width else n_rows * width, padded * width)
+    for row in range(n_rows):
+        source = first + row // heads * per_token + row % heads * view.head_dim
+        _place_query(q + source * 4, view.head_dim, kind, parts.queries + row * width * 4)
+        simd.store_one(parts.highest, row, np.float32(-np.inf))
+    _clear(parts.mixed, _ZERO, padded * width)
+    _clear(parts.sums, _ZERO, padded * 16)
+
+
+@kernel
+def _finish_rows(out: int, first: int, heads: int, per_token: int, n_rows: int, view: Any, parts: Any) -> None:
+    """Mixtures over the sums of their weights."""
+    for row in range(n_rows):
+        target = first + row // heads * per_token + row % heads * view.head_dim
+        normal = np.float32(1) / simd.sum_lanes(load(parts.sums, row * 16))
+        _copy(parts.mixed + row * view.width * 4, out + target * 4, view.head_dim, normal)
+
+
+@kernel
 def attend(
-    q: int, out: int, first: int, tokens: int, heads: int, per_token: int, sizes: Any, place: Any, at: int, scratch: int
+    q: int, out: int, first: int, tokens: int, heads: int, per_token: int, view: Any, place: Any, at: int, scratch: int
 ) -> None:
     """One item: `tokens` tokens from position `pos` on, times the `heads` query heads of one key head.
 
     Element `first` of q and out is the first token's first head; the next token is `per_token` elements on, the next
-    head head_dim. sizes = (pos, head_dim, width, scaling, window); place = `Cached.addresses`; the key head's position
-    0 is position `at` of the cache as a whole, (layer * K + head) * capacity. q, out and scratch (`attention_scratch`)
-    are addresses.
+    head head_dim. place = `Cached.addresses`; the key head's position 0 is position `at` of the cache as a whole,
+    (layer * K + head) * capacity. q, out and scratch (`attention_scratch`) are addresses.
     """
-    pos, head_dim, width, scaling, window = sizes
+    pos, _head_dim, width, scaling, window = view
     n_rows, vectors = tokens * heads, width // 16
-    padded = (n_rows + 3) // 4 * 4
-    keys, values, queries, mixed, weights, sums, highest = _parts(scratch, padded, width)
-    _clear(queries, _ZERO if head_dim < width else n_rows * width, padded * width)
-    for row in range(n_rows):
-        source = first + row // heads * per_token + row % heads * head_dim
-        _place_query(q + source * 4, head_dim, place[4], queries + row * width * 4)
-        simd.store_one(highest, row, np.float32(-np.inf))
-    _clear(mixed, _ZERO, padded * width)
-    _clear(sums, _ZERO, padded * 16)
+    parts = _parts(scratch, (n_rows + 3) // 4 * 4, width)
+    keys, values, queries, mixed, weights, sums, highest = parts
+    _begin_rows(q, first, heads, per_token, n_rows, view, place.kind, parts)
     length = pos + tokens
-    halves, whole = simd.halves(place[0]), simd.whole(place[0])
-    value_halves, value_whole = simd.halves(place[1]), simd.whole(place[1])
-    direct = n_rows <= 8 and place[4] != FP32  # one pass or two over a block cost less than a copy of it
+    halves, whole = simd.halves(place.keys), simd.whole(place.keys)
+    value_halves, value_whole = simd.halves(place.values), simd.whole(place.values)
+    direct = n_rows <= 8 and place.kind != FP32  # one pass or two over a block cost less than a copy of it
     groups = width // KEY_GROUP
     begin_block = max(_ZERO, pos - window + 1) // BLOCK * BLOCK if window > 0 else _ZERO
     for start in range(begin_block, length, BLOCK):
@@ -209,19 +247,19 @@ def attend(
             _fetch(place, at + start + BLOCK, width)
         if not direct:
             _widen_keys(place, at + start, tiles, width, keys)
-            _widen(place[4], place[1], (at + start) * width, present * width, values)
+            _widen(place.kind, place.values, (at + start) * width, present * width, values)
         early = max(0, start - pos) * heads  # rows that end before this block
         late = min(tokens, start + BLOCK + window - 1 - pos) * heads if window > 0 else n_rows  # their window is later
         for row in range(early // 4 * 4, late, 4):
             some = min(4, n_rows - row)
             _clear(weights, row * BLOCK, (row + 4) * BLOCK)
-            layout = (_LANES, 16 * width, BLOCK)
+            layout = Strides(_LANES, 16 * width, BLOCK)
             source, target = row * width, row * BLOCK
             begin = (at + start) * width
-            if direct and place[4] == FP16:
+            if direct and place.kind == FP16:
                 multiply_rows(some, queries, source, width, width, halves, begin, layout, tiles, weights, target, None)
             elif direct:
-                scales = (place[2], (at + start) * groups, groups * 16)
+                scales = Scales(place.key_scales, (at + start) * groups, groups * 16)
                 multiply_rows(some, queries, source, width, width, whole, begin, layout, tiles, weights, target, scales)
             else:
                 copied = simd.singles(keys)
@@ -237,8 +275,8 @@ def attend(
                         for i in range(r * width, (r + 1) * width, 16):
                             store(mixed, i, mul(load(mixed, i), splat(shrink)))
             seen = min(BLOCK, pos + (row + some - 1) // heads + 1 - start)
-            layout = (width, _LANES, width)
-            if direct and place[4] == FP16:
+            layout = Strides(width, _LANES, width)
+            if direct and place.kind == FP16:
                 multiply_rows(
                     some, weights, target, BLOCK, seen, value_halves, begin, layout, vectors, mixed, source, None
                 )
@@ -249,17 +287,14 @@ def attend(
             else:
                 copied = simd.singles(values)
                 multiply_rows(some, weights, target, BLOCK, seen, copied, _ZERO, layout, vectors, mixed, source, None)
-    for row in range(n_rows):
-        target = first + row // heads * per_token + row % heads * head_dim
-        normal = np.float32(1) / simd.sum_lanes(load(sums, row * 16))
-        _copy(mixed + row * width * 4, out + target * 4, head_dim, normal)
+    _finish_rows(out, first, heads, per_token, n_rows, view, parts)
 
 
 @kernel
-def _attend_share(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: int, first: int, stride: int) -> None:
+def _attend_share(q: Any, out: Any, shape: Any, view: Any, place: Any, layer: int, first: int, stride: int) -> None:
     """Items first, first + stride, ...; shape = (T, H, K). Late tokens, which see most, come first."""
     n_tokens, n_heads, n_kv = shape
-    pos, head_dim, width, scaling, window = sizes
+    pos, head_dim, width, scaling, window = view
     heads = n_heads // n_kv
     block = max(1, ROWS // heads)
     n_blocks = (n_tokens + block - 1) // block
@@ -268,36 +303,33 @@ def _attend_share(q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: i
     for item in range(first, n_blocks * n_kv, stride):
         head, token = item % n_kv, (n_blocks - 1 - item // n_kv) * block
         element = (token * n_heads + head * heads) * head_dim
-        at = (layer * n_kv + head) * place[5]
+        at = (layer * n_kv + head) * place.capacity
         tokens = min(block, n_tokens - token)
-        here = (pos + token, head_dim, width, scaling, window)
+        here = View(pos + token, head_dim, width, scaling, window)
         attend(own_q, own_out, element, tokens, heads, n_heads * head_dim, here, place, at, blocks.address(scratch))
 
 
 call_share, share_code = by_address(
     _attend_share,
     *(types.float32[::1], types.float32[::1], types.UniTuple(types.int64, 3)),
-    *(types.Tuple((types.int64, types.int64, types.int64, types.float64, types.int64)), types.UniTuple(types.int64, 6)),
-    *(types.int64, types.int64, types.int64),
+    *(_VIEW, _ADDRESSES, types.int64, types.int64, types.int64),
 )
 
 
 @parallel
-def _attention(code: int, q: Any, out: Any, shape: Any, sizes: Any, place: Any, layer: int) -> None:
+def _attention(code: int, q: Any, out: Any, shape: Any, view: Any, place: Any, layer: int) -> None:
     for chunk in prange(32):
-        call_share(code, q, out, shape, sizes, place, layer, np.int64(chunk), np.int64(32))
+        call_share(code, q, out, shape, view, place, layer, np.int64(chunk), np.int64(32))
 
 
-def attention(
-    q: Array, cached: Cached, layer: int, pos: int, scale: float | None = None, window: int = 0
-) -> Array:
+def attention(q: Array, cached: Cached, layer: int, pos: int, scale: float | None = None, window: int = 0) -> Array:
     """As `reference.attention`."""
     n_tokens, n_heads, head_dim = q.shape
     n_kv, width = cached.values.shape[1], cached.values.shape[3]
     out = np.empty((n_tokens, n_heads * head_dim), np.float32)
     flat = np.ascontiguousarray(q).reshape(-1)
-    sizes = (pos, head_dim, width, 1.0 / math.sqrt(scale or head_dim), window)
-    arguments = flat, out.reshape(-1), (n_tokens, n_heads, n_kv), sizes, cached.addresses, layer
+    view = View(pos, head_dim, width, 1.0 / math.sqrt(scale or head_dim), window)
+    arguments = flat, out.reshape(-1), (n_tokens, n_heads, n_kv), view, cached.addresses, layer
     if (pos + n_tokens) * out.size < _WORTH_A_THREAD:
         _attend_share(*arguments, 0, 1)
     else:

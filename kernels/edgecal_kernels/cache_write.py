@@ -52,7 +52,7 @@ def _inverse(scale: Any) -> Any:
 @kernel
 def _remember_codes(x: Any, first: int, head_dim: int, width: int, place: Any, at: int, key: bool) -> None:
     """`remember_head` for int8."""
-    keys, values, key_scales, value_scales, _, _ = place
+    keys, values, key_scales, value_scales = place.keys, place.values, place.key_scales, place.value_scales
     if not key:
         extreme = np.float32(0)
         for i in range(first, first + head_dim):
@@ -87,15 +87,14 @@ def remember_head(x: Any, first: int, head_dim: int, width: int, place: Any, at:
 
     The bits of `Cached.write`. Position `at` counts from the first position of the first head of the first layer.
     """
-    keys, values, _, _, kind, _ = place
-    if kind == INT8:
+    if place.kind == INT8:
         _remember_codes(x, first, head_dim, width, place, at, key)
         return
     target, step = (at // 16 * 16 * width + at % 16, 16) if key else (at * width, 1)
-    array = keys if key else values
+    array = place.keys if key else place.values
     for i in range(head_dim):
         value = x[first + i]
-        if kind == FP16:
+        if place.kind == FP16:
             simd.store_one_half(array, target + i * step, _saturated(value))
         else:
             simd.store_one(array, target + i * step, value)
@@ -108,7 +107,7 @@ def _remember_share(
     n_tokens, n_kv, head_dim = shape
     for token in range(first, n_tokens, stride):
         for head in range(n_kv):
-            at, element = (layer * n_kv + head) * place[5] + pos + token, (token * n_kv + head) * head_dim
+            at, element = (layer * n_kv + head) * place.capacity + pos + token, (token * n_kv + head) * head_dim
             remember_head(keys, element, head_dim, width, place, at, KEY)
             remember_head(values, element, head_dim, width, place, at, VALUE)
 

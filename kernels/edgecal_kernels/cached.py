@@ -17,6 +17,8 @@ turn everything that it is averaged with into NaN, even with weight 0. NaN stays
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,13 +32,23 @@ LARGEST = np.float32(65504)
 TINY = np.float32(2.0**-100)  # the inverse of a smaller scale might overflow: its numbers become 0
 
 
+class Addresses(NamedTuple):
+    """What compiled code goes by: where the arrays of a `Cached` lie (0: not there), the place of its dtype in TYPES,
+    its capacity."""
+
+    keys: Any
+    values: Any
+    key_scales: Any
+    value_scales: Any
+    kind: Any
+    capacity: Any
+
+
 class Cached:
     """Room for `capacity` positions (a multiple of 16); everything zero.
 
     keys (L, K, capacity / 16, width, 16) and values (L, K, capacity, width) in the type of `dtype`. For int8 only,
-    key_scales float16 (L, K, capacity / 16, width / 8, 16) and value_scales float32 (L, K, capacity). `addresses` is
-    what the compiled code goes by: keys, values, both scales (0: not there), the place of `dtype` in TYPES, the
-    capacity.
+    key_scales float16 (L, K, capacity / 16, width / 8, 16) and value_scales float32 (L, K, capacity).
     """
 
     def __init__(self, dtype: str, n_layers: int, n_kv_heads: int, capacity: int, head_dim: int) -> None:
@@ -54,9 +66,12 @@ class Cached:
             self.value_scales = np.zeros((n_layers, n_kv_heads, capacity), np.float32)
             part, pair = np.divmod(self._order, (head_dim + 1) // 2)
             self._order = pair // PAIRS * KEY_GROUP + part * PAIRS + pair % PAIRS
-        arrays = (self.keys, self.values, self.key_scales, self.value_scales)
-        places = [0 if array is None else array.ctypes.data for array in arrays]
-        self.addresses = (*places, list(TYPES).index(dtype), capacity)
+        keys, values, key_scales, value_scales = (
+            0 if array is None else array.ctypes.data
+            for array in (self.keys, self.values, self.key_scales, self.value_scales)
+        )
+        kind = list(TYPES).index(dtype)
+        self.addresses = Addresses(keys, values, key_scales, value_scales, kind, capacity)
 
     @property
     def nbytes(self) -> int:

@@ -29,8 +29,9 @@ import numpy as np
 from numba import carray, prange, types
 
 from . import blocks
-from .attention import attend, attention_scratch
+from .attention import View, attend, attention_scratch
 from .cache_write import KEY, VALUE, remember_head, rotate
+from .cached import Addresses
 from .clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, NORM, OUTPUT, QKV, ROPE
 from .decoder_plan import LAYER, LINEAR, PLAN, ROW, floats, now, pointer, tick
 from .decoder_products import (
@@ -175,7 +176,7 @@ def _norm_head(plan: Any, layer: int, which: int, x: Any, at: int) -> None:
 @kernel
 def _place(row: Any) -> Any:
     """`Cached.addresses` of a row."""
-    return row.keys, row.values, row.key_scales, row.value_scales, row.kind, row.capacity
+    return Addresses(row.keys, row.values, row.key_scales, row.value_scales, row.kind, row.capacity)
 
 
 @kernel
@@ -211,8 +212,8 @@ def _attend_share(plan: Any, step: Any, layer: int, items: Any, scratch: int) ->
         row, head = item // n_heads, item % n_heads
         heads = min(last - item, per_kv - head % per_kv)
         at = (layer * n_kv_heads + head // per_kv) * rows[row].capacity
-        sizes = (rows[row].pos, width, width, plan.scaling, window)
-        attend(plan.q, plan.mixed, item * width, ONE, heads, n_heads * width, sizes, _place(rows[row]), at, scratch)
+        view = View(rows[row].pos, width, width, plan.scaling, window)
+        attend(plan.q, plan.mixed, item * width, ONE, heads, n_heads * width, view, _place(rows[row]), at, scratch)
         item += heads
 
 

@@ -7,7 +7,7 @@ whether elements are scaled here or before.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,23 @@ from .simd import fma, load, load_cached, load_half, load_one, mul, splat, store
 _ZERO, _ONE, _FOUR = np.int64(0), np.int64(1), np.int64(4)
 # Four rows by four vectors at once, where the registers hold sixteen sums, the four vectors and a factor; else by one
 _WIDE: bool = isa.active().VECTORS >= 21
+
+
+class Strides(NamedTuple):
+    """In elements: from a summand of b to the next, from a vector of b to the next, from a row of c to the next."""
+
+    b_row: Any
+    b_tile: Any
+    c_row: Any
+
+
+class Scales(NamedTuple):
+    """Those of the keys of an int8 cache, at an address: the 16 float16 at first + t * tile + 16 * g belong to summands
+    8 g ... 8 g + 7 of vector t."""
+
+    address: Any
+    first: Any
+    tile: Any
 
 
 @kernel
@@ -49,16 +66,14 @@ def _element(b: Any, at: int, factor: Any) -> Any:
 
 @kernel
 def _multiply_4x4(
-    a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int, scales: Any
+    a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, strides: Any, c: Any, c_at: int, scales: Any
 ) -> None:
     """c[r, t] += sum over i < n of a[r, i] * b[i, t] for four rows r and four vectors t.
 
     b[i, t] lies at b_at + i * b_row + t * b_tile of b, as `load_cached` takes it, and c[r, t] at
-    c_at + r * c_row + t * 16; sizes = b_row, b_tile, c_row. scales = address, first, tile are those of the keys of an
-    int8 cache: the 16 float16 at first + t * tile + 16 * g belong to summands 8 g ... 8 g + 7 of vector t. None: no
-    scales.
+    c_at + r * c_row + t * 16. `scales` are Scales or None.
     """
-    b_row, b_tile, c_row = sizes
+    b_row, b_tile, c_row = strides
     c1, c2, c3 = c_at + c_row, c_at + 2 * c_row, c_at + 3 * c_row
     a1, a2, a3 = a_at + a_row, a_at + 2 * a_row, a_at + 3 * a_row
     s00, s01, s02, s03 = load(c, c_at), load(c, c_at + 16), load(c, c_at + 32), load(c, c_at + 48)
@@ -94,9 +109,9 @@ def _store_4(c: Any, at: int, s0: Any, s1: Any, s2: Any, s3: Any) -> None:
 
 
 @kernel
-def _multiply_1x4(a: Any, a_at: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int, scales: Any) -> None:
+def _multiply_1x4(a: Any, a_at: int, n: int, b: Any, b_at: int, strides: Any, c: Any, c_at: int, scales: Any) -> None:
     """`_multiply_4x4` for one row."""
-    b_row, b_tile, _ = sizes
+    b_row, b_tile, _ = strides
     s0, s1, s2, s3 = load(c, c_at), load(c, c_at + 16), load(c, c_at + 32), load(c, c_at + 48)
     for start in range(0, n, _step(n, scales)):
         f0, f1, f2, f3 = _factors(scales, start)
@@ -110,10 +125,10 @@ def _multiply_1x4(a: Any, a_at: int, n: int, b: Any, b_at: int, sizes: Any, c: A
 
 @kernel
 def _multiply_4x1(
-    a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, sizes: Any, c: Any, c_at: int, scales: Any
+    a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, strides: Any, c: Any, c_at: int, scales: Any
 ) -> None:
     """`_multiply_4x4` for one vector."""
-    b_row, _, c_row = sizes
+    b_row, _, c_row = strides
     a1, a2, a3 = a_at + a_row, a_at + 2 * a_row, a_at + 3 * a_row
     s0, s1, s2, s3 = load(c, c_at), load(c, c_at + c_row), load(c, c_at + 2 * c_row), load(c, c_at + 3 * c_row)
     for start in range(0, n, _step(n, scales)):
@@ -139,26 +154,26 @@ def multiply_rows(
     n: int,
     b: Any,
     b_at: int,
-    sizes: Any,
+    strides: Any,
     vectors: int,
     c: Any,
     c_at: int,
     scales: Any,
 ) -> None:
     """c += a b for four rows, of which only the first `rows` are used, and `vectors` vectors."""
-    b_tile = sizes[1]
+    b_tile = strides.b_tile
     t = 0
     if _WIDE or rows == 1:
         while t + 4 <= vectors:
             own = _from_vector(scales, t, _FOUR)
             if rows == 1:
-                _multiply_1x4(a, a_at, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16, own)
+                _multiply_1x4(a, a_at, n, b, b_at + t * b_tile, strides, c, c_at + t * 16, own)
             else:
-                _multiply_4x4(a, a_at, a_row, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16, own)
+                _multiply_4x4(a, a_at, a_row, n, b, b_at + t * b_tile, strides, c, c_at + t * 16, own)
             t += 4
     while t < vectors:
         own = _from_vector(scales, t, _ONE)
-        _multiply_4x1(a, a_at, a_row, n, b, b_at + t * b_tile, sizes, c, c_at + t * 16, own)
+        _multiply_4x1(a, a_at, a_row, n, b, b_at + t * b_tile, strides, c, c_at + t * 16, own)
         t += 1
 
 
@@ -168,4 +183,4 @@ def _from_vector(scales: Any, t: int, vectors: int) -> Any:
     if scales is None:
         return None
     address, first, tile = scales
-    return address, first + t * tile, tile if vectors > 1 else _ZERO
+    return Scales(address, first + t * tile, tile if vectors > 1 else _ZERO)

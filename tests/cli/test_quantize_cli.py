@@ -65,6 +65,12 @@ def test_refusals(run, source, tmp_path):
     assert code == 2 and "int4_affine" in err
 
 
+def test_help_says_what_the_formats_cost(run):
+    _, out, _ = run("quantize", "--help")
+    told = " ".join(out.split())
+    assert "Bits per weight: int8 8.5, int6 6.5, int4 4.25, int4_f16 4.5, int4_affine 5." in told
+
+
 def test_interrupted(run, source, tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt

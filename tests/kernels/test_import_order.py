@@ -66,9 +66,10 @@ def test_any_module_may_come_first(first, tmp_path):
 
 
 @pytest.mark.parametrize("isa", cpu.known_isas())
-def test_an_instruction_set_that_is_asked_for(isa, tmp_path):
+@pytest.mark.parametrize("first", ["decoder", "packed_kernels"])
+def test_an_instruction_set_that_is_asked_for(first, isa, tmp_path):
     before = kept_beside_the_sources()
-    assert json.loads(run_on(isa, _PROBE.format(first="blocks"), tmp_path)) == [isa, True]
+    assert json.loads(run_on(isa, _PROBE.format(first=first), tmp_path)) == [isa, True]
     assert kept_beside_the_sources() == before
 
 
@@ -89,9 +90,11 @@ def test_an_unknown_instruction_set_is_refused_by_every_module(first):
 
 
 def test_a_process_keeps_its_instruction_set():
-    message = failing("from edgecal_kernels import isa, blocks; isa.activate('portable'); isa.activate('avx1')")
+    message = failing("from edgecal_kernels import blocks, isa; isa.activate('avx1')")
     assert "BackendError" in message and isa_of_this_machine() in message
-    assert "start another with EDGECAL_ISA=" in message
+    assert "start another with EDGECAL_ISA=avx1" in message
+    first = failing("from edgecal_kernels import isa; isa.activate('avx1')")
+    assert "BackendError" in first and "portable" in first  # what it lists that there is
 
 
 def test_kernels_that_cannot_be_kept_are_compiled_all_the_same(tmp_path):
