@@ -32,8 +32,8 @@ METHODS = ("learnable_calibration", "learnable_calibration_pp", "projection_merg
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 # model_type of decoders with the seven components of Llama in every layer, beside those that edgecal runs. The second
 # kind has a head_dim that is not hidden_size / heads, so that it must be said.
-_ALIKE = ("granite", "mistral", "olmo2", "smollm3")
-_ALIKE_WITH_HEAD_DIM = ("gemma", "gemma2", "gemma3_text", "ministral", "qwen3")
+_ALIKE = ("granite", "olmo2", "smollm3")
+_ALIKE_WITH_HEAD_DIM = ("gemma", "gemma2", "ministral")
 _LARGEST_RANK = 16_384
 
 
@@ -131,13 +131,14 @@ def _sizes(config: Mapping[str, Any]) -> ModelConfig:
             f"config.json: model_type {str(kind)[:80]!r} is not known to have Llama's seven linear modules in every "
             f"layer, so that nothing can be counted; known: {known}"
         )
-    needed = {"intermediate_size"}
-    if kind not in FAMILIES:  # whose defaults are ours
-        needed.update(_SIZES)
-    if kind in _ALIKE_WITH_HEAD_DIM:
-        needed.add("head_dim")
-    missing = [key for key in (*_SIZES, "head_dim") if key in needed and config.get(key) is None]
+    given = {key: value for key, value in config.items() if value is not None}
+    if kind in FAMILIES:
+        given = {**FAMILIES[kind].defaults, **given}
+        needed = set(_SIZES) - {"num_key_value_heads"}  # as many as heads, unless it says otherwise
+    else:
+        needed = {*_SIZES, *(["head_dim"] if kind in _ALIKE_WITH_HEAD_DIM else [])}
+    missing = [key for key in (*_SIZES, "head_dim") if key in needed and key not in given]
     if missing:
         raise UnsupportedModelError(f"config.json: {missing[0]} is not there, and {kind} models differ in it")
-    sizes = {key: config[key] for key in (*_SIZES, "head_dim") if config.get(key) is not None}
+    sizes = {key: given[key] for key in (*_SIZES, "head_dim") if key in given}
     return ModelConfig.from_dict({"model_type": "llama", "vocab_size": 1, **sizes})

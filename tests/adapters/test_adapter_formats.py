@@ -27,14 +27,14 @@ from tests.adapter_formats import write_gguf_adapter, write_mlx_adapter
 from tests.tiny import FAMILIES, linear_shapes, model_config, write_tiny_adapter, write_tiny_hf
 
 # Heads of 16 rows, as many of k as of q in one family and fewer in the others
-SIZES: dict[str, dict[str, Any]] = {"llama": {}, "qwen2": {}, "stablelm": {"num_key_value_heads": 4}}
+SIZES: dict[str, dict[str, Any]] = {"stablelm": {"num_key_value_heads": 4}}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model and one adapter of it as peft/, lora.gguf and mlx/."""
     root = tmp_path_factory.mktemp(request.param)
-    write_tiny_hf(root / "model", request.param, **SIZES[request.param])
+    write_tiny_hf(root / "model", request.param, **SIZES.get(request.param, {}))
     write_tiny_adapter(root / "peft", root / "model", rank=4, seed=3, lora_alpha=6)
     config = model_config(root / "model")
     write_gguf_adapter(root / "lora.gguf", root / "peft", config)

@@ -143,8 +143,8 @@ def test_what_only_matters_for_running_is_no_obstacle() -> None:
     [
         ({"model_type": "gpt2"}, UnsupportedModelError, "'gpt2' is not known to have Llama's seven .*known: gemma"),
         ({"model_type": None}, UnsupportedModelError, "model_type 'None'"),
-        ({"model_type": "mistral", "num_key_value_heads": None}, UnsupportedModelError, "num_key_value_heads is not"),
-        ({"model_type": "qwen3", "head_dim": None}, UnsupportedModelError, "head_dim is not there"),
+        ({"model_type": "granite", "num_key_value_heads": None}, UnsupportedModelError, "num_key_value_heads is not"),
+        ({"model_type": "gemma2", "head_dim": None}, UnsupportedModelError, "head_dim is not there"),
         ({"intermediate_size": None}, UnsupportedModelError, "intermediate_size is not there"),
         ({"hidden_size": 0}, FileFormatError, "hidden_size must be a whole number"),
         ({"num_hidden_layers": "16"}, FileFormatError, "num_hidden_layers"),

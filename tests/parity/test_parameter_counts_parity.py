@@ -9,7 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from edgecal.adapters.parameter_counts import _ALIKE, _ALIKE_WITH_HEAD_DIM, parameter_counts
-from edgecal.config import FAMILIES
+from edgecal_weights.families import FAMILIES
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -19,13 +19,13 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "vocab_size": 160,
 }
-OTHER_HEAD_DIM = {"head_dim": 24}
+OTHER_HEAD_DIM = ("qwen3", "mistral", "gemma3_text", *_ALIKE_WITH_HEAD_DIM)
 
 
 @pytest.mark.parametrize("kind", [*FAMILIES, *_ALIKE, *_ALIKE_WITH_HEAD_DIM])
 def test_a_lora_on_all_linear_modules(kind: str) -> None:
     """Of rank 1: every nn.Linear but the head is one of the seven, and is counted with its own shape."""
-    sizes = {**SIZES, **(OTHER_HEAD_DIM if kind in _ALIKE_WITH_HEAD_DIM else {}), "pad_token_id": 0}
+    sizes = {**SIZES, **({"head_dim": 24} if kind in OTHER_HEAD_DIM else {}), "pad_token_id": 0}
     config = CONFIG_MAPPING[kind](**sizes)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
