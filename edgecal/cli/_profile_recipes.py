@@ -8,30 +8,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import EdgecalError, RecipeError
-from .options import adapter_paths, make_recipe
 
 if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
-
-_ALONE = ("method", "calibration", "adapter_weights", "steps", "recipe_file", "method_options")
-_OPTION = {"method_options": "--option", "recipe_file": "--recipe", "steps": "--step"}
+    from .options import RecipeOptions
 
 
-def gather(words: tuple[str, ...], options: dict[str, Any]) -> tuple[dict[str, Recipe], dict[str, str]]:
+def gather(words: tuple[str, ...], chosen: RecipeOptions) -> tuple[dict[str, Recipe], dict[str, str]]:
     """({name: recipe}, {adapter: path}); RecipeError says what a word could have been."""
     from .. import demo
 
-    paths = adapter_paths(options["adapters"], options["recipe_file"])
+    paths = chosen.paths()
     if not words:
-        recipe = make_recipe(options["adapters"], *(options[key] for key in _ALONE))
+        recipe = chosen.recipe()
         return {_name(recipe): recipe}, paths
-    for key in _ALONE:
-        if options[key]:
-            option = _OPTION.get(key, "--" + key.replace("_", "-"))
-            raise RecipeError(f"{option} makes a recipe, and so does {words[0]!r}: give recipes as words or as options")
+    for option in chosen.given():
+        raise RecipeError(f"{option} makes a recipe, and so does {words[0]!r}: give recipes as words or as options")
     found: dict[str, Recipe] = {}
     for word in words:
         if word == "demo" and not Path(word).exists():
@@ -85,3 +80,12 @@ def _free(name: str, taken: dict[str, Recipe]) -> str:
     while name in taken:
         name, number = f"{wanted} #{number}", number + 1
     return name
+
+
+def gather_or_demo(
+    model: str, words: tuple[str, ...], chosen: RecipeOptions
+) -> tuple[dict[str, Recipe], dict[str, str]]:
+    """As `gather`; of the demo model all that the demo data allows, unless something else is asked for."""
+    if not words and model == "demo" and not chosen.adapters and not chosen.given():
+        words = ("demo",)
+    return gather(words, chosen)

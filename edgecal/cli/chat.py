@@ -9,26 +9,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import EdgecalError
-from .options import (
-    json_option,
-    load_engine,
-    make_recipe,
-    make_settings,
-    model_options,
-    recipe_options,
-    sampling_options,
-)
+from ._progress import while_reading
+from ._sampling import sampling_options
+from .options import ModelOptions, RecipeOptions, json_option, load_engine, model_options, recipe_options
 
 if TYPE_CHECKING:
+    from ..completion import Settings
     from ..conversation import Conversation
-    from ..engine import Piece
     from ._chat_commands import Commands
     from ._chat_input import PipeReader, TerminalReader
     from ._composition import Composition
@@ -45,7 +38,14 @@ _CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(cod
 @recipe_options
 @sampling_options
 @json_option
-def command(model: str, system: str | None, as_json: bool, **options: Any) -> None:
+def command(
+    model: str,
+    system: str | None,
+    loading: ModelOptions,
+    chosen: RecipeOptions,
+    settings: Settings,
+    as_json: bool,
+) -> None:
     """Talk with MODEL: a directory, a GGUF file, a hub id (org/name), or demo.
 
     \b
@@ -58,19 +58,10 @@ def command(model: str, system: str | None, as_json: bool, **options: Any) -> No
     from ._chat_commands import Commands
     from ._composition import Composition
 
-    recipe = make_recipe(
-        options["adapters"],
-        options["method"],
-        options["calibration"],
-        options["adapter_weights"],
-        options["steps"],
-        options["recipe_file"],
-        options["method_options"],
-    )
+    recipe = chosen.recipe()
     refuse_pipeline(recipe)
-    settings = make_settings(options)
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
-    engine = load_engine(model, quiet=as_json, **options)
+    engine = load_engine(model, loading, chosen.paths())
     conversation = Conversation(engine, recipe, settings, system)
     composition = Composition(conversation, recipe, tuple(engine.adapters))
     commands = Commands(conversation, composition)
@@ -151,7 +142,7 @@ class _Session:
         interrupted, turns = False, self.conversation.stats.turns
         answer: list[str] = []
         try:
-            with closing(self._reply(text)) as pieces:
+            with closing(while_reading(lambda read: self.conversation.reply(text, progress=read))) as pieces:
                 for piece in pieces:
                     answer.append(piece.text)
                     if not self.as_json:
@@ -171,24 +162,6 @@ class _Session:
             self._note(turn.finish_reason if turn else "nothing said")
         if interrupted and not self.at_terminal:
             raise KeyboardInterrupt
-
-    def _reply(self, text: str) -> Generator[Piece, None, None]:
-        """The answer, with a sign of life on a terminal until it begins. What is refused is refused at once."""
-        if not self.at_terminal:
-            return self.conversation.reply(text)
-        from rich.console import Console
-
-        status = Console(stderr=True).status("reading")
-        pieces = self.conversation.reply(text, progress=lambda n: status.update(f"reading: {n} tokens"))
-
-        def after_waiting() -> Generator[Piece, None, None]:
-            with closing(pieces):
-                with status:
-                    first = next(pieces)
-                yield first
-                yield from pieces
-
-        return after_waiting()
 
     def _note(self, reason: str) -> None:
         """Why an answer is not the whole one."""

@@ -5,27 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import RecipeError
+from ._progress import progress
 from .generate import timings
-from .options import json_option, load_engine
+from .options import ModelOptions, json_option, load_engine, threads_option
 
 if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
     from ..engine import Completion, Engine, Pass
 
-_OPTIONS: dict[str, Any] = {
-    "weights": "auto",
-    "group_size": "32",
-    "backend": None,
-    "threads": None,
-    "cache_dtype": "fp16",
-    "revision": None,
-    "offline": None,
-}
 _MEMORY_CONTEXT = 1024
 MIB = 2**20
 
@@ -49,7 +41,7 @@ class Row:
 @click.command("demo")
 @click.option("--method", default="learnable_calibration_pp", show_default=True, help="How to combine the adapters.")
 @click.option("--compare", is_flag=True, help="Run every method on the same dialogue and print a table.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads; the physical (big) cores unless given.")
+@threads_option
 @click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=80, show_default=True)
 @json_option
 def command(method: str, compare: bool, threads: int | None, max_tokens: int, as_json: bool) -> None:
@@ -65,10 +57,9 @@ def command(method: str, compare: bool, threads: int | None, max_tokens: int, as
         raise RecipeError(f"the demo has no method {method!r}; it has {', '.join(recipes)}")
     engine = load_engine(
         "demo",
-        tuple(f"demo:{name}" for name in demo.PAIR),
-        quiet=as_json,
+        ModelOptions(threads=threads),
+        {name: demo.find(f"demo:{name}") for name in demo.PAIR},
         prefix_cache=0,  # nothing is asked twice, and what was kept would count as memory
-        **{**_OPTIONS, "threads": threads},
     )
     if compare:
         _compare(engine, recipes, max_tokens, as_json)
@@ -130,9 +121,6 @@ def measure_memory(engine: Engine, recipe: Recipe) -> dict[str, int]:
 
 
 def _compare(engine: Engine, recipes: dict[str, Recipe], max_tokens: int, as_json: bool) -> None:
-    from rich.console import Console
-    from rich.progress import track
-
     from .. import demo
     from ..engine import Settings
     from ..memory import peak_resident, reset_peak
@@ -140,14 +128,15 @@ def _compare(engine: Engine, recipes: dict[str, Recipe], max_tokens: int, as_jso
     # Without drafts: how much a text copies from the dialogue is not what the methods are compared by
     text, settings = demo.dialogue(), Settings(max_tokens=max_tokens, speculate="off")
     engine.generate(text, settings=Settings(max_tokens=2))  # page the weights in, so that no method pays for it
-    rows = []
-    console = Console(stderr=True, quiet=as_json)
-    for name, recipe in track(recipes.items(), "methods", console=console, transient=True):
-        engine.forget_compiled()  # the peak of one method without the pairs of the others
-        engine.compile(recipe)
-        reset_peak()
-        answer = engine.generate(demo.prompt(recipe, text), recipe=recipe, settings=settings)
-        rows.append(_row(engine, name, recipe, answer, peak_resident()))
+    rows: list[Row] = []
+    with progress("comparing") as report:
+        for name, recipe in recipes.items():
+            report(len(rows), len(recipes), name)
+            engine.forget_compiled()  # the peak of one method without the pairs of the others
+            engine.compile(recipe)
+            reset_peak()
+            answer = engine.generate(demo.prompt(recipe, text), recipe=recipe, settings=settings)
+            rows.append(_row(engine, name, recipe, answer, peak_resident()))
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], ensure_ascii=False))
     else:

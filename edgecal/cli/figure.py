@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 
 from ..errors import StorageError
-from .options import adapter_paths, make_recipe, recipe_options
+from ._progress import progress
+from .options import ModelOptions, RecipeOptions, hub_options, recipe_options
 
 
 @click.command("figure")
@@ -18,17 +18,15 @@ from .options import adapter_paths, make_recipe, recipe_options
 @click.option("--out", type=click.Path(), metavar="FILE.png", help="The picture (needs the extra edgecal[plot]).")
 @click.option("--json", "json_file", type=click.Path(), metavar="FILE", help="The numbers, as JSON.")
 @click.option("--csv", "csv_file", type=click.Path(), metavar="FILE", help="The numbers, a row per module and series.")
-@click.option("--revision", help="Branch, tag or commit of a hub model.")
-@click.option("--offline", is_flag=True, default=None, help="Use the hub's cache only.")
+@hub_options
 @recipe_options
 def command(
     model: str,
     out: str | None,
     json_file: str | None,
     csv_file: str | None,
-    revision: str | None,
-    offline: bool | None,
-    **options: Any,
+    loading: ModelOptions,
+    chosen: RecipeOptions,
 ) -> None:
     """Draw how the weight changes of a recipe are spread, and their norms by layer, beside plain linear merging.
 
@@ -47,20 +45,12 @@ def command(
 
     if not (out or json_file or csv_file):
         raise click.UsageError("say what to write: --out FILE.png, --json FILE or --csv FILE")
-    recipe = make_recipe(
-        options["adapters"],
-        options["method"],
-        options["calibration"],
-        options["adapter_weights"],
-        options["steps"],
-        options["recipe_file"],
-        options["method_options"],
-    )
-    named = adapter_paths(options["adapters"], options["recipe_file"])
-    adapters = {name: LoraAdapter.load(path, name) for name, path in named.items()}
-    with open_checkpoint(find(model), revision=revision, offline=offline) as checkpoint:
+    recipe = chosen.recipe()
+    adapters = {name: LoraAdapter.load(path, name) for name, path in chosen.paths().items()}
+    with open_checkpoint(find(model), revision=loading.revision, offline=loading.offline) as checkpoint:
         architecture = Architecture.of(checkpoint)
-    measurement = measure(recipe, adapters, architecture, model=model)
+    with progress("measuring the changes"):
+        measurement = measure(recipe, adapters, architecture, model=model)
     for note in measurement.notes:
         click.echo(f"note: {note}", err=True)
     if json_file:

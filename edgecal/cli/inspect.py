@@ -6,20 +6,17 @@ import json
 
 import click
 
-from ._progress import progress_bar
-from .options import json_option
+from ._progress import progress
+from .options import ModelOptions, hub_options, json_option
 
 
 @click.command("inspect")
 @click.argument("path")
 @click.option("--against", metavar="MODEL", help="Compare an adapter or a calibration with this model.")
 @click.option("--tensors", is_flag=True, help="List every tensor (--json always does).")
-@click.option("--revision", help="Branch, tag or commit, if PATH is on the hub.")
-@click.option("--offline", is_flag=True, default=None, help="Use the hub's cache only.")
+@hub_options
 @json_option
-def command(
-    path: str, against: str | None, tensors: bool, revision: str | None, offline: bool | None, as_json: bool
-) -> None:
+def command(path: str, against: str | None, tensors: bool, loading: ModelOptions, as_json: bool) -> None:
     """Say what PATH is: a model, GGUF, packed directory, adapter, calibration, reference file or hub id.
 
     \b
@@ -32,12 +29,12 @@ def command(
     from ..demo import find
     from ..inspection.report import inspect
 
-    with progress_bar("Downloading") as report_download:
+    with progress("reading", unit="bytes") as report_download:
         report = inspect(
             find(path),
             find(against) if against is not None else None,
-            revision=revision,
-            offline=offline,
+            revision=loading.revision,
+            offline=loading.offline,
             progress=report_download,
         )
     if as_json:

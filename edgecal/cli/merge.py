@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import AdapterError, RecipeError
-from .options import adapter_paths, json_option, make_recipe, recipe_options
+from ._progress import progress
+from .options import RecipeOptions, json_option, recipe_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +40,7 @@ def command(
     force: bool,
     as_list: bool,
     as_json: bool,
-    **options: Any,
+    chosen: RecipeOptions,
 ) -> None:
     """Merge adapters by RECIPE (a YAML or JSON file) or by options, and write the result as a PEFT adapter.
 
@@ -55,19 +57,12 @@ def command(
         return
     if out is None:
         raise click.UsageError("give --out DIR, the directory to write")
-    if recipe_path is not None and options["recipe_file"] is not None:
-        raise click.UsageError("give the recipe as an argument or with --recipe, not both")
-    recipe_file = recipe_path or options["recipe_file"]
-    recipe = make_recipe(
-        options["adapters"],
-        options["method"],
-        options["calibration"],
-        options["adapter_weights"],
-        options["steps"],
-        recipe_file,
-        options["method_options"],
-    )
-    result = _merge(recipe, adapter_paths(options["adapters"], recipe_file), base, Path(out), dtype, force)
+    if recipe_path is not None:
+        if chosen.recipe_file is not None:
+            raise click.UsageError("give the recipe as an argument or with --recipe, not both")
+        chosen = replace(chosen, recipe_file=recipe_path)
+    with progress("merging"):
+        result = _merge(chosen.recipe(), chosen.paths(), base, Path(out), dtype, force)
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
     else:

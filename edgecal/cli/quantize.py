@@ -9,7 +9,8 @@ import click
 
 from edgecal_weights.quantizer import EMBEDDING_FORMATS, QUANTIZE_FORMATS, quantize_checkpoint
 
-from ._progress import progress_bar
+from ._progress import progress
+from .options import ModelOptions, hub_options, json_option
 
 if TYPE_CHECKING:
     from edgecal_weights.quantize_report import QuantizeReport
@@ -40,19 +41,17 @@ if TYPE_CHECKING:
     show_default=True,
     help="Form of the embedding and the head. auto: as stored where that is kept, int8 beside int8, else int6.",
 )
-@click.option("--revision", help="Branch, tag or commit, if SOURCE is on the hub.")
-@click.option("--offline", is_flag=True, default=None, help="Use the hub's cache only.")
+@hub_options
 @click.option("--force", is_flag=True, help="Replace a packed model at OUT.")
 @click.option("--errors", is_flag=True, help="Measure and show what rounding did to each tensor.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_option
 def command(
     source: str,
     out: str,
     weight_format: str,
     group_size: str,
     embedding: str,
-    revision: str | None,
-    offline: bool | None,
+    loading: ModelOptions,
     force: bool,
     errors: bool,
     as_json: bool,
@@ -64,9 +63,11 @@ def command(
     """
     from edgecal_weights.checkpoint import open_checkpoint
 
-    with progress_bar("Downloading") as report_download:
-        checkpoint = open_checkpoint(source, revision=revision, offline=offline, progress=report_download)
-    with checkpoint, progress_bar("Quantizing") as report_work:
+    with progress("downloading", unit="bytes") as report_download:
+        checkpoint = open_checkpoint(
+            source, revision=loading.revision, offline=loading.offline, progress=report_download
+        )
+    with checkpoint, progress("quantizing", unit="bytes") as report_work:
         report = quantize_checkpoint(
             checkpoint,
             out,
