@@ -43,6 +43,7 @@ LAYERS = [
     {"conversation", "inspection", "search", "verification"},
     {"profile"},
     {"cli"},
+    {"__main__"},
 ]
 
 

@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 refused (one line on stderr says why), 2 wrong usage, 130 
 
 from __future__ import annotations
 
-import json
 import sys
 from importlib import import_module
 from typing import Any
@@ -13,6 +12,9 @@ from typing import Any
 import click
 
 from edgecal_kernels.errors import EdgecalError
+
+from ._nearest import nearest
+from ._output import echo, echo_json, leave_broken_pipe, prepare_streams
 
 # name -> one line of help, so that `edgecal --help` imports no command
 COMMANDS = {
@@ -32,6 +34,10 @@ COMMANDS = {
 }
 
 
+# What people type who come from another tool
+OTHER_NAMES = {"run": "generate", "convert": "quantize", "show": "inspect", "bench": "profile", "ls": "list"}
+
+
 class _LazyGroup(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -48,15 +54,23 @@ class _LazyGroup(click.Group):
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            context.fail(f"no command {args[0]!r}; commands: {', '.join(COMMANDS)}")
+            near = OTHER_NAMES.get(args[0]) or nearest(args[0], COMMANDS)
+            hint = f"did you mean {near!r}? commands" if near else "commands"
+            context.fail(f"no command {args[0]!r}; {hint}: {', '.join(COMMANDS)}")
         return super().resolve_command(context, args)
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except BrokenPipeError:
+            leave_broken_pipe()
 
 
 def _version(context: click.Context, option: click.Parameter, value: bool) -> None:
     if value:
         from edgecal import __version__
 
-        click.echo(f"edgecal {__version__}")
+        echo(f"edgecal {__version__}")
         context.exit()
 
 
@@ -71,16 +85,20 @@ def group() -> None:
 
 def main() -> None:
     """Run the command line; every refusal of the EdgecalError family becomes one line and exit code 1."""
+    prepare_streams()
     try:
-        code = group(standalone_mode=False)
+        code = group(standalone_mode=False, prog_name="edgecal")
+        sys.stdout.flush()
     except EdgecalError as error:
         _fail(str(error), type(error).__name__)
     except click.ClickException as error:
-        error.show()
+        error.show(sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\ninterrupted", err=True)
+        echo("\ninterrupted", err=True)
         sys.exit(130)
+    except BrokenPipeError:
+        leave_broken_pipe()
     except OSError as error:  # a path that no command expected: no permission, a name too long, a folder for a file
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", type(error).__name__)
     sys.exit(code if isinstance(code, int) else 0)
@@ -89,7 +107,7 @@ def main() -> None:
 def _fail(message: str, kind: str) -> None:
     """With --json anywhere, programs read the refusal as JSON too; people read one line."""
     if "--json" in sys.argv:
-        click.echo(json.dumps({"error": {"type": kind, "message": message}}), err=True)
+        echo_json({"error": {"type": kind, "message": message}}, err=True)
     else:
-        click.echo(f"edgecal: error: {message}", err=True)
+        echo(f"edgecal: error: {message}", err=True)
     sys.exit(1)

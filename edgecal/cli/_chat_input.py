@@ -6,6 +6,7 @@ of the second kind nothing is a command, so it is also the way to send text that
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import sys
@@ -42,7 +43,7 @@ class PipeReader:
         if not raw:
             return None
         try:
-            return raw.decode("utf-8").rstrip("\r\n")
+            return raw.removeprefix(codecs.BOM_UTF8).decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise PromptError(f"a line of standard input is not UTF-8 text: {error}") from error
 

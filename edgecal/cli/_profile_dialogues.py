@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from ..errors import OptionError, PromptError
+from ._output import echo_json, screen
 from ._progress import progress
+from ._prompt_text import read_text
 from .options import load_engine
 
 if TYPE_CHECKING:
@@ -57,13 +57,11 @@ def analyse(
         with suppress(KeyboardInterrupt):  # said below, behind what there is
             analysis.run()
     if as_json:
-        click.echo(json.dumps(analysis.to_dict(), ensure_ascii=False))
+        echo_json(analysis.to_dict())
     else:
-        from rich.console import Console
-
         from ._profile_table import show_system
 
-        show_system(analysis, Console(markup=False, emoji=False, highlight=False))
+        show_system(analysis, screen())
     if analysis.interrupted:
         raise KeyboardInterrupt
     return 0
@@ -75,13 +73,7 @@ def read_dialogues(name: str, limit: int | None) -> list[str]:
 
     if name == "demo" and not Path(name).exists():
         return [demo.dialogue()]
-    path = Path(name).expanduser()
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise PromptError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path} is not UTF-8 text: {error}") from error
+    path, text = Path(name), read_text(name)
     found = []
     if path.suffix in (".jsonl", ".json"):
         for number, line in enumerate(text.splitlines(), 1):

@@ -11,6 +11,7 @@ empty) gets an "error" in the place of its answer and the others run; a line tha
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Callable
@@ -19,12 +20,11 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from edgecal_weights.peft_config import unique_keys
 
 from ..adapters.recipe import Recipe
 from ..errors import EdgecalError, PromptError, RecipeError
+from ._output import echo_json
 from ._progress import progress
 from ._sampling import OPTIONS, SAMPLING, with_values
 
@@ -62,7 +62,7 @@ def read_lines(name: str) -> list[Line]:
     if len(raw) > _LARGEST_FILE:
         raise PromptError(f"{name} is larger than {_LARGEST_FILE >> 30} GiB; split it")
     lines = []
-    for number, line in enumerate(raw.split(b"\n"), 1):
+    for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         if line.strip():
             try:
                 lines.append(_line(number, line))
@@ -184,7 +184,7 @@ class Run:
             if place in self.results:
                 line = self.lines[place]
                 identity = {"index": place} | ({"id": line.id} if line.id is not None else {})
-                click.echo(json.dumps(identity | self.results.pop(place), ensure_ascii=False))
+                echo_json(identity | self.results.pop(place))
             elif not everything:
                 break
             self.written += 1

@@ -7,7 +7,6 @@ is the model's alone. With --json: one object on stdout for each message or comm
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import EdgecalError
+from ._answer import CONTROL, AnswerWriter
+from ._output import echo, echo_json
 from ._progress import while_reading
 from ._sampling import sampling_options
 from .options import ModelOptions, RecipeOptions, json_option, load_engine, model_options, recipe_options
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from ._composition import Composition
 
 HISTORY_FILE = "chat_history"
-# An answer may hold anything; what a terminal would obey instead of showing is made visible
-_CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 @click.command("chat")
@@ -67,7 +66,7 @@ def command(
     commands = Commands(conversation, composition)
     reader = _make_reader(commands, at_terminal)
     if not as_json:
-        click.echo(banner(model, conversation, composition), err=not at_terminal)
+        echo(banner(model, conversation, composition), err=not at_terminal)
     session = _Session(conversation, composition, commands, at_terminal, as_json)
     try:
         session.run(reader)
@@ -128,7 +127,7 @@ class _Session:
             except KeyboardInterrupt:
                 if not self.at_terminal:
                     raise
-                click.echo("\n(Ctrl-D or /exit leaves)")
+                echo("\n(Ctrl-D or /exit leaves)")
 
     def _command(self, line: str) -> None:
         said = self.commands.run(line)
@@ -136,23 +135,23 @@ class _Session:
             output = said.text if said.data is None else said.data
             self._print({"command": line.strip(), "output": output})
         elif said.text:
-            click.echo(said.text.translate(_CONTROL), err=not self.at_terminal)
+            echo(said.text.translate(CONTROL), err=not self.at_terminal)
 
     def _message(self, text: str) -> None:
         interrupted, turns = False, self.conversation.stats.turns
         answer: list[str] = []
+        writer = AnswerWriter(at_terminal=self.at_terminal)
         try:
             with closing(while_reading(lambda read: self.conversation.reply(text, progress=read))) as pieces:
                 for piece in pieces:
                     answer.append(piece.text)
                     if not self.as_json:
-                        click.echo(piece.text.translate(_CONTROL) if self.at_terminal else piece.text, nl=False)
-                        sys.stdout.flush()
+                        writer.write(piece.text)
         except KeyboardInterrupt:
             interrupted = True
         finally:
             if not self.as_json and (answer or interrupted):
-                click.echo()
+                writer.end()
         turn = self.conversation.stats.last if self.conversation.stats.turns > turns else None
         if self.as_json:
             facts = turn.to_dict() if turn else {"finish_reason": "interrupted", "new_tokens": 0}
@@ -172,14 +171,13 @@ class _Session:
             "context": "stopped: the context is full; /reset starts over",
         }
         if reason in notes:
-            click.secho(f"[{notes[reason]}]", err=True, dim=True)
+            echo(f"[{notes[reason]}]", err=True, dim=True)
 
     def _refuse(self, error: EdgecalError) -> None:
         if self.as_json:
             self._print({"error": {"type": type(error).__name__, "message": str(error)}})
         else:
-            click.secho(f"error: {error}".translate(_CONTROL), err=True, fg="red")
+            echo(f"error: {error}".translate(CONTROL), err=True, fg="red")
 
     def _print(self, values: dict[str, Any]) -> None:
-        click.echo(json.dumps(values, ensure_ascii=False))
-        sys.stdout.flush()
+        echo_json(values)

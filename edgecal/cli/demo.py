@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import RecipeError
+from ._answer import AnswerWriter, write_answer
+from ._output import echo, echo_json, screen
 from ._progress import progress
+from ._tables import show_table
 from .generate import timings
 from .options import ModelOptions, json_option, load_engine, threads_option
 
@@ -77,25 +78,24 @@ def _single(engine: Engine, method: str, recipe: Recipe, max_tokens: int, as_jso
     text = demo.dialogue()
     passes: list[Pass] = []
     if not as_json:
-        click.secho("Dialogue", bold=True)
-        click.echo(text + "\n")
-        click.secho(f"{demo.TASK} ({method})", bold=True)
-    answer = ""
+        echo("Dialogue", bold=True)
+        write_answer(text + "\n")
+        echo(f"{demo.TASK} ({method})", bold=True)
+    answer, writer = "", AnswerWriter()
     settings = Settings(max_tokens=max_tokens)
     for piece in engine.stream(demo.prompt(recipe, text), recipe=recipe, settings=settings, passes=passes):
         answer += piece.text
         if not as_json:
-            click.echo(piece.text, nl=False)
-            sys.stdout.flush()
+            writer.write(piece.text)
     memory = measure_memory(engine, recipe)
     if as_json:
         facts = {"method": method, "text": answer, "passes": [p.to_dict() for p in passes], "memory": memory}
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        echo_json(facts)
         return
-    click.echo("\n")
-    click.echo(timings(passes))
+    writer.end()
+    echo("\n" + timings(passes))
     parts = {name: value / MIB for name, value in memory.items()}
-    click.echo(
+    echo(
         f"[peak memory with {_MEMORY_CONTEXT} tokens of context: {parts['peak']:.0f} MiB = weights "
         f"{parts['weights']:.0f} + KV cache {parts['kv_cache']:.0f} + interpreter, libraries, compiled code and "
         f"adapters {parts['rest']:.0f}]"
@@ -138,7 +138,7 @@ def _compare(engine: Engine, recipes: dict[str, Recipe], max_tokens: int, as_jso
             answer = engine.generate(demo.prompt(recipe, text), recipe=recipe, settings=settings)
             rows.append(_row(engine, name, recipe, answer, peak_resident()))
     if as_json:
-        click.echo(json.dumps([asdict(row) for row in rows], ensure_ascii=False))
+        echo_json([asdict(row) for row in rows])
     else:
         _print_table(rows, text)
 
@@ -160,19 +160,20 @@ def _row(engine: Engine, name: str, recipe: Recipe, answer: Completion, peak: in
 
 
 def _print_table(rows: list[Row], text: str) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
     from .. import demo
 
-    console = Console()
-    table = Table(box=SIMPLE_HEAD, title=demo.TASK, title_justify="left", padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("method", no_wrap=True)
-    for header in ("passes", "rank", "extra\nparams", "extra\nKiB", "first\ntoken s", "tokens\nper s", "peak\nMiB"):
-        table.add_column(header, justify="right")
-    for row in rows:
-        table.add_row(
+    headers = (
+        "method",
+        "passes",
+        "rank",
+        "extra\nparams",
+        "extra\nKiB",
+        "first\ntoken s",
+        "tokens\nper s",
+        "peak\nMiB",
+    )
+    cells = [
+        (
             row.name,
             str(row.passes),
             str(row.rank),
@@ -182,9 +183,11 @@ def _print_table(rows: list[Row], text: str) -> None:
             f"{row.decode_rate:.1f}",
             f"{row.peak_bytes / MIB:.0f}",
         )
-    click.echo(text + "\n")
-    console.print(table)
+        for row in rows
+    ]
+    write_answer(text + "\n")
+    show_table(screen(), headers, cells, title=demo.TASK, spare=("passes", "extra\nKiB"))
     for row in rows:
-        click.echo()
-        click.secho(row.name, bold=True)
-        click.echo(row.text)
+        echo()
+        echo(row.name, bold=True)
+        write_answer(row.text)

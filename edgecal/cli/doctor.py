@@ -3,10 +3,9 @@ not fit."""
 
 from __future__ import annotations
 
-import json
-
 import click
 
+from ._output import echo_json, screen
 from ._progress import progress
 from .options import ModelOptions, RecipeOptions, calibration_options, hub_options, json_option
 
@@ -40,11 +39,9 @@ def command(model: str, chosen: RecipeOptions, loading: ModelOptions, as_json: b
     ):
         report = diagnose(checkpoint, named, calibration, model=model, progress=lambda module: report_work(note=module))
     if as_json:
-        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+        echo_json(report.to_dict())
     else:
-        from rich.console import Console
-
         from ._doctor_table import show
 
-        show(report, Console(markup=False, emoji=False, highlight=False))
+        show(report, screen())
     return 0 if report.healthy else 1

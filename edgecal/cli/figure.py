@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ..errors import StorageError
+from ._output import echo
 from ._progress import progress
 from .options import ModelOptions, RecipeOptions, hub_options, recipe_options
 
@@ -52,7 +53,7 @@ def command(
     with progress("measuring the changes"):
         measurement = measure(recipe, adapters, architecture, model=model)
     for note in measurement.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     if json_file:
         _write(json_file, json.dumps(measurement.to_dict()))
     if csv_file:
@@ -61,7 +62,7 @@ def command(
         from ..inspection.figure_png import save_png
 
         save_png(measurement, out)
-        click.echo(out)
+        echo(out)
 
 
 def _write(name: str, text: str) -> None:
@@ -74,4 +75,4 @@ def _write(name: str, text: str) -> None:
         raise StorageError(f"{path} could not be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
-    click.echo(name)
+    echo(name)

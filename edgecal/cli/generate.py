@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import PromptError
+from ._answer import AnswerWriter
+from ._output import echo, echo_json
 from ._progress import while_reading
+from ._prompt_text import prompt_text
 from ._sampling import sampling_options
 from ._tasks import TaskOptions, task_options
 from .options import ModelOptions, RecipeOptions, json_option, load_engine, model_options, recipe_options
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
     from ..completion import Pass, Piece, Settings
     from ..engine import Engine, Prompt
-
-_LARGEST_PROMPT = 64 << 20
 
 
 @click.command("generate")
@@ -82,7 +80,7 @@ def command(
     if prompts_file is None:
         if batch_size is not None or prefix_cache is not None:
             raise click.UsageError("--batch and --prefix-cache belong to --prompts")
-        text = question(_prompt_text(prompt, prompt_file))
+        text = question(prompt_text(prompt, prompt_file, raw=raw))
     elif prompt is not None or prompt_file is not None:
         raise click.UsageError("give one prompt, or a file of them with --prompts, not both")
     else:
@@ -101,7 +99,7 @@ def command(
 
     run = answer_all(engine, lines, question, recipe, settings, batch_size=batch_size or 8, with_tokens=tokens)
     if not (quiet or as_json):
-        click.echo(run.summary(), err=True)
+        echo(run.summary(), err=True)
     if run.refused:
         raise PromptError(f"{run.refused} of {len(lines)} prompts were refused; their lines of the output say why")
 
@@ -119,23 +117,22 @@ def _answer(
     """Stream the answer; what was said before Ctrl-C stays."""
     passes: list[Pass] = []
     pieces: list[Piece] = []
-    interrupted = False
+    interrupted, writer = False, AnswerWriter()
     try:
         for piece in while_reading(
             lambda read: engine.stream(prompt, recipe=recipe, settings=settings, passes=passes, progress=read)
         ):
             pieces.append(piece)
             if not as_json:
-                click.echo(piece.text, nl=False)
-                sys.stdout.flush()
+                writer.write(piece.text)
     except KeyboardInterrupt:
         interrupted = True
     if as_json:
         _print_json(pieces, passes, recipe.method, with_tokens=with_tokens)
     else:
-        click.echo()
+        writer.end()
         if not quiet and passes:
-            click.echo(timings(passes), err=True)
+            echo(timings(passes), err=True)
     if interrupted:
         raise KeyboardInterrupt
 
@@ -170,31 +167,7 @@ def _print_json(pieces: list[Piece], passes: list[Pass], method: str, *, with_to
         result = completion.to_dict()
     if with_tokens:
         result["tokens"] = token_dicts(pieces)
-    click.echo(json.dumps(result, ensure_ascii=False))
-
-
-def _prompt_text(prompt: str | None, prompt_file: str | None) -> str:
-    if prompt is not None and prompt_file is not None:
-        raise click.UsageError("give the prompt as an argument or with --file, not both")
-    if prompt_file is None and prompt is None and sys.stdin.isatty():
-        raise click.UsageError("no prompt: give it as an argument, with --file, or on standard input")
-    if prompt is not None and prompt != "-":
-        return prompt
-    if prompt_file in (None, "-"):
-        raw, name = sys.stdin.buffer.read(_LARGEST_PROMPT + 1), "standard input"
-    else:
-        name = str(prompt_file)
-        try:
-            with Path(name).expanduser().open("rb") as file:
-                raw = file.read(_LARGEST_PROMPT + 1)
-        except OSError as error:
-            raise PromptError(f"{name} cannot be read: {error.strerror}") from error
-    if len(raw) > _LARGEST_PROMPT:
-        raise PromptError(f"{name} is larger than {_LARGEST_PROMPT >> 20} MiB: no model's context holds that")
-    try:
-        return raw.decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{name} is not UTF-8 text: {error}") from error
+    echo_json(result)
 
 
 def _questions(asked: TaskOptions, system: str | None, raw: bool) -> Callable[[str], Prompt]:
@@ -206,7 +179,7 @@ def _questions(asked: TaskOptions, system: str | None, raw: bool) -> Callable[[s
         raise PromptError("--system needs the chat template, which --raw turns off")
 
     def question(text: str) -> Prompt:
-        if not text.strip():
+        if not (text if raw else text.strip()):
             raise PromptError("the prompt is empty: give some text to answer")
         if instruction is not None:
             text = user_message(instruction, text)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
+from ._output import echo_json, screen
 from ._progress import progress
 from .options import ModelOptions, hub_options, json_option
 
@@ -38,10 +37,9 @@ def command(path: str, against: str | None, tensors: bool, loading: ModelOptions
             progress=report_download,
         )
     if as_json:
-        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+        echo_json(report.to_dict())
         return
-    from rich.console import Console
 
     from ._inspect_tables import show
 
-    show(report, Console(markup=False, emoji=False, highlight=False), with_tensors=tensors)
+    show(report, screen(), with_tensors=tensors)

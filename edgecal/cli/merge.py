@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import AdapterError, RecipeError
+from ._output import echo, echo_json, screen
 from ._progress import progress
 from .options import RecipeOptions, json_option, recipe_options
 
@@ -64,9 +65,9 @@ def command(
     with progress("merging"):
         result = _merge(chosen.recipe(), chosen.paths(), base, Path(out), dtype, force)
     if as_json:
-        click.echo(json.dumps(result, ensure_ascii=False))
+        echo_json(result)
     else:
-        click.echo(
+        echo(
             f"{result['directory']}: {result['method']}, {result['modules']} modules, rank {result['rank']}, "
             f"{result['parameters']:,} parameters in {dtype}"
         )
@@ -170,12 +171,11 @@ def _list(as_json: bool) -> None:
     from ..adapters.merge import methods
 
     if as_json:
-        click.echo(json.dumps([_facts(entry) for entry in methods()], ensure_ascii=False))
+        echo_json([_facts(entry) for entry in methods()])
         return
-    from rich.console import Console
 
     # Not a table: four columns of words have no room where terminals are 80 columns wide
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = screen()
 
     def show(title: str, *lines: str) -> None:
         console.print(title, style="bold")

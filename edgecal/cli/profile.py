@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import EdgecalError, StorageError
+from ._output import echo, echo_json, screen
 from ._progress import progress
 from ._sampling import SAMPLING
 from ._tasks import TaskOptions
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
     from ..profile import Comparison, Measurement, Plan, Report
     from ..profile.costs import Cost
+
+
+NOT_JUDGED = 3  # exit code of --compare
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def command(
 
     Lengths: -p reads prompts, -n writes tokens, each behind every depth of -d, with every number of -t threads.
     docs/profile.md says how every figure is measured. Exit codes with --compare: 0 nothing got worse beyond the
-    threshold, 1 something did, 2 the two cannot be compared.
+    threshold, 1 something did, 2 the two cannot be compared, 3 too few repeats to judge any time.
     """
     if sum((output.as_json, output.as_csv, output.as_md)) > 1:
         raise click.UsageError("--json, --csv and --md each want the output: give one of them")
@@ -247,17 +251,15 @@ def _print(report: Report, output: OutputOptions) -> None:
     from ..profile import tables
 
     if output.as_json:
-        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+        echo_json(report.to_dict())
     elif output.as_csv:
-        click.echo(tables.to_csv(tables.rows(report)), nl=False)
+        echo(tables.to_csv(tables.rows(report)), nl=False)
     elif output.as_md:
-        click.echo(tables.to_markdown(report), nl=False)
+        echo(tables.to_markdown(report), nl=False)
     else:
-        from rich.console import Console
-
         from ._profile_table import show
 
-        show(report, Console(markup=False, emoji=False, highlight=False))
+        show(report, screen())
 
 
 # ------------------------------------------------------------------------------------------------ the other modes
@@ -265,6 +267,7 @@ def _print(report: Report, output: OutputOptions) -> None:
 
 def _compare(files: tuple[str, str], threshold: float, output: OutputOptions) -> int:
     from ..profile import compare, load
+    from ._profile_table import n_judged, show_comparison
 
     first, second = files
     try:
@@ -272,14 +275,10 @@ def _compare(files: tuple[str, str], threshold: float, output: OutputOptions) ->
     except EdgecalError as error:
         raise click.UsageError(str(error)) from error
     if output.as_json:
-        click.echo(json.dumps(result.to_dict(), ensure_ascii=False))
+        echo_json({**result.to_dict(), "judged": n_judged(result)})
     else:
-        from rich.console import Console
-
-        from ._profile_table import show_comparison
-
-        show_comparison(result, Console(markup=False, emoji=False, highlight=False))
-    return 1 if result.regressions else 0
+        show_comparison(result, screen())
+    return 1 if result.regressions else 0 if n_judged(result) else NOT_JUDGED
 
 
 def _costs(
@@ -302,11 +301,9 @@ def _costs(
         adapter.check_against(architecture.shapes)
     rows: list[Cost] = costs(architecture, dict(recipes), adapters)
     if output.as_json:
-        click.echo(json.dumps(to_rows(rows), ensure_ascii=False))
+        echo_json(to_rows(rows))
     else:
-        from rich.console import Console
-
         from ._profile_table import show_costs
 
-        show_costs(rows, Console(markup=False, emoji=False, highlight=False))
+        show_costs(rows, screen())
     return 0

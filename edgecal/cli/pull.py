@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
+from ._output import echo, echo_json
 from ._progress import progress
 from .options import json_option
 
@@ -37,9 +37,9 @@ def command(
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     if as_json:
-        click.echo(json.dumps({"model": model, "path": str(path), "bytes": size}))
+        echo_json({"model": model, "path": str(path), "bytes": size})
     else:
-        click.echo(f"{model}: {size / 1e6:.1f} MB in {path}")
+        echo(f"{model}: {size / 1e6:.1f} MB in {path}")
 
 
 def _pull_demo(keep_gguf: bool) -> Path:

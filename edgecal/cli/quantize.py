@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
 from edgecal_weights.quantizer import EMBEDDING_FORMATS, QUANTIZE_FORMATS, quantize_checkpoint
 
+from ._output import echo, echo_json, screen
 from ._progress import progress
+from ._tables import show_table
 from .options import ModelOptions, hub_options, json_option
 
 if TYPE_CHECKING:
@@ -79,36 +80,28 @@ def command(
             measure_errors=errors,
         )
     if as_json:
-        click.echo(json.dumps(report.to_dict()))
+        echo_json(report.to_dict())
     else:
         _print(report)
 
 
 def _print(report: QuantizeReport) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table("format", "tensors", "weights", "MB", "bits/weight")
-    for name, total in report.formats.items():
-        bits = 8 * total.bytes / total.weights
-        table.add_row(name, f"{total.tensors}", f"{total.weights:,}", f"{total.bytes / 1e6:.1f}", f"{bits:.2f}")
-    total_tensors = sum(total.tensors for total in report.formats.values())
-    table.add_section()
-    table.add_row(
-        "all",
-        f"{total_tensors}",
-        f"{report.n_weights:,}",
-        f"{report.packed_bytes / 1e6:.1f}",
-        f"{report.bits_per_weight:.2f}",
-    )
-    console.print(table)
+    rows = [
+        _row(name, total.tensors, total.weights, total.bytes, 8 * total.bytes / total.weights)
+        for name, total in report.formats.items()
+    ]
+    n_tensors = sum(total.tensors for total in report.formats.values())
+    rows.append(_row("all", n_tensors, report.n_weights, report.packed_bytes, report.bits_per_weight))
+    show_table(screen(), ("format", "tensors", "weights", "MB", "bits/weight"), rows)
     if report.errors:
-        worst = Table("tensor", "relative RMS error", "largest error", title="the ten tensors that lost most")
         ranked = sorted(report.errors.items(), key=lambda item: -item[1].relative)
-        for name, error in ranked[:10]:
-            worst.add_row(name, f"{error.relative:.2e}", f"{error.largest:.2e}")
-        console.print(worst)
+        worst = [(name, f"{error.relative:.2e}", f"{error.largest:.2e}") for name, error in ranked[:10]]
+        headers = ("tensor", "relative RMS error", "largest error")
+        show_table(screen(), headers, worst, title="the ten tensors that lost most")
     fidelity = ", ".join(f"{count} {kind}" for kind, count in sorted(report.fidelity.items()))
-    click.echo(f"{report.source}: {report.source_bytes / 1e6:.1f} MB; tensors: {fidelity}")
-    click.echo(f"written to {report.path} in {report.seconds:.1f} s")
+    echo(f"{report.source}: {report.source_bytes / 1e6:.1f} MB; tensors: {fidelity}")
+    echo(f"written to {report.path} in {report.seconds:.1f} s")
+
+
+def _row(name: str, n_tensors: int, n_weights: int, n_bytes: int, bits: float) -> tuple[str, ...]:
+    return name, f"{n_tensors}", f"{n_weights:,}", f"{n_bytes / 1e6:.1f}", f"{bits:.2f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import StorageError
+from ._output import echo, echo_json, screen
 from ._progress import progress
+from ._tables import show_table
 from ._tasks import TaskOptions, task_options
 from .options import ModelOptions, RecipeOptions, adapter_options, json_option, load_engine, model_options
 
@@ -200,34 +201,36 @@ def _write(path: Path, recipe: Recipe) -> None:
 
 def _print(search: Search, recipe: Recipe | None, evaluator: _Evaluator, out: Path | None) -> None:
     """The account on stderr, the recipe on stdout or where it was written."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(stderr=True)
-    table = Table("", "loss", *(["objective"] if search.method == "lorahub" else []), *search.adapters)
-    for label, evaluation in _notable(search):
-        objective = [f"{search.objective(evaluation):.4f}"] if search.method == "lorahub" else []
-        table.add_row(label, f"{evaluation.loss:.4f}", *objective, *(f"{w:.4f}" for w in evaluation.weights))
-    if table.row_count:
-        console.print(table)
+    with_objective = search.method == "lorahub"
+    rows = [
+        (
+            label,
+            f"{evaluation.loss:.4f}",
+            *([f"{search.objective(evaluation):.4f}"] if with_objective else []),
+            *(f"{w:.4f}" for w in evaluation.weights),
+        )
+        for label, evaluation in _notable(search)
+    ]
+    if rows:
+        show_table(screen(err=True), ("", "loss", *(["objective"] if with_objective else []), *search.adapters), rows)
     ended = " (the time was over)" if search.out_of_time else ""
     known = f", {search.reused} of them known before" if search.reused else ""
-    click.echo(f"{search.done} of {search.total} evaluations{known}{ended}", err=True)
+    echo(f"{search.done} of {search.total} evaluations{known}{ended}", err=True)
     cost = evaluator.cost()
     if cost is not None:
         total = cost["tokens_run"] + cost["tokens_saved"]
-        click.echo(
+        echo(
             f"per evaluation: {cost['seconds']:.2f} s ({1000 * cost['compile_seconds']:.0f} ms of it to compile), "
             f"{cost['tokens_run']} tokens run, {cost['tokens_saved']} saved by prefix reuse "
             f"({100 * cost['tokens_saved'] / total:.0f} %)",
             err=True,
         )
     if recipe is None:
-        click.echo("no recipe yet", err=True)
+        echo("no recipe yet", err=True)
     elif out is not None:
-        click.echo(f"written to {out}", err=True)
+        echo(f"written to {out}", err=True)
     else:
-        click.echo(json.dumps(recipe.to_dict()))
+        echo_json(recipe.to_dict())
 
 
 def _notable(search: Search) -> Iterator[tuple[str, Any]]:
@@ -255,4 +258,4 @@ def _print_json(search: Search, outcome: _Outcome, evaluator: _Evaluator) -> Non
         "per_evaluation": evaluator.cost(),
         "trajectory": [{"weights": e.weights, "loss": e.loss} for e in search.record.evaluations],
     }
-    click.echo(json.dumps(result))
+    echo_json(result)

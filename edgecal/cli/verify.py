@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import click
 from edgecal_weights.reference_file import ReferenceFile
 
 from ..errors import OptionError, VerificationError
+from ._output import echo_json, screen
 from ._progress import progress
 from .options import ModelOptions, RecipeOptions, json_option, load_engine, model_options, recipe_options
 
@@ -71,8 +71,9 @@ def command(
         raise click.UsageError("give a REFERENCE file, or --live to compute one")
     if not live and (prompts or save):
         raise click.UsageError("--prompt and --save go with --live")
-    adapters = {name: LoraAdapter.load(path, name) for name, path in chosen.paths().items()}
-    subject = _Subject(model, loading, Tolerances(tolerance_delta, tolerance_output, tolerance_logits))
+    paths = chosen.paths()
+    adapters = {name: LoraAdapter.load(path, name) for name, path in paths.items()}
+    subject = _Subject(model, paths, loading, Tolerances(tolerance_delta, tolerance_output, tolerance_logits))
     if reference is None:
         report = _verify_live(subject, chosen.recipe(), adapters, prompts, new_tokens, save)
     else:
@@ -82,28 +83,27 @@ def command(
                 raise VerificationError(f"the reference is about {recipe.method}; --method asks for {chosen.method}")
             report = subject.compare(opened, recipe)
     if as_json:
-        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+        echo_json(report.to_dict())
     else:
-        from rich.console import Console
-
         from ._verify_table import show
 
-        show(report, Console(markup=False, emoji=False, highlight=False))
+        show(report, screen())
     return 0 if report.passed else 1
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """The model that references are held against, and how near it must come."""
+    """The model with its adapters that references are held against, and how near it must come."""
 
     model: str
+    paths: dict[str, str]
     loading: ModelOptions
     tolerances: Tolerances
 
     def compare(self, reference: ReferenceFile, recipe: Recipe) -> Verification:
         from ..verification.verify import verify
 
-        engine = load_engine(self.model, self.loading)
+        engine = load_engine(self.model, self.loading, self.paths)
         with progress("comparing") as report:
             return verify(
                 reference,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
+from ._output import echo, echo_json
 from .options import compile_kernels, json_option
 
 
@@ -21,7 +20,7 @@ def command(as_json: bool) -> None:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     facts = {"cpu": cpu.cpu_model(), "instructions": isa.active_name(), "folder": str(folder), "bytes": size}
     if as_json:
-        click.echo(json.dumps({**facts, "seconds": round(seconds, 3)}))
+        echo_json({**facts, "seconds": round(seconds, 3)})
         return
     done = f"compiled in {seconds:.1f} s" if seconds else "were compiled already"
-    click.echo(f"kernels for {facts['cpu']} ({facts['instructions']}) {done}: {size / 2**20:.1f} MiB in {folder}")
+    echo(f"kernels for {facts['cpu']} ({facts['instructions']}) {done}: {size / 2**20:.1f} MiB in {folder}")
