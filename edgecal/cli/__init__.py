@@ -30,6 +30,9 @@ COMMANDS = {
     "figure": "Draw the weight changes of a recipe beside plain linear merging.",
     "profile": "Say where every millisecond and every byte of a token goes, per method.",
     "pull": "Fetch the demo model, or a model of the hub, into the cache.",
+    "list": "Show the models on this machine.",
+    "rm": "Remove models from this machine.",
+    "cache": "Show what is kept on this machine, with sizes; --clean removes old kernels.",
     "warmup": "Compile the kernels for this machine, once.",
 }
 
@@ -40,7 +43,7 @@ OTHER_NAMES = {"run": "generate", "convert": "quantize", "show": "inspect", "ben
 
 class _LazyGroup(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS]  # the module `list` of this package hides the built-in one, once it is imported
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
@@ -50,7 +53,7 @@ class _LazyGroup(click.Group):
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([*COMMANDS.items()])
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:

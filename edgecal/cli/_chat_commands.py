@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.merge.registry import method_names, methods
 from ..decoding.generate import drafts_allowed
-from ..demo import find
 from ..errors import OptionError
 from ._chat_input import paths
+from ._names import calibration_path
+from ._nearest import did_you_mean
 from ._sampling import NOTHING, OPTIONS, values_of, with_values
 from .options import split_adapter
 
@@ -39,6 +40,20 @@ COMMANDS = {  # name: (arguments, line of /help)
 }
 
 
+# What people type who come from another chat
+_ALIASES = {
+    "/?": "/help",
+    "/h": "/help",
+    "/bye": "/exit",
+    "/quit": "/exit",
+    "/q": "/exit",
+    "/clear": "/reset",
+    "/new": "/reset",
+    "/adapters": "/adapter",
+    "/methods": "/method",
+}
+
+
 @dataclass(frozen=True)
 class Said:
     """What a command answers: text for people, data (where there is more to it than text) for --json."""
@@ -57,10 +72,12 @@ class Commands:
     def run(self, line: str) -> Said:
         """OptionError lists the commands for an unknown one."""
         name, _, rest = line.strip().partition(" ")
+        name = _ALIASES.get(name, name)
         if name not in COMMANDS:
+            hint = did_you_mean(name[:40], [*COMMANDS, *_ALIASES])
             raise OptionError(
-                f"unknown command {name[:40]}; commands: {', '.join(COMMANDS)} (text that begins with a slash goes "
-                'between """ and """)'
+                f"unknown command {name[:40]}{hint}; commands: {', '.join(COMMANDS)} (text that begins with a slash "
+                'goes between """ and """)'
             )
         command: Callable[[str], str | Said] = getattr(self, name.replace("/", "_"))
         said = command(rest.strip())
@@ -135,7 +152,7 @@ class Commands:
             return self.composition.describe()
         (path,) = _words(rest, 1, "/calibration FILE, /calibration demo:NAME or /calibration none")
         _check_path(path)
-        return self.composition.set_calibration(None if path in NOTHING else find(path))
+        return self.composition.set_calibration(None if path in NOTHING else calibration_path(path))
 
     def _system(self, rest: str) -> str:
         if rest:
@@ -201,7 +218,7 @@ class Commands:
 
     def _change(self, name: str, words: list[str]) -> None:
         if name not in OPTIONS:
-            raise OptionError(f"unknown option {name!r}; options: {', '.join(OPTIONS)}")
+            raise OptionError(f"unknown option {name!r}{did_you_mean(name, OPTIONS)}; options: {', '.join(OPTIONS)}")
         value = OPTIONS[name].parse(words)
         if name == "speculate":
             drafts_allowed(self.conversation.engine.model, value)

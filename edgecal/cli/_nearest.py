@@ -17,6 +17,6 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'linear'?" or nothing, for the end of a message."""
+    """ " (did you mean 'linear'?)" or nothing, for behind the word in a message."""
     near = nearest(word, known)
-    return f"; did you mean {near!r}?" if near else ""
+    return f" (did you mean {near!r}?)" if near else ""

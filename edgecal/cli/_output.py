@@ -71,6 +71,13 @@ def echo(text: str = "", *, nl: bool = True, err: bool = False, **style: Any) ->
     click.echo(click.style(text, **style) if style else text, file=stream, nl=nl)
 
 
+def note(text: str) -> None:
+    """What a person should know beside the result, on stderr; --quiet wants no such thing."""
+    context = click.get_current_context(silent=True)
+    if context is None or not context.params.get("quiet"):
+        echo(f"note: {text}", err=True)
+
+
 def echo_json(value: Any, *, err: bool = False) -> None:
     """One line. Numbers that JSON has no word for (NaN, infinite) are null."""
     escape = not is_utf8(sys.stderr if err else sys.stdout)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .options import RecipeOptions
 
 
+_RECIPE_ENDINGS = (".yaml", ".yml", ".json")  # such a file is called by its name, not by its method
+
+
 def gather(words: tuple[str, ...], chosen: RecipeOptions) -> tuple[dict[str, Recipe], dict[str, str]]:
     """({name: recipe}, {adapter: path}); RecipeError says what a word could have been."""
     from .. import demo
@@ -24,7 +27,7 @@ def gather(words: tuple[str, ...], chosen: RecipeOptions) -> tuple[dict[str, Rec
     paths = chosen.paths()
     if not words:
         recipe = chosen.recipe()
-        return {_name(recipe): recipe}, paths
+        return {Path(chosen.recipe_file).stem if chosen.recipe_file else _name(recipe): recipe}, paths
     for option in chosen.given():
         raise RecipeError(f"{option} makes a recipe, and so does {words[0]!r}: give recipes as words or as options")
     found: dict[str, Recipe] = {}
@@ -34,7 +37,8 @@ def gather(words: tuple[str, ...], chosen: RecipeOptions) -> tuple[dict[str, Rec
             recipes = demo.recipes()
         else:
             recipe = _recipe(word, paths)
-            recipes = {_name(recipe): recipe}
+            is_file = Path(word).suffix.lower() in _RECIPE_ENDINGS
+            recipes = {Path(word).stem if is_file else _name(recipe): recipe}
         for name, recipe in recipes.items():
             if recipe in found.values():
                 raise RecipeError(f"{word!r} is given twice: each recipe is measured once")

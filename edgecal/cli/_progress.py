@@ -82,7 +82,12 @@ class _Bar:
         self._title, self._console, self._unit, self._still = title, console, unit, still
         self._done, self._total, self._note, self._began = 0, 0, "", monotonic()
         self._live = Live(
-            get_renderable=self._line, console=console, transient=True, auto_refresh=not still, refresh_per_second=8
+            get_renderable=self._line,
+            console=console,
+            transient=True,
+            auto_refresh=not still,
+            refresh_per_second=8,
+            redirect_stdout=sys.stdout.isatty(),  # else what goes to a file or a pipe would go to the terminal
         )
 
     def __enter__(self) -> _Bar:

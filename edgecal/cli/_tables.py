@@ -47,12 +47,13 @@ def show_table(
             widths[i] = max(min(widths[i], _FOLDED), widths[i] - excess)
     widest = max((widths[i] for i in columns[1:]), default=0)
     widths[0] = max(1, min(widths[0], console.width - widest - 1))  # beside the first there is room for any other
+    gap = 2 if _total(widths, columns) + len(columns) - 1 <= console.width else 1
     for number, block in enumerate(_blocks(widths, columns, console.width)):
         if title or number:
             console.print()
         if title and not number:
             console.print(Text(plain(title), "italic"))
-        console.print(_block(headers, cells, block, widths, text))
+        console.print(_block(headers, cells, block, widths, text, gap))
 
 
 def _blocks(widths: Sequence[int], columns: Sequence[int], width: int) -> list[list[int]]:
@@ -72,8 +73,9 @@ def _block(
     columns: Sequence[int],
     widths: Sequence[int],
     text: set[int],
+    gap: int,
 ) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
     for i in columns:
         side: Any = "left" if i in text else "right"
         table.add_column(

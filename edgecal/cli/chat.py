@@ -15,10 +15,11 @@ import click
 
 from ..errors import EdgecalError
 from ._answer import CONTROL, AnswerWriter
+from ._completion import complete_model
 from ._output import echo, echo_json
 from ._progress import while_reading
 from ._sampling import sampling_options
-from .options import ModelOptions, RecipeOptions, json_option, load_engine, model_options, recipe_options
+from .options import ModelOptions, RecipeOptions, answering_options, json_option, load_engine, recipe_options
 
 if TYPE_CHECKING:
     from ..completion import Settings
@@ -31,14 +32,16 @@ HISTORY_FILE = "chat_history"
 
 
 @click.command("chat")
-@click.argument("model")
+@click.argument("model", required=False, shell_complete=complete_model)
+@click.option("-m", "--model", "named", metavar="MODEL", shell_complete=complete_model, help="The same as MODEL.")
 @click.option("--system", help="A system message.")
-@model_options
+@answering_options
 @recipe_options
 @sampling_options
 @json_option
 def command(
-    model: str,
+    model: str | None,
+    named: str | None,
     system: str | None,
     loading: ModelOptions,
     chosen: RecipeOptions,
@@ -53,6 +56,10 @@ def command(
 
     With --json: one JSON object for each message or command of the input.
     """
+    if (model is None) == (named is None):
+        raise click.UsageError("say which model to talk with, once: edgecal chat MODEL")
+    model = model or named
+    assert model is not None
     from ..conversation import Conversation, refuse_pipeline
     from ._chat_commands import Commands
     from ._composition import Composition

@@ -27,13 +27,13 @@ MIB = 2**20
 class Row:
     """One method in the comparison. Bytes, seconds, tokens per second."""
 
-    name: str
+    method: str
     passes: int
     rank: int
     extra_parameters: int
     extra_bytes: int
     first_token_s: float
-    decode_rate: float
+    decode_tokens_per_s: float
     new_tokens: int
     peak_bytes: int
     text: str
@@ -146,13 +146,13 @@ def _compare(engine: Engine, recipes: dict[str, Recipe], max_tokens: int, as_jso
 def _row(engine: Engine, name: str, recipe: Recipe, answer: Completion, peak: int) -> Row:
     compiled = [adapter for adapter in engine.compile(recipe) if adapter is not None]
     return Row(
-        name=name,
+        method=name,
         passes=recipe.passes,
         rank=max((adapter.rank for adapter in compiled), default=0),
         extra_parameters=max((adapter.extra_parameters for adapter in compiled), default=0),
         extra_bytes=max((adapter.extra_bytes for adapter in compiled), default=0),
         first_token_s=answer.first_token_s,
-        decode_rate=answer.decode_rate,
+        decode_tokens_per_s=answer.decode_rate,
         new_tokens=len(answer.tokens),
         peak_bytes=peak,
         text=answer.text,
@@ -174,13 +174,13 @@ def _print_table(rows: list[Row], text: str) -> None:
     )
     cells = [
         (
-            row.name,
+            row.method,
             str(row.passes),
             str(row.rank),
             f"{row.extra_parameters:,}",
             f"{row.extra_bytes / 1024:.1f}",
             f"{row.first_token_s:.2f}",
-            f"{row.decode_rate:.1f}",
+            f"{row.decode_tokens_per_s:.1f}",
             f"{row.peak_bytes / MIB:.0f}",
         )
         for row in rows
@@ -189,5 +189,5 @@ def _print_table(rows: list[Row], text: str) -> None:
     show_table(screen(), headers, cells, title=demo.TASK, spare=("passes", "extra\nKiB"))
     for row in rows:
         echo()
-        echo(row.name, bold=True)
+        echo(row.method, bold=True)
         write_answer(row.text)

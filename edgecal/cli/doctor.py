@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import click
 
+from ._completion import complete_model
+from ._names import open_model
 from ._output import echo_json, screen
 from ._progress import progress
 from .options import ModelOptions, RecipeOptions, calibration_options, hub_options, json_option
 
 
 @click.command("doctor")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @calibration_options
 @hub_options
 @json_option
@@ -24,8 +26,6 @@ def command(model: str, chosen: RecipeOptions, loading: ModelOptions, as_json: b
 
     Strength is |dW| / |W| (Frobenius norms) of a module. Exit code 1: something does not fit or does nothing.
     """
-    from edgecal_weights.checkpoint import open_checkpoint
-
     from ..demo import find
     from ..inspection.diagnosis import diagnose
 
@@ -34,7 +34,7 @@ def command(model: str, chosen: RecipeOptions, loading: ModelOptions, as_json: b
     named = chosen.paths()
     calibration = find(chosen.calibration) if chosen.calibration else None
     with (
-        open_checkpoint(find(model), revision=loading.revision, offline=loading.offline) as checkpoint,
+        open_model(model, loading) as checkpoint,
         progress("measuring") as report_work,
     ):
         report = diagnose(checkpoint, named, calibration, model=model, progress=lambda module: report_work(note=module))

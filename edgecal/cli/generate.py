@@ -10,12 +10,13 @@ import click
 
 from ..errors import PromptError
 from ._answer import AnswerWriter
+from ._completion import complete_model
 from ._output import echo, echo_json
 from ._progress import while_reading
 from ._prompt_text import prompt_text
 from ._sampling import sampling_options
 from ._tasks import TaskOptions, task_options
-from .options import ModelOptions, RecipeOptions, json_option, load_engine, model_options, recipe_options
+from .options import ModelOptions, RecipeOptions, answering_options, json_option, load_engine, recipe_options
 
 if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 
 
 @click.command("generate")
-@click.argument("model")
+@click.argument("model", required=False, shell_complete=complete_model)
+@click.option("-m", "--model", "named", metavar="MODEL", shell_complete=complete_model, help="The same as MODEL.")
 @click.argument("prompt", required=False)
+@click.option("-p", "--prompt", "asked_for", metavar="TEXT", help="The same as PROMPT.")
 @click.option("-f", "--file", "prompt_file", metavar="FILE", help="Read the prompt from a file; - is standard input.")
 @click.option(
     "--prompts",
@@ -45,15 +48,17 @@ if TYPE_CHECKING:
 @task_options
 @click.option("--system", help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Give the prompt to the model as it stands, without its chat template.")
-@model_options
+@answering_options
 @recipe_options
 @sampling_options
 @click.option("-q", "--quiet", is_flag=True, help="The answer alone: no progress, no timings.")
 @click.option("--tokens", is_flag=True, help="With --json: a record per token, with its timings.")
 @json_option
 def command(
-    model: str,
+    model: str | None,
+    named: str | None,
     prompt: str | None,
+    asked_for: str | None,
     prompt_file: str | None,
     prompts_file: str | None,
     batch_size: int | None,
@@ -76,6 +81,7 @@ def command(
         --adapter demo:summarize --adapter demo:professional --calibration demo:learnable_calibration_pp
     edgecal generate demo --prompts chats.jsonl --task summarize --adapter demo:summarize > summaries.jsonl
     """
+    model, prompt = _model_and_prompt(model, named, prompt, asked_for)
     question = _questions(asked, system, raw)
     if prompts_file is None:
         if batch_size is not None or prefix_cache is not None:
@@ -102,6 +108,22 @@ def command(
         echo(run.summary(), err=True)
     if run.refused:
         raise PromptError(f"{run.refused} of {len(lines)} prompts were refused; their lines of the output say why")
+
+
+def _model_and_prompt(
+    model: str | None, named: str | None, prompt: str | None, asked_for: str | None
+) -> tuple[str, str | None]:
+    """Of the two arguments and the two options that may take their places."""
+    words = [word for word in (model, prompt) if word is not None]
+    if named is None:
+        if not words:
+            raise click.UsageError("say which model is to answer: edgecal generate MODEL PROMPT")
+        named = words.pop(0)
+    if asked_for is not None:
+        words.append(asked_for)
+    if len(words) > 1:
+        raise click.UsageError(f"there is one prompt too many: {words[-1]!r}")
+    return named, words[0] if words else None
 
 
 def _answer(

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import AdapterError, RecipeError
+from ._completion import complete_model
+from ._names import open_model
 from ._output import echo, echo_json, screen
 from ._progress import progress
-from .options import RecipeOptions, json_option, recipe_options
+from .options import ModelOptions, RecipeOptions, json_option, recipe_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +30,12 @@ if TYPE_CHECKING:
 @click.argument("recipe_path", metavar="[RECIPE]", required=False)
 @click.option("--out", metavar="DIR", help="Where the adapter goes.")
 @recipe_options
-@click.option("--base", metavar="MODEL", help="Check against this model; the recipe's base_model if that is a path.")
+@click.option(
+    "--base",
+    metavar="MODEL",
+    shell_complete=complete_model,
+    help="Check against this model; the recipe's base_model if that is a path.",
+)
 @click.option("--dtype", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of the file.")
 @click.option("--force", is_flag=True, help="Replace the adapter in DIR.")
 @click.option("--list", "as_list", is_flag=True, help="Show all methods and their options.")
@@ -68,7 +75,7 @@ def command(
         echo_json(result)
     else:
         echo(
-            f"{result['directory']}: {result['method']}, {result['modules']} modules, rank {result['rank']}, "
+            f"{result['path']}: {result['method']}, {result['modules']} modules, rank {result['rank']}, "
             f"{result['parameters']:,} parameters in {dtype}"
         )
 
@@ -125,12 +132,9 @@ def _base_shapes(base: str | None, recipe: Recipe) -> tuple[dict[str, tuple[int,
         base = recipe.base_model
     if base is None:
         return None, None
-    from edgecal_weights.checkpoint import open_checkpoint
-
     from ..architecture import Architecture
-    from ..demo import find
 
-    with open_checkpoint(find(base)) as checkpoint:
+    with open_model(base, ModelOptions()) as checkpoint:
         architecture = Architecture.of(checkpoint)
     return architecture.shapes, architecture.facts
 
@@ -154,7 +158,7 @@ def _portable(recipe: Recipe) -> dict[str, Any]:
 def _report(compiled: CompiledAdapter, recipe: Recipe, out: Path, dtype: str) -> dict[str, Any]:
     parameters = sum(pair.a.size + pair.b.size for pair in compiled.pairs.values())
     return {
-        "directory": str(out),
+        "path": str(out),
         "method": recipe.method,
         "adapters": list(recipe.adapters),
         "weights": list(recipe.merge_weights) if recipe.entry.takes_weights else None,

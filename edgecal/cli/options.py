@@ -15,7 +15,9 @@ from edgecal_kernels.cached import TYPES
 from edgecal_kernels.dispatch import BACKENDS
 from edgecal_kernels.quant import FORMATS, GROUP_SIZES
 
-from ..errors import RecipeError
+from ..errors import OptionError, RecipeError
+from ._completion import adapters, calibrations, complete_paths, complete_words, methods
+from ._names import adapter_path, calibration_path, model_named
 from ._progress import progress
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a model is loaded; the fields are arguments of Engine.load, but for `threads`."""
+    """How a model is loaded; the fields are arguments of Engine.load, but for `threads` and `context`."""
 
     weights: str = "auto"
     group_size: int = 32
@@ -60,6 +62,7 @@ class ModelOptions:
     revision: str | None = None
     offline: bool | None = None
     threads: int | None = None
+    context: int | None = None
 
 
 _HUB = (
@@ -88,10 +91,18 @@ _LOADING = (
     *_HUB,
 )
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads; the physical (big) cores unless given."
+    "-t", "--threads", type=click.IntRange(min=1), help="Threads; the physical (big) cores unless given."
+)
+_context_option = click.option(
+    "-c",
+    "--context",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Tokens of prompt and answer together, and so of the KV cache, at most; the model's own limit unless given.",
 )
 hub_options = group_of("loading", ModelOptions, *_HUB)
 model_options = group_of("loading", ModelOptions, *_LOADING, threads_option)
+answering_options = group_of("loading", ModelOptions, *_LOADING, threads_option, _context_option)
 model_options_but_threads = group_of("loading", ModelOptions, *_LOADING)
 
 
@@ -105,17 +116,14 @@ def load_engine(
     """The engine for `model` ("demo", a path or a hub id) with these adapters, {name: path}."""
     from edgecal_kernels.dispatch import backend, set_threads
 
-    from ..demo import find
-
-    model = find(model)
     if backend(loading.backend).NAME == "numba":
         compile_kernels()
         set_threads(loading.threads)
     from ..engine import Engine
 
-    with progress(f"loading {model}", unit="bytes") as report:
-        return Engine.load(
-            model,
+    with model_named(model) as path, progress(f"loading {Path(model).name}", unit="bytes") as report:
+        engine = Engine.load(
+            path,
             weights=loading.weights,
             group_size=loading.group_size,
             adapters=adapters,
@@ -126,6 +134,15 @@ def load_engine(
             offline=loading.offline,
             progress=report,
         )
+    if loading.context is not None:
+        config = engine.model.config
+        if loading.context > config.max_position_embeddings:
+            raise OptionError(
+                f"-c {loading.context}: the model was trained on {config.max_position_embeddings} tokens and knows no "
+                "more"
+            )
+        engine.model.config = replace(config, max_position_embeddings=loading.context)
+    return engine
 
 
 def compile_kernels() -> float:
@@ -168,7 +185,6 @@ class RecipeOptions:
     def paths(self) -> dict[str, str]:
         """{name: path} of the --adapter options and of the recipe file, if that says where its adapters are."""
         from ..adapters.recipe import Recipe
-        from ..demo import find
 
         named: dict[str, str] = {}
         for text in self.adapters:
@@ -178,11 +194,12 @@ class RecipeOptions:
             named[name] = path
         if self.recipe_file is not None:
             for name, path in Recipe.from_file(self.recipe_file).paths:
-                if name in named:
+                path = adapter_path(path)
+                if Path(named.setdefault(name, path)).absolute() != Path(path).absolute():
                     raise RecipeError(
-                        f"{self.recipe_file} says where {name!r} is, and so does --adapter; give one of the two"
+                        f"{self.recipe_file} has {name!r} at {path}, and --adapter at {named[name]}; give one of the "
+                        "two"
                     )
-                named[name] = find(path)
         return named
 
     def recipe(self) -> Recipe:
@@ -190,7 +207,6 @@ class RecipeOptions:
         the calibration's own method, or multi_step when there are steps."""
         from ..adapters.merge import find_method
         from ..adapters.recipe import Recipe
-        from ..demo import find
 
         if self.recipe_file is not None:
             if self.given() != ["--recipe"]:
@@ -199,9 +215,9 @@ class RecipeOptions:
                     "weights"
                 )
             recipe = Recipe.from_file(self.recipe_file)
-            return replace(recipe, calibration=find(recipe.calibration)) if recipe.calibration else recipe
+            return replace(recipe, calibration=calibration_path(recipe.calibration)) if recipe.calibration else recipe
         names = tuple(split_adapter(text)[0] for text in self.adapters)
-        calibration = find(self.calibration) if self.calibration else None
+        calibration = calibration_path(self.calibration) if self.calibration else None
         method = self.method or self._usual_method(len(names), calibration)
         steps, weights = self._steps(), self._weights()
         used = () if find_method(method).max_adapters == 0 else names
@@ -255,16 +271,26 @@ _ADAPTER = click.option(
     "adapters",
     multiple=True,
     metavar="[NAME=]PATH",
+    shell_complete=complete_paths(adapters, named=True),
     help="A PEFT directory or demo:NAME; repeat for several, in the order of the calibration.",
 )
-_CALIBRATION = click.option("--calibration", metavar="FILE", help="The method's calibration file, or demo:NAME.")
+_CALIBRATION = click.option(
+    "--calibration",
+    metavar="FILE",
+    shell_complete=complete_paths(calibrations),
+    help="The method's calibration file, or demo:NAME.",
+)
 adapter_options = group_of("chosen", RecipeOptions, _ADAPTER)
 calibration_options = group_of("chosen", RecipeOptions, _ADAPTER, _CALIBRATION)
 recipe_options = group_of(
     "chosen",
     RecipeOptions,
     _ADAPTER,
-    click.option("--method", help="How to combine; `edgecal merge --list` has all methods."),
+    click.option(
+        "--method",
+        shell_complete=complete_words(methods),
+        help="How to combine; `edgecal merge --list` has all methods.",
+    ),
     click.option(
         "--option", "method_options", multiple=True, metavar="NAME=VALUE", help="Of the method: density=0.5; repeat."
     ),
@@ -279,12 +305,10 @@ recipe_options = group_of(
 
 def split_adapter(text: str) -> tuple[str, str]:
     """(name, path) of NAME=PATH or PATH; the name defaults to the last part of the path."""
-    from ..demo import find
-
     name, separator, path = text.partition("=")
     if not separator or "/" in name:
         name, path = "", text
     if not path:
         raise RecipeError(f"--adapter {text!r}: expected [NAME=]PATH")
     default = path.removeprefix("demo:") if path.startswith("demo:") else Path(path).expanduser().absolute().name
-    return name or default, find(path)
+    return name or default, adapter_path(path)

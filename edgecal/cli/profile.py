@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import EdgecalError, StorageError
-from ._output import echo, echo_json, screen
+from ._completion import calibrations, complete_model, complete_paths, methods
+from ._names import open_model
+from ._output import echo, echo_json, note, screen
 from ._progress import progress
 from ._sampling import SAMPLING
 from ._tasks import TaskOptions
@@ -28,6 +30,8 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
+    from ..completion import Pass
+    from ..engine import Engine
     from ..profile import Comparison, Measurement, Plan, Report
     from ..profile.costs import Cost
 
@@ -88,6 +92,10 @@ class OutputOptions:
                 raise StorageError(f"{name} cannot be written: there is no such folder")
 
 
+def _recipe_words() -> list[str]:
+    return ["demo", *calibrations(), *methods()]
+
+
 _plan_options = group_of(
     "lengths",
     PlanOptions,
@@ -127,8 +135,8 @@ _output_options = group_of(
 
 
 @click.command("profile")
-@click.argument("model", required=False)
-@click.argument("recipes", nargs=-1, metavar="[RECIPE]...")
+@click.argument("model", required=False, shell_complete=complete_model)
+@click.argument("recipes", nargs=-1, metavar="[RECIPE]...", shell_complete=complete_paths(_recipe_words))
 @_plan_options
 @model_options_but_threads
 @recipe_options
@@ -218,6 +226,8 @@ def _measure(
         measurement = Measurement(
             engine, dict(recipes), plan, source=model, load_s=load_s, kernels_s=kernels_s, progress=report
         )
+        if not output.as_json:
+            note(f"this takes about {_in_words(_estimate(engine, plan, len(recipes)))}; Ctrl-C gives what is there")
         measurement.spans.append(Span("load", started, load_s, "edgecal", {"model": model}))
         try:
             measurement.run()
@@ -226,9 +236,31 @@ def _measure(
     if not interrupted or any(case.runs for m in measurement.report.methods for case in m.decodes):
         _write(measurement, output)
         _print(measurement.report, output)
+        for name in output.files:
+            echo(f"written: {name}", err=True)
     if interrupted:
         raise KeyboardInterrupt
     return 0
+
+
+def _estimate(engine: Engine, plan: Plan, n_recipes: int) -> float:
+    """Seconds, from a short prompt and a short answer of the bare base; it leaves out what adapters cost."""
+    from ..completion import Settings
+
+    ids = [i % engine.model.config.vocab_size for i in range(3, 35)]
+    for _ in range(2):  # the first loads the kernels
+        passes: list[Pass] = []
+        settings = Settings(max_tokens=4, speculate="off")
+        for _piece in engine.stream_ids(ids, settings=settings, cache=engine.new_cache(), passes=passes):
+            pass
+    read, written = passes[0].first_token_s / len(ids), 1 / max(passes[0].decode_rate, 1e-3)
+    once = sum(depth * read + length * (read if kind == "prompt" else written) for kind, length, depth in plan.cases())
+    threads = max(1, len(plan.threads))
+    return n_recipes * (plan.longest * read + 2 * plan.repeats * threads * once)  # twice: with the clock and without
+
+
+def _in_words(seconds: float) -> str:
+    return f"{max(seconds, 1):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def _write(measurement: Measurement, output: OutputOptions) -> None:
@@ -284,17 +316,14 @@ def _compare(files: tuple[str, str], threshold: float, output: OutputOptions) ->
 def _costs(
     model: str, words: tuple[str, ...], loading: ModelOptions, chosen: RecipeOptions, output: OutputOptions
 ) -> int:
-    from edgecal_weights.checkpoint import open_checkpoint
-
     from ..adapters.lora import LoraAdapter
     from ..architecture import Architecture
-    from ..demo import find
     from ..profile.costs import costs, to_rows
     from ._profile_recipes import gather_or_demo
 
     named: tuple[dict[str, Recipe], dict[str, str]] = gather_or_demo(model, words, chosen)
     recipes, paths = named
-    with open_checkpoint(find(model), revision=loading.revision, offline=loading.offline) as checkpoint:
+    with open_model(model, loading) as checkpoint:
         architecture = Architecture.of(checkpoint)
     adapters = {name: LoraAdapter.load(path, name) for name, path in paths.items()}
     for adapter in adapters.values():

@@ -8,6 +8,8 @@ import click
 
 from edgecal_weights.quantizer import EMBEDDING_FORMATS, QUANTIZE_FORMATS, quantize_checkpoint
 
+from ._completion import complete_model
+from ._names import open_model
 from ._output import echo, echo_json, screen
 from ._progress import progress
 from ._tables import show_table
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command("quantize")
-@click.argument("source")
+@click.argument("source", shell_complete=complete_model)
 @click.argument("out", type=click.Path(file_okay=False))
 @click.option(
     "--format",
@@ -59,16 +61,10 @@ def command(
 ) -> None:
     """Convert SOURCE to edgecal's packed form in the directory OUT.
 
-    SOURCE is a Hugging Face directory, a .gguf file, a packed directory, or a hub id (org/name,
-    org/name:QUANT). The conversion streams: it needs little memory, whatever the size of the model.
+    SOURCE is a Hugging Face directory, a .gguf file, a packed directory, a hub id (org/name,
+    org/name:QUANT), or demo. The conversion streams: it needs little memory, whatever the size of the model.
     """
-    from edgecal_weights.checkpoint import open_checkpoint
-
-    with progress("downloading", unit="bytes") as report_download:
-        checkpoint = open_checkpoint(
-            source, revision=loading.revision, offline=loading.offline, progress=report_download
-        )
-    with checkpoint, progress("quantizing", unit="bytes") as report_work:
+    with open_model(source, loading) as checkpoint, progress("quantizing", unit="bytes") as report_work:
         report = quantize_checkpoint(
             checkpoint,
             out,

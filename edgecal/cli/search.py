@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import StorageError
+from ._completion import complete_model
 from ._output import echo, echo_json, screen
 from ._progress import progress
 from ._tables import show_table
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command("search")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @adapter_options
 @click.option(
     "--examples",
@@ -111,6 +112,11 @@ def command(
             progress=lambda now: report(now.done, now.total, _best(now)),
         )
         outcome = _run(search)
+    _finish(search, outcome.at(_places(chosen)), evaluator, target, as_json=as_json)
+
+
+def _finish(search: Search, outcome: _Outcome, evaluator: _Evaluator, target: Path | None, *, as_json: bool) -> None:
+    """Write and print what was found, also after Ctrl-C."""
     if target is not None and outcome.recipe is not None:
         _write(target, outcome.recipe)
     if as_json:
@@ -128,6 +134,10 @@ class _Outcome:
     recipe: Recipe | None
     seconds: float
     interrupted: bool
+
+    def at(self, paths: tuple[tuple[str, str], ...]) -> _Outcome:
+        """With a recipe that says where its adapters are, and so is complete wherever it is used."""
+        return self if self.recipe is None else replace(self, recipe=replace(self.recipe, paths=paths))
 
 
 def _run(search: Search) -> _Outcome:
@@ -168,8 +178,8 @@ class _Evaluator:
         if not count:
             return None
         return {
-            "seconds": (sum(self.loss_s) + sum(self.compile_s)) / count,
-            "compile_seconds": sum(self.compile_s) / count,
+            "total_s": (sum(self.loss_s) + sum(self.compile_s)) / count,
+            "compile_s": sum(self.compile_s) / count,
             "tokens_run": self.tokens_run,
             "tokens_saved": self.tokens_saved,
         }
@@ -183,6 +193,16 @@ def _model_identity(model: str, engine: Engine, loading: ModelOptions) -> str:
     name = Path(source).expanduser().name if Path(source).expanduser().exists() else source
     formats = f"weights {loading.weights}/{loading.group_size}, cache {loading.cache_dtype}"
     return f"{name} ({engine.model.weight_bytes} bytes, {formats})"
+
+
+def _places(chosen: RecipeOptions) -> tuple[tuple[str, str], ...]:
+    """{name: path} as a recipe file has it: demo:NAME as it is, the rest in full."""
+    from ..demo import ADAPTERS, DATA
+
+    shipped = {str(DATA / name): f"demo:{name}" for name in ADAPTERS}
+    return tuple(
+        (name, shipped.get(path) or str(Path(path).expanduser().absolute())) for name, path in chosen.paths().items()
+    )
 
 
 def _best(now: Progress) -> str:
@@ -220,7 +240,7 @@ def _print(search: Search, recipe: Recipe | None, evaluator: _Evaluator, out: Pa
     if cost is not None:
         total = cost["tokens_run"] + cost["tokens_saved"]
         echo(
-            f"per evaluation: {cost['seconds']:.2f} s ({1000 * cost['compile_seconds']:.0f} ms of it to compile), "
+            f"per evaluation: {cost['total_s']:.2f} s ({1000 * cost['compile_s']:.0f} ms of it to compile), "
             f"{cost['tokens_run']} tokens run, {cost['tokens_saved']} saved by prefix reuse "
             f"({100 * cost['tokens_saved'] / total:.0f} %)",
             err=True,

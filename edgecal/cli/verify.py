@@ -11,6 +11,8 @@ import click
 from edgecal_weights.reference_file import ReferenceFile
 
 from ..errors import OptionError, VerificationError
+from ._completion import complete_model
+from ._names import calibration_path
 from ._output import echo_json, screen
 from ._progress import progress
 from .options import ModelOptions, RecipeOptions, json_option, load_engine, model_options, recipe_options
@@ -26,7 +28,13 @@ _SETTLED = ("--adapter-weights", "--option", "--step")
 
 @click.command("verify", context_settings={"default_map": {"weights": "fp32", "cache_dtype": "fp32"}})
 @click.argument("reference", required=False, type=click.Path())
-@click.option("--model", required=True, help="The base: a directory, a GGUF file, a hub id, or demo.")
+@click.option(
+    "-m",
+    "--model",
+    required=True,
+    shell_complete=complete_model,
+    help="The base: a directory, a GGUF file, a hub id, or demo.",
+)
 @click.option("--live", is_flag=True, help="Compute the reference now, with PyTorch, transformers and PEFT.")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="With --live: a user message; repeatable.")
 @click.option("--new-tokens", type=click.IntRange(min=1), default=16, show_default=True, help="With --live.")
@@ -58,11 +66,12 @@ def command(
     """Compare edgecal with REFERENCE, a file that PyTorch wrote (docs/export.md), or with PyTorch itself (--live).
 
     \b
-    edgecal verify linear.safetensors --model demo --adapter demo:summarize --adapter demo:professional
+    edgecal verify linear.safetensors --model base/ --adapter adapters/a --adapter adapters/b
     edgecal verify --live --model base/ --adapter a=adapters/a --adapter b=adapters/b --method concat
 
     The method, the adapters' order and weights are those of the file; adapters are found by their sha256.
-    Weights are fp32 unless asked otherwise. Exit code 0: everything within the tolerances; 1: not.
+    MODEL has to be the base that the reference was made from, and not one rounded to 4 bits like demo. Weights are fp32
+    unless asked otherwise. Exit code 0: everything within the tolerances; 1: not.
     """
     from ..adapters.lora import LoraAdapter
     from ..verification.verify import Tolerances
@@ -138,7 +147,6 @@ def _verify_live(
 def _recipe(reference: ReferenceFile, adapters: dict[str, LoraAdapter], chosen: RecipeOptions) -> Recipe:
     """The recipe that the file was made by, under the names of these adapters."""
     from ..adapters.recipe import Recipe
-    from ..demo import find
     from ..verification.verify import recipe_of
 
     for option in _SETTLED:
@@ -146,4 +154,4 @@ def _recipe(reference: ReferenceFile, adapters: dict[str, LoraAdapter], chosen: 
             raise OptionError(f"{option} does not go with a reference file, which has the recipe it was made by")
     if chosen.recipe_file:
         return Recipe.from_file(chosen.recipe_file)
-    return recipe_of(reference, adapters, find(chosen.calibration) if chosen.calibration else None)
+    return recipe_of(reference, adapters, calibration_path(chosen.calibration) if chosen.calibration else None)

@@ -18,9 +18,9 @@ def command(as_json: bool) -> None:
     seconds = compile_kernels()
     folder = kernel_cache()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    facts = {"cpu": cpu.cpu_model(), "instructions": isa.active_name(), "folder": str(folder), "bytes": size}
+    facts = {"cpu": cpu.cpu_model(), "instructions": isa.active_name(), "path": str(folder), "bytes": size}
     if as_json:
-        echo_json({**facts, "seconds": round(seconds, 3)})
+        echo_json({**facts, "total_s": round(seconds, 3)})
         return
     done = f"compiled in {seconds:.1f} s" if seconds else "were compiled already"
     echo(f"kernels for {facts['cpu']} ({facts['instructions']}) {done}: {size / 2**20:.1f} MiB in {folder}")

@@ -50,8 +50,8 @@ class SamplingOptions:
         OptionError: a value outside its range.
     """
 
-    # The help is that of the command line, which makes its options from these fields
-    temperature: float = field(default=0.0, metadata={"help": "0 is greedy."})
+    # Help and further spellings are for the command line, which makes its options from these fields
+    temperature: float = field(default=0.0, metadata={"help": "0 is greedy.", "spellings": ("--temp",)})
     top_k: int = field(default=0, metadata={"help": "0 is off."})
     top_p: float = field(default=1.0, metadata={"help": "1 is off."})
     min_p: float = field(default=0.0, metadata={"help": "0 is off."})

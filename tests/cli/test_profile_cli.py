@@ -207,3 +207,40 @@ def test_a_bar_at_a_terminal(folder):
         screen.expect("3/3")
         screen.expect("idle, loaded")
         assert screen.wait() == 0
+
+
+def test_too_few_repeats_are_not_judged(folder):
+    files = [folder / "few_a.json", folder / "few_b.json"]
+    for file in files:
+        saved = edgecal("profile", folder / "model", *FAST, "--save", file, home=folder)
+        assert saved.returncode == 0 and f"written: {file}" in saved.stderr
+        assert "this takes about" in saved.stderr
+    done = edgecal("profile", "--compare", *files, home=folder)
+    assert done.returncode == 3 and "not judged: " in done.stdout and "no significant" not in done.stdout
+    as_json = edgecal("profile", "--compare", *files, "--json", home=folder)
+    assert as_json.returncode == 3 and json.loads(as_json.stdout)["judged"] == 0
+
+
+def test_a_recipe_file_is_called_by_its_name(folder):
+    for name, method in (("mild", "linear"), ("strong", "concat")):
+        recipe = {"method": method, "adapters": [{"name": name, "path": name} for name in PAIR]}
+        (folder / f"{name}.json").write_text(json.dumps(recipe))
+    words = (folder / "mild.json", folder / "strong.json")
+    done = edgecal("profile", folder / "model", *words, *FAST, "--json", home=folder)
+    assert [m["name"] for m in json.loads(done.stdout)["methods"]] == ["mild", "strong"]
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_tables_fit(saved, folder, adapters, columns):
+    """No line over the edge, and every figure of the wide table that is shown is whole."""
+    words = ("zero_shot", "linear", folder / "lcpp.safetensors", "summary")
+    for mode in ("--costs", "--dialogues"):
+        options = ("demo", "-n", "2", "-r", "1") if mode == "--dialogues" else ()
+        done = edgecal(
+            "profile", folder / "model", *words, *adapters, mode, *options, home=folder, COLUMNS=str(columns)
+        )
+        assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) <= columns
+        assert "learnable_calib.++" in done.stdout
+    shown = edgecal("profile", folder / "model", *words, *adapters, *FAST, home=folder, COLUMNS=str(columns)).stdout
+    assert max(map(len, shown.splitlines())) <= columns
+    assert "Where a token's time goes, ms (write 4)" in shown

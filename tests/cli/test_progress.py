@@ -91,6 +91,12 @@ def test_silence(monkeypatch, options, is_terminal):
     assert show(monkeypatch, *options, is_terminal=is_terminal, work=some_work, patience=0) == ""
 
 
+def test_answers_go_where_stdout_goes(monkeypatch, capsys):
+    """And not to the terminal that the bar is on."""
+    shown = show(monkeypatch, is_terminal=True, work=lambda report: (report(1, 2), print("answer"), report(2, 2)))
+    assert capsys.readouterr().out == "answer\n" and "answer" not in shown
+
+
 def test_waiting_ends_with_the_first_piece(capsys):
     told = []
 

@@ -91,9 +91,9 @@ ROWS = [
 def test_a_wide_screen_has_everything():
     lines = table(80, HEADERS, ROWS)
     assert lines == [
-        "method                   passes rank first token s tokens/s peak MiB",
-        "learnable_calibration_pp      1   20          0.27    379.1  1,320.5",
-        "linear                        1   16          0.28    384.0  1,318.9",
+        "method                    passes  rank  first token s  tokens/s  peak MiB",
+        "learnable_calibration_pp       1    20           0.27     379.1   1,320.5",
+        "linear                         1    16           0.28     384.0   1,318.9",
     ]
 
 
