@@ -1,6 +1,7 @@
 """The command line: one thin module per command, imported when it is called.
 
-Exit codes: 0 done, 1 refused (one line on stderr says why), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 refused (one line on stderr says why), 2 wrong usage, 130 interrupted, 141 the reader of a pipe
+has gone. docs/json.md has what --json prints.
 """
 
 from __future__ import annotations

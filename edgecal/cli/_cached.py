@@ -13,6 +13,7 @@ from edgecal_kernels.paths import cache_directory
 from edgecal_weights.checkpoint import PACKED_FILE
 from edgecal_weights.demo_model import demo_folder
 from edgecal_weights.errors import EdgecalError, StorageError
+from edgecal_weights.hub_cache import cached_models, remove_cached_model
 
 Kind = Literal["demo", "converted", "hub", "kernels", "old kernels", "other"]
 
@@ -43,9 +44,7 @@ def models() -> list[Kept]:
     for file in sorted(root.glob(f"**/{PACKED_FILE}")):
         if demo not in file.parents:
             found.append(_kept(file.parent.relative_to(root).as_posix(), "converted", file.parent))
-    return found + [
-        Kept(repo.repo_id, "hub", str(repo.repo_path), repo.size_on_disk, repo.last_accessed) for repo in _hub_repos()
-    ]
+    return found + [Kept(repo.name, "hub", repo.path, repo.nbytes, repo.used_s) for repo in cached_models()]
 
 
 def everything() -> list[Kept]:
@@ -67,33 +66,13 @@ def remove(kept: Kept) -> None:
     """From the disk; StorageError when it cannot be removed."""
     try:
         if kept.kind == "hub":
-            for repo in _hub_repos():
-                if repo.repo_id == kept.name:
-                    _remove_repo(repo)
+            remove_cached_model(kept.name)
         elif Path(kept.path).is_dir():
             shutil.rmtree(kept.path)
         else:
             Path(kept.path).unlink()
     except OSError as error:
         raise StorageError(f"{kept.path} could not be removed: {error.strerror or error}") from error
-
-
-def _remove_repo(repo: Any) -> None:
-    from huggingface_hub import scan_cache_dir
-
-    scan_cache_dir().delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
-
-
-def _hub_repos() -> list[Any]:
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        return sorted(
-            (repo for repo in scan_cache_dir().repos if repo.repo_type == "model"), key=lambda repo: repo.repo_id
-        )
-    except (CacheNotFound, OSError, ValueError):  # nothing was ever downloaded
-        return []
 
 
 def _current_kernels() -> Path | None:

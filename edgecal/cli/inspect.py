@@ -54,7 +54,8 @@ def command(path: str, against: str | None, tensors: bool, loading: ModelOptions
         )
     if as_json:
         values = report.to_dict()
-        values["bytes"] = values.pop("nbytes")  # the name that every command has for it
+        for part in (values, *values["tensors"]):
+            part["bytes"] = part.pop("nbytes")  # the name that every command has for it
         echo_json(values)
     else:
         from ._inspect_tables import show

@@ -75,7 +75,7 @@ def command(
         echo_json(result)
     else:
         echo(
-            f"{result['path']}: {result['method']}, {result['modules']} modules, rank {result['rank']}, "
+            f"{result['path']}: {result['method']}, {result['n_modules']} modules, rank {result['rank']}, "
             f"{result['parameters']:,} parameters in {dtype}"
         )
 
@@ -163,7 +163,7 @@ def _report(compiled: CompiledAdapter, recipe: Recipe, out: Path, dtype: str) ->
         "adapters": list(recipe.adapters),
         "weights": list(recipe.merge_weights) if recipe.entry.takes_weights else None,
         "options": dict(recipe.options),
-        "modules": len(compiled.pairs),
+        "n_modules": len(compiled.pairs),
         "rank": compiled.rank,
         "parameters": parameters,
         "dtype": dtype,

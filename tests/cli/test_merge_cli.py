@@ -40,7 +40,7 @@ def test_a_recipe_file_is_complete(folder: Path, tmp_path: Path) -> None:
     done = edgecal("merge", folder / "ties.yaml", "--out", tmp_path / "out", "--json", home=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert (result["method"], result["rank"], result["modules"]) == ("ties", 4, 14)
+    assert (result["method"], result["rank"], result["n_modules"]) == ("ties", 4, 14)
     assert (result["weights"], result["options"]) == ([0.6, 0.4], {"density": 0.7})
     merged = LoraAdapter.load(tmp_path / "out")
     assert len(merged.shapes) == 14
