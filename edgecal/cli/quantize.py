@@ -76,7 +76,9 @@ def command(
             measure_errors=errors,
         )
     if as_json:
-        echo_json(report.to_dict())
+        values = report.to_dict()
+        values["total_s"] = values.pop("seconds")  # the name that every command has for it
+        echo_json(values)
     else:
         _print(report)
 
