@@ -78,10 +78,9 @@ def remove(kept: Kept) -> None:
 def _current_kernels() -> Path | None:
     """The folder of this installation on this machine; None where nothing can be compiled."""
     try:
-        from edgecal_kernels import cpu
-        from edgecal_kernels.dispatch import kernel_cache_directory
+        from edgecal_kernels.jit import kernel_cache
 
-        return kernel_cache_directory(cpu.detect_isa())
+        return kernel_cache()
     except (ImportError, EdgecalError):
         return None
 

@@ -81,10 +81,9 @@ def test_rm(home):
 
 
 def test_cache(home):
-    from edgecal_kernels import cpu
-    from edgecal_kernels.dispatch import kernel_cache_directory
+    from edgecal_kernels.jit import kernel_cache
 
-    own = home / "kernels" / kernel_cache_directory(cpu.detect_isa()).name
+    own = home / "kernels" / kernel_cache().name
     own.mkdir()
     found = entries(home, "cache")
     kinds = {name: entry["kind"] for name, entry in found.items()}
