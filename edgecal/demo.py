@@ -7,6 +7,7 @@ calibration.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from edgecal_weights.demo_model import demo_model_path
@@ -27,7 +28,7 @@ def find(name: str) -> str:
 
     Raises ModelNotFoundError when the demo model was not fetched yet, or for an unknown name behind "demo:".
     """
-    if Path(name).exists() or (name != "demo" and not name.startswith("demo:")):
+    if (name != "demo" and not name.startswith("demo:")) or Path(name).exists():
         return name
     if name == "demo":
         model = demo_model_path()
@@ -39,8 +40,11 @@ def find(name: str) -> str:
         return str(DATA / part)
     if part in CALIBRATIONS:
         return str(DATA / f"{part}.safetensors")
+    near = get_close_matches(part.lower(), (*ADAPTERS, *CALIBRATIONS), n=1, cutoff=0.6)
+    hint = f" (did you mean 'demo:{near[0]}'?)" if near else ""
     raise ModelNotFoundError(
-        f"{name!r} is not part of the demo; adapters: {', '.join(ADAPTERS)}; calibrations: {', '.join(CALIBRATIONS)}"
+        f"{name!r} is not part of the demo{hint}; adapters: {', '.join(ADAPTERS)}; calibrations: "
+        f"{', '.join(CALIBRATIONS)}"
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from edgecal_kernels.dispatch import backend as find_backend
 from edgecal_weights.checkpoint import open_checkpoint
 
+from . import demo
 from .adapters.calibration import Calibration
 from .adapters.compiled import CompiledAdapter, RunningAdapter
 from .adapters.lora import LoraAdapter
@@ -83,7 +84,7 @@ class Engine:
         offline: bool | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> Engine:
-        """Open a Hugging Face directory, a GGUF, a packed directory or a hub id.
+        """Open a Hugging Face directory, a GGUF, a packed directory, a hub id, or "demo".
 
         `weights`: "auto" keeps a quantized file's own precision and rounds float weights to int4; "fp32", "int8",
         "int6", "int4", "int4_f16", "int4_affine" ask for a format. `cache_dtype`: "fp16", "fp32", "int8".
@@ -94,7 +95,7 @@ class Engine:
         """
         ops = find_backend(backend)
         chosen = choose_threads(ops.NAME, threads, prefill_threads)
-        with open_checkpoint(source, revision=revision, offline=offline) as checkpoint:
+        with open_checkpoint(demo.find(str(source)), revision=revision, offline=offline) as checkpoint:
             config = ModelConfig.from_dict(checkpoint.config)
             tokenizer = Tokenizer.from_checkpoint(checkpoint)
             model = load_model(checkpoint, config, ops, weights=weights, group_size=group_size, progress=progress)
@@ -140,8 +141,8 @@ class Engine:
     # ------------------------------------------------------------------------------------ adapters and recipes
 
     def add_adapter(self, path: str | Path, name: str | None = None) -> LoraAdapter:
-        """Load a PEFT directory and check that it fits this model; an adapter of the same name is replaced."""
-        adapter = LoraAdapter.load(path, name)
+        """Load a PEFT directory (or "demo:summarize") and check that it fits; one of the same name is replaced."""
+        adapter = LoraAdapter.load(demo.find(str(path)), name)
         adapter.check_against(self.model.linear_shapes)
         self.adapters[adapter.name] = adapter
         self._compiled.clear()
@@ -184,6 +185,7 @@ class Engine:
     def _calibration(self, path: str | Path | None) -> Calibration | None:
         if path is None:
             return None
+        path = demo.find(str(path))
         key = os.path.abspath(path)
         if key not in self._calibrations:
             self._calibrations[key] = Calibration.load(path)

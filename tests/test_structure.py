@@ -44,6 +44,7 @@ LAYERS = [
     {"conversation", "inspection", "search", "verification"},
     {"profile"},
     {"cli"},
+    {"__main__"},
 ]
 
 

@@ -145,6 +145,8 @@ def _write(
         staged.mkdir()
         save_file(tensors, staged / WEIGHTS_FILE, metadata)
         (staged / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        # What the umask gives: safetensors makes files for their owner alone
+        os.chmod(staged / WEIGHTS_FILE, (staged / CONFIG_FILE).stat().st_mode)
         if not directory.exists() or not any(directory.iterdir()):
             os.replace(staged, directory)  # POSIX lets an empty directory be replaced
         else:

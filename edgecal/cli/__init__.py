@@ -1,11 +1,11 @@
 """The command line: one thin module per command, imported when it is called.
 
-Exit codes: 0 done, 1 refused (one line on stderr says why), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 refused (one line on stderr says why), 2 wrong usage, 130 interrupted, 141 the reader of a pipe
+has gone. docs/json.md has what --json prints.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from importlib import import_module
@@ -15,6 +15,9 @@ import click
 
 from edgecal_kernels.errors import EdgecalError
 from edgecal_weights.errors import EdgecalWarning
+
+from ._nearest import nearest
+from ._output import echo, echo_json, leave_broken_pipe, prepare_streams
 
 # name -> one line of help, so that `edgecal --help` imports no command
 COMMANDS = {
@@ -30,13 +33,20 @@ COMMANDS = {
     "figure": "Draw the weight changes of a recipe beside plain linear merging.",
     "profile": "Say where every millisecond and every byte of a token goes, per method.",
     "pull": "Fetch the demo model, or a model of the hub, into the cache.",
+    "list": "Show the models on this machine.",
+    "rm": "Remove models from this machine.",
+    "cache": "Show what is kept on this machine, with sizes; --clean removes old kernels.",
     "warmup": "Compile the kernels for this machine, once.",
 }
 
 
+# What people type who come from another tool
+OTHER_NAMES = {"run": "generate", "convert": "quantize", "show": "inspect", "bench": "profile", "ls": "list"}
+
+
 class _LazyGroup(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS]  # the module `list` of this package hides the built-in one, once it is imported
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
@@ -46,19 +56,27 @@ class _LazyGroup(click.Group):
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([*COMMANDS.items()])
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            context.fail(f"no command {args[0]!r}; commands: {', '.join(COMMANDS)}")
+            near = OTHER_NAMES.get(args[0]) or nearest(args[0], COMMANDS)
+            hint = f"did you mean {near!r}? commands" if near else "commands"
+            context.fail(f"no command {args[0]!r}; {hint}: {', '.join(COMMANDS)}")
         return super().resolve_command(context, args)
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except BrokenPipeError:
+            leave_broken_pipe()
 
 
 def _version(context: click.Context, option: click.Parameter, value: bool) -> None:
     if value:
         from edgecal import __version__
 
-        click.echo(f"edgecal {__version__}")
+        echo(f"edgecal {__version__}")
         context.exit()
 
 
@@ -74,16 +92,20 @@ def group() -> None:
 def main() -> None:
     """Run the command line; every refusal of the EdgecalError family becomes one line and exit code 1."""
     warnings.formatwarning = _format_warning
+    prepare_streams()
     try:
-        code = group(standalone_mode=False)
+        code = group(standalone_mode=False, prog_name="edgecal")
+        sys.stdout.flush()
     except EdgecalError as error:
         _fail(str(error), type(error).__name__)
     except click.ClickException as error:
-        error.show()
+        error.show(sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\ninterrupted", err=True)
+        echo("\ninterrupted", err=True)
         sys.exit(130)
+    except BrokenPipeError:
+        leave_broken_pipe()
     except OSError as error:  # a path that no command expected: no permission, a name too long, a folder for a file
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", type(error).__name__)
     sys.exit(code if isinstance(code, int) else 0)
@@ -104,7 +126,7 @@ def _format_warning(
 def _fail(message: str, kind: str) -> None:
     """With --json anywhere, programs read the refusal as JSON too; people read one line."""
     if "--json" in sys.argv:
-        click.echo(json.dumps({"error": {"type": kind, "message": message}}), err=True)
+        echo_json({"error": {"type": kind, "message": message}}, err=True)
     else:
-        click.echo(f"edgecal: error: {message}", err=True)
+        echo(f"edgecal: error: {message}", err=True)
     sys.exit(1)

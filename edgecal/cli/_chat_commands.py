@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.merge.registry import method_names, methods
 from ..decoding.generate import drafts_allowed
-from ..decoding.sampler import SamplingOptions
-from ..demo import find
 from ..errors import OptionError
 from ._chat_input import paths
+from ._names import calibration_path
+from ._nearest import did_you_mean
+from ._sampling import NOTHING, OPTIONS, values_of, with_values
 from .options import split_adapter
 
 if TYPE_CHECKING:
@@ -37,8 +38,20 @@ COMMANDS = {  # name: (arguments, line of /help)
     "/load": ("FILE", "go on with a conversation that was saved"),
     "/exit": ("", "leave; Ctrl-D does too"),
 }
-_NOTHING = ("none", "off")
-_WHOLE = ("top_k", "seed", "max_tokens")
+
+
+# What people type who come from another chat
+_ALIASES = {
+    "/?": "/help",
+    "/h": "/help",
+    "/bye": "/exit",
+    "/quit": "/exit",
+    "/q": "/exit",
+    "/clear": "/reset",
+    "/new": "/reset",
+    "/adapters": "/adapter",
+    "/methods": "/method",
+}
 
 
 @dataclass(frozen=True)
@@ -59,10 +72,12 @@ class Commands:
     def run(self, line: str) -> Said:
         """OptionError lists the commands for an unknown one."""
         name, _, rest = line.strip().partition(" ")
+        name = _ALIASES.get(name, name)
         if name not in COMMANDS:
+            hint = did_you_mean(name[:40], [*COMMANDS, *_ALIASES])
             raise OptionError(
-                f"unknown command {name[:40]}; commands: {', '.join(COMMANDS)} (text that begins with a slash goes "
-                'between """ and """)'
+                f"unknown command {name[:40]}{hint}; commands: {', '.join(COMMANDS)} (text that begins with a slash "
+                'goes between """ and """)'
             )
         command: Callable[[str], str | Said] = getattr(self, name.replace("/", "_"))
         said = command(rest.strip())
@@ -80,7 +95,7 @@ class Commands:
             if first == rest:
                 return ["add", "remove"]
             return loaded if first == "remove" else paths(word)
-        words = {"/method": list(method_names()), "/use": loaded, "/set": list(self._options())}
+        words = {"/method": list(method_names()), "/use": loaded, "/set": list(OPTIONS)}
         return words.get(name) or (paths(word) if name in ("/calibration", "/save", "/load") else [])
 
     # ------------------------------------------------------------------------------------------------ commands
@@ -130,18 +145,18 @@ class Commands:
                 "for the base alone"
             )
         loaded = self.conversation.engine.adapters
-        return self.composition.use(() if names[0] in _NOTHING and names[0] not in loaded else names)
+        return self.composition.use(() if names[0] in NOTHING and names[0] not in loaded else names)
 
     def _calibration(self, rest: str) -> str:
         if not rest:
             return self.composition.describe()
         (path,) = _words(rest, 1, "/calibration FILE, /calibration demo:NAME or /calibration none")
         _check_path(path)
-        return self.composition.set_calibration(None if path in _NOTHING else find(path))
+        return self.composition.set_calibration(None if path in NOTHING else calibration_path(path))
 
     def _system(self, rest: str) -> str:
         if rest:
-            self.conversation.set_system(None if rest in _NOTHING else rest)
+            self.conversation.set_system(None if rest in NOTHING else rest)
         return f"system: {self.conversation.system or 'none'}"
 
     def _set(self, rest: str) -> Said:
@@ -149,7 +164,8 @@ class Commands:
         name = words[0].replace("-", "_") if words else None
         if name is not None:
             self._change(name, words[1:])
-        options = {key: value for key, value in self._options().items() if name in (None, key)}
+        values = values_of(self.conversation.settings)
+        options = {key: value for key, value in values.items() if name in (None, key)}
         return Said("\n".join(f"{name} {_shown(value)}" for name, value in options.items()), options)
 
     def _stats(self, rest: str) -> Said:
@@ -200,48 +216,13 @@ class Commands:
 
     # ------------------------------------------------------------------------------------------------- options
 
-    def _options(self) -> dict[str, Any]:
-        settings = self.conversation.settings
-        sampling = {f.name: getattr(settings.sampling, f.name) for f in fields(SamplingOptions)}
-        own = {"max_tokens": settings.max_tokens, "stop": list(settings.stop), "speculate": settings.speculate}
-        return {**sampling, **own}
-
-    def _change(self, name: str, values: list[str]) -> None:
-        settings = self.conversation.settings
-        if name not in self._options():
-            raise OptionError(f"unknown option {name!r}; options: {', '.join(self._options())}")
-        if not values:
-            raise OptionError(f"expected /set {name} VALUE" + ("... (or none)" if name == "stop" else ""))
-        if name == "stop":
-            if "" in values:
-                raise OptionError("a stop string needs at least one character")
-            self.conversation.settings = replace(settings, stop=() if values[0] in _NOTHING else tuple(values))
-            return
-        if len(values) > 1:
-            raise OptionError(f"{name} takes one value")
+    def _change(self, name: str, words: list[str]) -> None:
+        if name not in OPTIONS:
+            raise OptionError(f"unknown option {name!r}{did_you_mean(name, OPTIONS)}; options: {', '.join(OPTIONS)}")
+        value = OPTIONS[name].parse(words)
         if name == "speculate":
-            choice: Any = int(values[0]) if values[0].isascii() and values[0].isdecimal() else values[0]
-            drafts_allowed(self.conversation.engine.model, choice)
-            self.conversation.settings = replace(settings, speculate=choice)
-            return
-        value = _number(name, values[0])
-        if name == "max_tokens":
-            if value is None or value < 1:
-                raise OptionError(f"max_tokens must be at least 1, found {values[0]}")
-            self.conversation.settings = replace(settings, max_tokens=int(value))
-        else:
-            changed: dict[str, Any] = {name: value}
-            sampling = replace(settings.sampling, **changed)
-            self.conversation.settings = replace(settings, sampling=sampling)
-
-
-def _number(name: str, text: str) -> int | float | None:
-    if name == "seed" and text in _NOTHING:
-        return None
-    try:
-        return int(text) if name in _WHOLE else float(text)
-    except ValueError:
-        raise OptionError(f"{name} takes a {'whole ' if name in _WHOLE else ''}number, found {text!r}") from None
+            drafts_allowed(self.conversation.engine.model, value)
+        self.conversation.settings = with_values(self.conversation.settings, {name: value})
 
 
 def _shown(value: Any) -> str:

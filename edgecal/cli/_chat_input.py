@@ -1,11 +1,14 @@
 """What the user of `edgecal chat` types: lines with editing and history, or a pipe; messages of several lines.
 
 A message goes on after a backslash at the end of a line, and between two lines with three quotation marks. In a block
-of the second kind nothing is a command, so it is also the way to send text that begins with a slash.
+of the second kind nothing is a command, so it is also the way to send text that begins with a slash. Several lines
+pasted into a terminal are one message, as long as GNU readline edits the line: it asks the terminal to mark what is
+pasted, and waits for Enter.
 """
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import sys
@@ -42,7 +45,7 @@ class PipeReader:
         if not raw:
             return None
         try:
-            return raw.decode("utf-8").rstrip("\r\n")
+            return raw.removeprefix(codecs.BOM_UTF8).decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise PromptError(f"a line of standard input is not UTF-8 text: {error}") from error
 
@@ -67,8 +70,11 @@ class TerminalReader:
         readline.set_history_length(_HISTORY_LINES)
         readline.set_completer_delims(" \t\n")
         readline.set_completer(self._next_match)
-        is_libedit = "libedit" in (readline.__doc__ or "")
-        readline.parse_and_bind("bind ^I rl_complete" if is_libedit else "tab: complete")
+        if "libedit" in (readline.__doc__ or ""):
+            readline.parse_and_bind("bind ^I rl_complete")
+        else:
+            readline.parse_and_bind("tab: complete")
+            readline.parse_and_bind("set enable-bracketed-paste on")  # CPython has switched it off
         try:
             readline.read_history_file(self._history)
         except FileNotFoundError:
@@ -123,6 +129,9 @@ def read_message(reader: PipeReader | TerminalReader) -> Typed | None:
     line = reader.read_line(PROMPT)
     if line is None:
         return None
+    line = line.rstrip("\n")
+    if "\n" in line:
+        return Typed(line, literal=True)  # pasted
     if line.lstrip().startswith(QUOTES):
         return Typed(_read_block(reader, line.lstrip().removeprefix(QUOTES)), literal=True)
     lines = []

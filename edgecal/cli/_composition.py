@@ -17,6 +17,7 @@ from ..adapters.merge import find_method
 from ..adapters.recipe import Recipe
 from ..conversation import Conversation
 from ..errors import EdgecalError, RecipeError
+from ._nearest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,10 @@ class Composition:
         loaded = self.conversation.engine.adapters
         for name in adapters:
             if name not in loaded:
+                hint = did_you_mean(name, loaded)
                 raise RecipeError(
-                    f"no adapter {name!r} is loaded; loaded: {', '.join(loaded) or 'none'} (/adapter add PATH loads it)"
+                    f"no adapter {name!r} is loaded{hint}; loaded: {', '.join(loaded) or 'none'} (/adapter add PATH "
+                    "loads it)"
                 )
         return self._take_or_plain(replace(self._choice, adapters=adapters, weights=None))
 

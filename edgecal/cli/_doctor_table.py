@@ -1,21 +1,21 @@
-"""A diagnosis as text within 80 columns: per adapter a map of components by layers, then angles and what is wrong."""
+"""A diagnosis as text: per adapter a map of components by layers, then angles and what is wrong."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
-from ._inspect_tables import plain
+from ._tables import choose_glyphs, plain, show_table
 
 if TYPE_CHECKING:
     from ..inspection.diagnosis import AdapterDiagnosis, Diagnosis, ModuleChange, Overlap, Term
 
-_BARS = "▁▂▃▄▅▆▇█"
+_BARS, _DIGITS = "▁▂▃▄▅▆▇█", "12345678"
 _FEWEST = 1.0  # decades between the lowest bar and the highest
 _LISTED = 12  # groups of a calibration that are shown
 _WIDTH = 40  # layers in one map
@@ -31,7 +31,8 @@ def show(report: Diagnosis, console: Console) -> None:
     if any(adapter.changes for adapter in report.adapters):
         console.print()
         console.print("median, largest: |dW| / |W| over the layers. One bar per layer,")
-        console.print(f"{_BARS[0]} {10**low:.2g} to {_BARS[-1]} {10**high:.2g} (logarithmic); x: zero; .: not changed")
+        bars = _bars(console)
+        console.print(f"{bars[0]} {10**low:.2g} to {bars[-1]} {10**high:.2g} (logarithmic); x: zero; .: not changed")
     if report.overlaps:
         console.print()
         _overlaps(report.overlaps, console)
@@ -60,13 +61,11 @@ def _scale(report: Diagnosis) -> tuple[float, float]:
 def _terms(terms: Mapping[str, Term], console: Console) -> None:
     if not terms:
         return
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("tensors", overflow="fold")
-    table.add_column("norm", justify="right")
-    table.add_column("/ |W|", justify="right")
-    for group, term in list(terms.items())[:_LISTED]:
-        table.add_row(plain(group), f"{term.norm:.3g}", "" if math.isnan(term.ratio) else f"{term.ratio:.4f}")
-    console.print(table)
+    rows = [
+        (group, f"{term.norm:.3g}", "" if math.isnan(term.ratio) else f"{term.ratio:.4f}")
+        for group, term in list(terms.items())[:_LISTED]
+    ]
+    show_table(console, ("tensors", "norm", "/ |W|"), rows)
     if len(terms) > _LISTED:
         console.print(f"and {len(terms) - _LISTED} more")
 
@@ -83,25 +82,27 @@ def _adapter(adapter: AdapterDiagnosis, low: float, high: float, console: Consol
             console.print(plain(f"  {what}: {len(modules)}, the first {modules[0]}"))
     if not adapter.changes:
         return
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("component", no_wrap=True)
-    for header in ("rank", "scaling", "median", "largest"):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("by layer", overflow="fold", max_width=_WIDTH)
     layers = sorted({change.layer for change in adapter.changes if change.layer is not None})
     n_layers = 1 + max([*layers, *(_layer(m) for m in adapter.untouched)], default=0)
+    rows = []
     for name in dict.fromkeys(change.component for change in adapter.changes):
         own = [change for change in adapter.changes if change.component == name]
         ratios = [change.ratio for change in own if not math.isnan(change.ratio)] or [math.nan]
-        table.add_row(
-            plain(name),
+        cells = (
+            name,
             _both(str(change.rank) for change in own),
             _both(f"{change.scaling:g}" for change in own),
             f"{median(ratios):.4f}",
             f"{max(ratios):.4f}",
-            _map(own, n_layers, low, high),
         )
-    console.print(table)
+        layers_map = textwrap.wrap(_map(own, n_layers, low, high, _bars(console)), _WIDTH)
+        rows += [(*cells, layers_map[0]), *(("", "", "", "", "", more) for more in layers_map[1:])]
+    headers = ("component", "rank", "scaling", "median", "largest", "by layer")
+    show_table(console, headers, rows, left=("component", "by layer"), spare=("rank", "scaling"))
+
+
+def _bars(console: Console) -> str:
+    return choose_glyphs(console, _BARS, _DIGITS)
 
 
 def _layer(module: str) -> int:
@@ -113,7 +114,7 @@ def _both(values: Iterable[str]) -> str:
     return different[0] if len(different) == 1 else f"{different[0]}..{different[-1]}"
 
 
-def _map(changes: list[ModuleChange], n_layers: int, low: float, high: float) -> str:
+def _map(changes: list[ModuleChange], n_layers: int, low: float, high: float, bars: str) -> str:
     cells = ["."] * n_layers
     for change in changes:
         if change.layer is None:
@@ -122,7 +123,7 @@ def _map(changes: list[ModuleChange], n_layers: int, low: float, high: float) ->
             cells[change.layer] = "x"
             continue
         place = (math.log10(change.ratio) - low) / (high - low) if change.ratio > 0 else 1.0
-        cells[change.layer] = _BARS[min(len(_BARS) - 1, max(0, int(place * len(_BARS))))]
+        cells[change.layer] = bars[min(len(bars) - 1, max(0, int(place * len(bars))))]
     return "".join(cells)
 
 
@@ -131,14 +132,11 @@ def _overlaps(overlaps: list[Overlap], console: Console) -> None:
     components = list(dict.fromkeys(o.component for o in overlaps))
     found = {(o.first, o.second, o.component): o for o in overlaps}
     console.print("cosine between the dW of two adapters (1: the same, 0: orthogonal, -1: one undoes the other)")
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("pair", overflow="fold", min_width=12)
-    for name in components:
-        table.add_column(plain(name.removesuffix("_proj")), justify="right", no_wrap=True)
+    rows = []
     for first, second in pairs:
         cells = []
         for name in components:
             overlap = found.get((first, second, name))
             cells.append("-" if overlap is None or math.isnan(overlap.cosine) else f"{overlap.cosine:+.3f}")
-        table.add_row(plain(f"{first} / {second}"), *cells)
-    console.print(table)
+        rows.append((f"{first} / {second}", *cells))
+    show_table(console, ("pair", *(plain(name.removesuffix("_proj")) for name in components)), rows)

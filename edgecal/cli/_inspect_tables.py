@@ -1,4 +1,4 @@
-"""Inspection reports as text: facts in two columns, then tables, all within 80 columns."""
+"""Inspection reports as text: facts in two columns, then tables."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from ._tables import plain, show_table
 
 if TYPE_CHECKING:
     from edgecal_weights.quantize_report import FormatTotal
@@ -36,12 +38,7 @@ def show(report: Report, console: Console, *, with_tensors: bool) -> None:
     if with_tensors:
         console.print()
         rows = ((t.name, " x ".join(map(str, t.shape)), t.type) for t in report.tensors)
-        _table(console, ("tensor", "shape", "type"), rows, right=())
-
-
-def plain(text: object) -> str:
-    """Names come from files of strangers: what a terminal would obey is shown as U+FFFD."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
+        show_table(console, ("tensor", "shape", "type"), rows, left=("tensor", "shape", "type"))
 
 
 def size(nbytes: int) -> str:
@@ -54,27 +51,18 @@ def size(nbytes: int) -> str:
 
 
 def _facts(console: Console, facts: Iterable[tuple[str, object]]) -> None:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
+    grid = Table.grid(padding=(0, 2), pad_edge=False)
+    grid.add_column(style="bold", max_width=22)
     grid.add_column(overflow="fold")
     for name, value in facts:
         grid.add_row(name, plain(value))
     console.print(grid)
 
 
-def _table(console: Console, headers: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for header in headers:
-        table.add_column(header, justify="right" if header in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(plain(cell) for cell in row))
-    console.print(table)
-
-
 def _formats(console: Console, formats: dict[str, FormatTotal]) -> None:
     numbers = ("tensors", "weights", "size")
     rows = ((name, t.tensors, f"{t.weights:,}", size(t.bytes)) for name, t in formats.items())
-    _table(console, ("format", *numbers), rows, right=numbers)
+    show_table(console, ("format", *numbers), rows)
 
 
 # --------------------------------------------------------------------------------------------------- the kinds
@@ -112,7 +100,7 @@ def _model(report: ModelReport, console: Console) -> None:
     console.print("edgecal can run it. When it is loaded:")
     numbers = ("tensors", "in memory")
     rows = ((c.stored, c.becomes, c.fidelity, c.tensors, size(c.bytes)) for c in load.conversions)
-    _table(console, ("stored", "becomes", "fidelity", *numbers), rows, right=numbers)
+    show_table(console, ("stored", "becomes", "fidelity", *numbers), rows, left=("stored", "becomes", "fidelity"))
     console.print()
     _facts(
         console,
@@ -185,7 +173,7 @@ def _adapter(report: AdapterReport, console: Console) -> None:
     console.print()
     numbers = ("modules", "rank", "scaling")
     rows = ((g.component, g.layers, f"{g.d} x {g.k}", g.n_modules, g.rank, f"{g.scaling:g}") for g in report.groups)
-    _table(console, ("component", "layers", "shape", *numbers), rows, right=numbers)
+    show_table(console, ("component", "layers", "shape", *numbers), rows, left=("component", "layers", "shape"))
     match = report.match
     if match is None:
         return

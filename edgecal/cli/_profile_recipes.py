@@ -7,30 +7,29 @@ gives, or `demo`: everything that the demo data allows.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import EdgecalError, RecipeError
-from .options import adapter_paths, make_recipe, recipe_of_file
+from .options import recipe_of_file
 
 if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
-
-_ALONE = ("method", "calibration", "adapter_weights", "steps", "recipe_file", "method_options")
-_OPTION = {"method_options": "--option", "recipe_file": "--recipe", "steps": "--step"}
+    from .options import RecipeOptions
 
 
-def gather(words: tuple[str, ...], options: dict[str, Any]) -> tuple[dict[str, Recipe], dict[str, str]]:
+_RECIPE_ENDINGS = (".yaml", ".yml", ".json")  # such a file is called by its name, not by its method
+
+
+def gather(words: tuple[str, ...], chosen: RecipeOptions) -> tuple[dict[str, Recipe], dict[str, str]]:
     """({name: recipe}, {adapter: path}); RecipeError says what a word could have been."""
     from .. import demo
 
-    paths = adapter_paths(options["adapters"], options["recipe_file"])
+    paths = chosen.paths()
     if not words:
-        recipe = make_recipe(options["adapters"], *(options[key] for key in _ALONE))
-        return {_name(recipe): recipe}, paths
-    for key in _ALONE:
-        if options[key]:
-            option = _OPTION.get(key, "--" + key.replace("_", "-"))
-            raise RecipeError(f"{option} makes a recipe, and so does {words[0]!r}: give recipes as words or as options")
+        recipe = chosen.recipe()
+        return {Path(chosen.recipe_file).stem if chosen.recipe_file else _name(recipe): recipe}, paths
+    for option in chosen.given():
+        raise RecipeError(f"{option} makes a recipe, and so does {words[0]!r}: give recipes as words or as options")
     found: dict[str, Recipe] = {}
     for word in words:
         if word == "demo" and not Path(word).exists():
@@ -38,7 +37,8 @@ def gather(words: tuple[str, ...], options: dict[str, Any]) -> tuple[dict[str, R
             recipes = demo.recipes()
         else:
             recipe = _recipe(word, paths)
-            recipes = {_name(recipe): recipe}
+            is_file = Path(word).suffix.lower() in _RECIPE_ENDINGS
+            recipes = {Path(word).stem if is_file else _name(recipe): recipe}
         for name, recipe in recipes.items():
             if recipe in found.values():
                 raise RecipeError(f"{word!r} is given twice: each recipe is measured once")
@@ -84,3 +84,12 @@ def _free(name: str, taken: dict[str, Recipe]) -> str:
     while name in taken:
         name, number = f"{wanted} #{number}", number + 1
     return name
+
+
+def gather_or_demo(
+    model: str, words: tuple[str, ...], chosen: RecipeOptions
+) -> tuple[dict[str, Recipe], dict[str, str]]:
+    """As `gather`; of the demo model all that the demo data allows, unless something else is asked for."""
+    if not words and model == "demo" and not chosen.adapters and not chosen.given():
+        words = ("demo",)
+    return gather(words, chosen)

@@ -1,15 +1,13 @@
-"""Profiles on a terminal, within 80 columns: wide tables are cut by columns, never by letters."""
+"""Profiles on a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
-from ._inspect_tables import plain
+from ._tables import plain, show_table
 
 if TYPE_CHECKING:
     from ..adapters.parameter_counts import ParameterCounts
@@ -34,9 +32,9 @@ def show(report: ProfileReport, console: Console) -> None:
     for line in tables.facts(report):
         console.print(plain(line), soft_wrap=False)
     for case, header, body in _by_case(*tables.speed_table(report)):
-        _table(console, f"{case}: ms per token", *_without(header, body, {"p90", "GB/s"}))
+        _table(console, f"{case}: ms per token", header, body, ("p90", "GB/s", "max", "p99"))
     for case, header, body in _by_case(*tables.prompt_table(report)):
-        _table(console, f"{case}, up to the first token", header, body)
+        _table(console, f"{case}, up to the first token", header, body, ("passes", "rank"))
     _table(console, "Median latency by depth", *tables.depth_table(report))
     _split(console, report)
     _table(console, "Memory, MiB resident", *tables.memory_table(report))
@@ -54,24 +52,12 @@ def _by_case(header: list[str], body: list[list[str]]) -> Iterator[tuple[str, li
         yield case, header[:at] + header[at + 1 :], rows
 
 
-def _without(header: Sequence[str], body: Sequence[Sequence[str]], drop: set[str]) -> tuple[list[str], list[list[str]]]:
-    kept = [i for i, name in enumerate(header) if name not in drop]
-    return [header[i] for i in kept], [[row[i] for i in kept] for row in body]
-
-
-def _table(console: Console, title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
-    if not body:
-        return
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), show_edge=False)
-    for i, name in enumerate(header):
-        text = i == 0 or name == "figure"
-        least = min(18, max(len(row[0]) for row in body)) if i == 0 else None
-        justify: Literal["left", "right"] = "left" if text else "right"
-        table.add_column(name, justify=justify, no_wrap=not text, min_width=least, overflow="fold")
-    for row in body:
-        table.add_row(plain(_SHORT.get(row[0], row[0])), *(plain(cell) for cell in row[1:]))
-    console.print()
-    console.print(table)
+def _table(
+    console: Console, title: str, header: Sequence[str], body: Sequence[Sequence[str]], spare: Sequence[str] = ()
+) -> None:
+    if body:
+        rows = [(_SHORT.get(row[0], row[0]), *row[1:]) for row in body]
+        show_table(console, header, rows, title=title, left=(0, "figure"), spare=spare)
 
 
 def _split(console: Console, report: ProfileReport) -> None:
@@ -81,40 +67,27 @@ def _split(console: Console, report: ProfileReport) -> None:
     header, body = tables.split_table(report)
     if not body:
         return
-    title = "Where a token's time goes, ms"
+    case = next(m.decodes[0] for m in report.methods if m.decodes and m.decodes[0].split.steps)
+    threads = f", {case.threads} threads" if len(report.settings.get("threads", [])) > 1 else ""
+    title = f"Where a token's time goes, ms ({case.label}{threads})"
     if len(header) == 2:
         whole = float(body[-1][1]) or 1.0
-        rows = [[name, value, f"{100 * float(value) / whole:.1f}", _bar(float(value) / whole)] for name, value in body]
-        rows[-1][3] = rows[-2][3] = ""
-        table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), show_edge=False)
-        for name in ("part", "ms", "%", ""):
-            table.add_column(name, justify="right" if name in ("ms", "%") else "left")
-        for row in rows:
-            table.add_row(*row)
-        console.print()
-        console.print(table)
+        rows = [
+            (name, value, f"{100 * float(value) / whole:.1f}", _bar(float(value) / whole, console))
+            for name, value in body
+        ]
+        rows[-1], rows[-2] = (*rows[-1][:3], ""), (*rows[-2][:3], "")
+        show_table(console, ("part", "ms", "%", ""), rows, title=title, left=(0, 3))
         return
-    most = max(2, (console.width - 15) // 13)
-    for first in range(1, len(header), most):
-        chosen = range(first, min(first + most, len(header)))
-        names = ["", *(_SHORT.get(header[i], header[i]).replace("_", "\n").replace(" ", "\n") for i in chosen)]
-        table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), show_edge=False)
-        for i, name in enumerate(names):
-            table.add_column(
-                "\n".join(plain(word) for word in name.split("\n")),
-                justify="right" if i else "left",
-                overflow="fold",
-                max_width=12 if i else 20,
-            )
-        for row in body:
-            table.add_row(row[0], *(row[i] for i in chosen))
-        console.print()
-        console.print(table)
+    names = [_SHORT.get(name, name).replace("_", "\n").replace(" ", "\n") for name in header[1:]]
+    show_table(console, ["", *names], body, title=title)
 
 
-def _bar(share: float) -> str:
-    """Eighths of a character."""
+def _bar(share: float, console: Console) -> str:
+    """Eighths of a character, or whole ones where there is no Unicode."""
     eighths = round(8 * _BAR * max(0.0, min(share, 1.0)))
+    if console.options.ascii_only:
+        return "#" * (eighths // 8)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
@@ -128,7 +101,8 @@ def show_comparison(result: ProfileComparison, console: Console) -> None:
         ("worse", "Worse"),
     ):
         body = [_change(change) for change in result.changes if change.verdict == verdict]
-        _table(console, f"{title} (B by A)", ["method", "figure", "", "A", "B", "B/A", "99 %"], body)
+        header = ["method", "figure", "unit", "A", "B", "B/A", "99 %"]
+        _table(console, f"{title} (B by A)", header, body, ("99 %",))
     if not any(change.verdict != "same" for change in result.changes):
         console.print()
     same = sum(change.verdict == "same" for change in result.changes)
@@ -137,7 +111,17 @@ def show_comparison(result: ProfileComparison, console: Console) -> None:
     for note in result.notes:
         console.print(plain(f"note: {note}"))
     worse = len(result.regressions)
-    console.print(f"{worse} regressions beyond {limit}" if worse else f"no significant regression beyond {limit}")
+    if worse:
+        console.print(f"{worse} regressions beyond {limit}", style="red")
+    elif not n_judged(result):
+        console.print("not judged: no time was measured often enough to tell a change from noise", style="yellow")
+    else:
+        console.print(f"no significant regression beyond {limit}", style="green")
+
+
+def n_judged(result: ProfileComparison) -> int:
+    """Times that were measured often enough, in both, to be told from noise. (Bytes have none.)"""
+    return sum(change.unit == "s" and change.ratio.low is not None for change in result.changes)
 
 
 def _change(change: Change) -> list[str]:
@@ -162,7 +146,7 @@ def show_system(analysis: SystemAnalysis, console: Console) -> None:
     n = len(analysis.dialogues)
     title = f"{n} {'dialogue' if n == 1 else 'dialogues'}, {analysis.repeats} times each: inference time and memory"
     header = ["method", "passes", "mean s", "std s", "first\ntoken s", "new\ntokens", "peak\nMiB", "idle\nMiB"]
-    _table(console, title, [*header, "extra\nparams"], body)
+    _table(console, title, [*header, "extra\nparams"], body, ("passes", "idle\nMiB"))
     if any(not row.peak_is_exact for row in analysis.rows):
         console.print("note: this system cannot start a new peak of memory: peaks include what came before")
     for note in machine.warnings(analysis.disturbance, machine.facts()):
@@ -178,7 +162,7 @@ def show_costs(rows: list[Cost], console: Console) -> None:
         sizes = (f"{row.additional_bytes / KIB:.1f}", str(row.rank), f"{row.run_time_bytes / MIB:.1f}")
         body.append([*cells, *sizes])
     header = ["method", "passes", "adapters'\nparams", "extra\nparams", "extra\nshare", "extra\nKiB"]
-    _table(console, "What a method costs beside the adapters", [*header, "rank", "merged\nMiB"], body)
+    _table(console, "What a method costs beside the adapters", [*header, "rank", "merged\nMiB"], body, ("passes",))
 
 
 def show_counts(counts: ParameterCounts, model: str, console: Console) -> None:

@@ -2,8 +2,8 @@
 
 A line is an object with the prompt under "prompt", "text" or "dialogue", or "messages" (a list of {role, content}).
 What it has besides overrides the options of the command for this prompt alone: "recipe" (as in a recipe file, naming
-loaded adapters), "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop". An "id"
-comes back with the answer. Other keys are left alone: data sets have more columns.
+loaded adapters), "max_tokens", "stop" and the sampler's options ("temperature" ...). An "id" comes back with the
+answer. Other keys are left alone: data sets have more columns.
 
 Answers are written in the order of the lines, as soon as all before them are there. A prompt that is refused (too long,
 empty) gets an "error" in the place of its answer and the others run; a line that is no such object refuses the file.
@@ -11,30 +11,30 @@ empty) gets an "error" in the place of its answer and the others run; a line tha
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from edgecal_weights.peft_config import unique_keys
 
 from ..adapters.recipe import Recipe
 from ..errors import EdgecalError, PromptError, RecipeError
+from ._output import echo_json
+from ._progress import progress
+from ._sampling import OPTIONS, SAMPLING, with_values
 
 if TYPE_CHECKING:
     from ..completion import Pass, Piece, Request, Settings
-    from ..engine import Engine
+    from ..engine import Engine, Prompt
 
 _LARGEST_FILE = 1 << 30
 _TEXTS = ("prompt", "text", "dialogue")
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-_OWN = (*_SAMPLING, "max_tokens", "stop")
+_OWN = (*SAMPLING, "max_tokens", "stop")  # the keys that override an option
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def read_lines(name: str) -> list[Line]:
     if len(raw) > _LARGEST_FILE:
         raise PromptError(f"{name} is larger than {_LARGEST_FILE >> 30} GiB; split it")
     lines = []
-    for number, line in enumerate(raw.split(b"\n"), 1):
+    for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         if line.strip():
             try:
                 lines.append(_line(number, line))
@@ -111,34 +111,21 @@ def _messages(value: Any) -> list[dict[str, str]]:
 
 def settings_of(line: Line, settings: Settings) -> Settings:
     """`settings` with what the line overrides; OptionError for a value that cannot be."""
-    values = dict(line.overrides)
-    sampling = {key: values.pop(key) for key in _SAMPLING if key in values}
-    if "stop" in values:
-        stop = values["stop"]
-        values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else stop
-    if isinstance(values.get("max_tokens", 1), bool) or not isinstance(values.get("max_tokens", 1), int):
-        raise PromptError(f"'max_tokens' must be a whole number, found {values['max_tokens']!r}")
-    if not isinstance(values.get("stop", ()), tuple):
-        raise PromptError(f"'stop' must be a text or a list of texts, found {values['stop']!r}")
-    return replace(settings, sampling=replace(settings.sampling, **sampling), **values)
+    return with_values(settings, {name: OPTIONS[name].of_json(value) for name, value in line.overrides.items()})
 
 
 def answer_all(
     engine: Engine,
     lines: list[Line],
-    question: Callable[[str], str | list[dict[str, str]]],
+    question: Callable[[str], Prompt],
     recipe: Recipe,
     settings: Settings,
     *,
     batch_size: int,
-    quiet: bool,
     with_tokens: bool,
-) -> None:
-    """Write an answer for each line on stdout. PromptError at the end if some were refused.
-
-    `question` puts the task and the system message around a text.
-    """
-    results: dict[int, dict[str, Any]] = {}
+) -> Run:
+    """Write an answer for each line on stdout. `question` puts the task and the system message around a text."""
+    run = Run(lines, recipe, with_tokens)
     requests: list[Request] = []
     places: list[int] = []
     for place, line in enumerate(lines):
@@ -148,14 +135,10 @@ def answer_all(
             requests.append(engine.prepare(prompt, recipe=line.recipe or recipe, settings=settings_of(line, settings)))
             places.append(place)
         except EdgecalError as error:
-            results[place] = {"error": {"type": type(error).__name__, "message": str(error)}}
-    refused = len(results)
-    run = _Run(lines, recipe, results, with_tokens)
-    began = monotonic()
-    with _progress(len(lines), quiet=quiet) as report:
+            run.refuse(place, error)
+    with progress("answering") as report:
         try:
             run.write()
-            report(run.written, 0)
             passes: list[list[Pass]] = [[] for _ in requests]
             pieces: list[list[Piece]] = [[] for _ in requests]
             for index, piece in engine.stream_batch(requests, batch_size=batch_size, passes=passes):
@@ -164,24 +147,25 @@ def answer_all(
                 if piece.finish_reason is not None:
                     run.finish(places[index], pieces[index], passes[index])
                     pieces[index] = []
-                report(run.done, run.new_tokens)
+                report(run.refused + run.done, len(lines), f"{run.new_tokens} tokens")
         finally:
             run.write(everything=True)
-    if not quiet:
-        click.echo(run.summary(monotonic() - began), err=True)
-    if refused:
-        raise PromptError(f"{refused} of {len(lines)} prompts were refused; their lines of the output say why")
+    return run
 
 
-class _Run:
+class Run:
     """What has come so far, and what of it is written."""
 
-    def __init__(
-        self, lines: list[Line], recipe: Recipe, results: dict[int, dict[str, Any]], with_tokens: bool
-    ) -> None:
-        self.lines, self.recipe, self.results, self.with_tokens = lines, recipe, results, with_tokens
-        self.written = self.done = self.new_tokens = 0
+    def __init__(self, lines: list[Line], recipe: Recipe, with_tokens: bool) -> None:
+        self.lines, self.recipe, self.with_tokens = lines, recipe, with_tokens
+        self.results: dict[int, dict[str, Any]] = {}
+        self.refused = self.written = self.done = self.new_tokens = 0
         self.prompt_tokens = self.reused_tokens = 0
+        self._began = monotonic()
+
+    def refuse(self, place: int, error: EdgecalError) -> None:
+        self.results[place] = {"error": {"type": type(error).__name__, "message": str(error)}}
+        self.refused += 1
 
     def finish(self, place: int, pieces: list[Piece], passes: list[Pass]) -> None:
         from ..completion import completion, token_dicts
@@ -200,37 +184,17 @@ class _Run:
             if place in self.results:
                 line = self.lines[place]
                 identity = {"index": place} | ({"id": line.id} if line.id is not None else {})
-                click.echo(json.dumps(identity | self.results.pop(place), ensure_ascii=False))
+                echo_json(identity | self.results.pop(place))
             elif not everything:
                 break
             self.written += 1
         sys.stdout.flush()
 
-    def summary(self, seconds: float) -> str:
+    def summary(self) -> str:
+        """What all of it took, in a line."""
+        seconds = monotonic() - self._began
         reused = f" ({self.reused_tokens} of them from the cache)" if self.reused_tokens else ""
         return (
             f"[{self.done} answers: {self.prompt_tokens} prompt tokens{reused}, {self.new_tokens} new tokens in "
             f"{seconds:.2f} s ({self.new_tokens / max(seconds, 1e-9):.1f}/s)]"
         )
-
-
-@contextmanager
-def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Gives the callback for (answers, new tokens); a bar on stderr where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda done, tokens: None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[tokens]} tokens", style="dim"),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task("answers", total=total, tokens=0)
-        yield lambda done, tokens: bars.update(task, completed=done, tokens=tokens)

@@ -1,4 +1,4 @@
-"""A verification as text within 80 columns: one row per tensor, then what a reader should know."""
+"""A verification as text: one row per tensor, then what a reader should know."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from ._inspect_tables import plain
+from ._tables import plain, show_table
 
 if TYPE_CHECKING:
     from ..verification.comparison import Comparison
@@ -26,14 +25,11 @@ def show(report: Verification, console: Console) -> None:
     what = f"{report.method} of {', '.join(report.adapters)}" if report.adapters else report.method
     console.print(plain(f"{what} on {report.model}"))
     console.print()
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("tensor", overflow="fold", min_width=24)
-    for header in ("max abs", "max rel", "1 - cos", "worst at"):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for row in report.comparisons:
-        table.add_row(plain(_short(row.tensor)), *_numbers(row), Text("pass" if row.passed else "FAIL", _style(row)))
-    console.print(table)
+    rows = [
+        (_short(row.tensor), *_numbers(row), Text("pass" if row.passed else "FAIL", _style(row)))
+        for row in report.comparisons
+    ]
+    show_table(console, ("tensor", "max abs", "max rel", "1 - cos", "worst at", ""), rows, spare=("1 - cos",))
     console.print()
     for row in report.comparisons:
         if row.note and not row.passed:

@@ -7,45 +7,47 @@ is the model's alone. With --json: one object on stdout for each message or comm
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import EdgecalError
-from .options import (
-    json_option,
-    load_engine,
-    make_recipe,
-    make_settings,
-    model_options,
-    recipe_options,
-    sampling_options,
-)
+from ._answer import CONTROL, AnswerWriter
+from ._completion import complete_model
+from ._output import echo, echo_json
+from ._progress import while_reading
+from ._sampling import sampling_options
+from .options import ModelOptions, RecipeOptions, answering_options, json_option, load_engine, recipe_options
 
 if TYPE_CHECKING:
+    from ..completion import Settings
     from ..conversation import Conversation
-    from ..engine import Piece
     from ._chat_commands import Commands
     from ._chat_input import PipeReader, TerminalReader
     from ._composition import Composition
 
 HISTORY_FILE = "chat_history"
-# An answer may hold anything; what a terminal would obey instead of showing is made visible
-_CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 @click.command("chat")
-@click.argument("model")
+@click.argument("model", required=False, shell_complete=complete_model)
+@click.option("-m", "--model", "named", metavar="MODEL", shell_complete=complete_model, help="The same as MODEL.")
 @click.option("--system", help="A system message.")
-@model_options
+@answering_options
 @recipe_options
 @sampling_options
 @json_option
-def command(model: str, system: str | None, as_json: bool, **options: Any) -> None:
+def command(
+    model: str | None,
+    named: str | None,
+    system: str | None,
+    loading: ModelOptions,
+    chosen: RecipeOptions,
+    settings: Settings,
+    as_json: bool,
+) -> None:
     """Talk with MODEL: a directory, a GGUF file, a hub id (org/name), or demo.
 
     \b
@@ -54,29 +56,24 @@ def command(model: str, system: str | None, as_json: bool, **options: Any) -> No
 
     With --json: one JSON object for each message or command of the input.
     """
+    if (model is None) == (named is None):
+        raise click.UsageError("say which model to talk with, once: edgecal chat MODEL")
+    model = model or named
+    assert model is not None
     from ..conversation import Conversation, refuse_pipeline
     from ._chat_commands import Commands
     from ._composition import Composition
 
-    recipe = make_recipe(
-        options["adapters"],
-        options["method"],
-        options["calibration"],
-        options["adapter_weights"],
-        options["steps"],
-        options["recipe_file"],
-        options["method_options"],
-    )
+    recipe = chosen.recipe()
     refuse_pipeline(recipe)
-    settings = make_settings(options)
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
-    engine = load_engine(model, quiet=as_json, **options)
+    engine = load_engine(model, loading, chosen.paths())
     conversation = Conversation(engine, recipe, settings, system)
     composition = Composition(conversation, recipe, tuple(engine.adapters))
     commands = Commands(conversation, composition)
     reader = _make_reader(commands, at_terminal)
     if not as_json:
-        click.echo(banner(model, conversation, composition), err=not at_terminal)
+        echo(banner(model, conversation, composition), err=not at_terminal)
     session = _Session(conversation, composition, commands, at_terminal, as_json)
     try:
         session.run(reader)
@@ -137,7 +134,7 @@ class _Session:
             except KeyboardInterrupt:
                 if not self.at_terminal:
                     raise
-                click.echo("\n(Ctrl-D or /exit leaves)")
+                echo("\n(Ctrl-D or /exit leaves)")
 
     def _command(self, line: str) -> None:
         said = self.commands.run(line)
@@ -145,23 +142,23 @@ class _Session:
             output = said.text if said.data is None else said.data
             self._print({"command": line.strip(), "output": output})
         elif said.text:
-            click.echo(said.text.translate(_CONTROL), err=not self.at_terminal)
+            echo(said.text.translate(CONTROL), err=not self.at_terminal)
 
     def _message(self, text: str) -> None:
         interrupted, turns = False, self.conversation.stats.turns
         answer: list[str] = []
+        writer = AnswerWriter(at_terminal=self.at_terminal)
         try:
-            with closing(self._reply(text)) as pieces:
+            with closing(while_reading(lambda read: self.conversation.reply(text, progress=read))) as pieces:
                 for piece in pieces:
                     answer.append(piece.text)
                     if not self.as_json:
-                        click.echo(piece.text.translate(_CONTROL) if self.at_terminal else piece.text, nl=False)
-                        sys.stdout.flush()
+                        writer.write(piece.text)
         except KeyboardInterrupt:
             interrupted = True
         finally:
             if not self.as_json and (answer or interrupted):
-                click.echo()
+                writer.end()
         turn = self.conversation.stats.last if self.conversation.stats.turns > turns else None
         if self.as_json:
             facts = turn.to_dict() if turn else {"finish_reason": "interrupted", "new_tokens": 0}
@@ -172,24 +169,6 @@ class _Session:
         if interrupted and not self.at_terminal:
             raise KeyboardInterrupt
 
-    def _reply(self, text: str) -> Generator[Piece, None, None]:
-        """The answer, with a sign of life on a terminal until it begins. What is refused is refused at once."""
-        if not self.at_terminal:
-            return self.conversation.reply(text)
-        from rich.console import Console
-
-        status = Console(stderr=True).status("reading")
-        pieces = self.conversation.reply(text, progress=lambda n: status.update(f"reading: {n} tokens"))
-
-        def after_waiting() -> Generator[Piece, None, None]:
-            with closing(pieces):
-                with status:
-                    first = next(pieces)
-                yield first
-                yield from pieces
-
-        return after_waiting()
-
     def _note(self, reason: str) -> None:
         """Why an answer is not the whole one."""
         notes = {
@@ -199,14 +178,13 @@ class _Session:
             "context": "stopped: the context is full; /reset starts over",
         }
         if reason in notes:
-            click.secho(f"[{notes[reason]}]", err=True, dim=True)
+            echo(f"[{notes[reason]}]", err=True, dim=True)
 
     def _refuse(self, error: EdgecalError) -> None:
         if self.as_json:
             self._print({"error": {"type": type(error).__name__, "message": str(error)}})
         else:
-            click.secho(f"error: {error}".translate(_CONTROL), err=True, fg="red")
+            echo(f"error: {error}".translate(CONTROL), err=True, fg="red")
 
     def _print(self, values: dict[str, Any]) -> None:
-        click.echo(json.dumps(values, ensure_ascii=False))
-        sys.stdout.flush()
+        echo_json(values)

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import RecipeError
+from ._answer import AnswerWriter, write_answer
+from ._output import echo, echo_json, screen
+from ._progress import progress
+from ._tables import show_table
 from .generate import timings
-from .options import json_option, load_engine
+from .options import ModelOptions, json_option, load_engine, threads_option
 
 if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
     from ..engine import Completion, Engine, Pass
 
-_OPTIONS: dict[str, Any] = {
-    "weights": "auto",
-    "group_size": "32",
-    "backend": None,
-    "threads": None,
-    "prefill_threads": None,
-    "cache_dtype": "fp16",
-    "revision": None,
-    "offline": None,
-}
 _MEMORY_CONTEXT = 1024
 MIB = 2**20
 
@@ -35,13 +27,13 @@ MIB = 2**20
 class Row:
     """One method in the comparison. Bytes, seconds, tokens per second."""
 
-    name: str
+    method: str
     passes: int
     rank: int
     extra_parameters: int
     extra_bytes: int
     first_token_s: float
-    decode_rate: float
+    decode_tokens_per_s: float
     new_tokens: int
     peak_bytes: int
     text: str
@@ -50,7 +42,7 @@ class Row:
 @click.command("demo")
 @click.option("--method", default="learnable_calibration_pp", show_default=True, help="How to combine the adapters.")
 @click.option("--compare", is_flag=True, help="Run every method on the same dialogue and print a table.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads; the physical (big) cores unless given.")
+@threads_option
 @click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=80, show_default=True)
 @json_option
 def command(method: str, compare: bool, threads: int | None, max_tokens: int, as_json: bool) -> None:
@@ -66,10 +58,9 @@ def command(method: str, compare: bool, threads: int | None, max_tokens: int, as
         raise RecipeError(f"the demo has no method {method!r}; it has {', '.join(recipes)}")
     engine = load_engine(
         "demo",
-        tuple(f"demo:{name}" for name in demo.PAIR),
-        quiet=as_json,
+        ModelOptions(threads=threads),
+        {name: demo.find(f"demo:{name}") for name in demo.PAIR},
         prefix_cache=0,  # nothing is asked twice, and what was kept would count as memory
-        **{**_OPTIONS, "threads": threads},
     )
     if compare:
         _compare(engine, recipes, max_tokens, as_json)
@@ -87,25 +78,24 @@ def _single(engine: Engine, method: str, recipe: Recipe, max_tokens: int, as_jso
     text = demo.dialogue()
     passes: list[Pass] = []
     if not as_json:
-        click.secho("Dialogue", bold=True)
-        click.echo(text + "\n")
-        click.secho(f"{demo.TASK} ({method})", bold=True)
-    answer = ""
+        echo("Dialogue", bold=True)
+        write_answer(text + "\n")
+        echo(f"{demo.TASK} ({method})", bold=True)
+    answer, writer = "", AnswerWriter()
     settings = Settings(max_tokens=max_tokens)
     for piece in engine.stream(demo.prompt(recipe, text), recipe=recipe, settings=settings, passes=passes):
         answer += piece.text
         if not as_json:
-            click.echo(piece.text, nl=False)
-            sys.stdout.flush()
+            writer.write(piece.text)
     memory = measure_memory(engine, recipe)
     if as_json:
         facts = {"method": method, "text": answer, "passes": [p.to_dict() for p in passes], "memory": memory}
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        echo_json(facts)
         return
-    click.echo("\n")
-    click.echo(timings(passes))
+    writer.end()
+    echo("\n" + timings(passes))
     parts = {name: value / MIB for name, value in memory.items()}
-    click.echo(
+    echo(
         f"[peak memory with {_MEMORY_CONTEXT} tokens of context: {parts['peak']:.0f} MiB = weights "
         f"{parts['weights']:.0f} + KV cache {parts['kv_cache']:.0f} + interpreter, libraries, compiled code and "
         f"adapters {parts['rest']:.0f}]"
@@ -131,9 +121,6 @@ def measure_memory(engine: Engine, recipe: Recipe) -> dict[str, int]:
 
 
 def _compare(engine: Engine, recipes: dict[str, Recipe], max_tokens: int, as_json: bool) -> None:
-    from rich.console import Console
-    from rich.progress import track
-
     from .. import demo
     from ..engine import Settings
     from ..memory import peak_resident, reset_peak
@@ -141,16 +128,17 @@ def _compare(engine: Engine, recipes: dict[str, Recipe], max_tokens: int, as_jso
     # Without drafts: how much a text copies from the dialogue is not what the methods are compared by
     text, settings = demo.dialogue(), Settings(max_tokens=max_tokens, speculate="off")
     engine.generate(text, settings=Settings(max_tokens=2))  # page the weights in, so that no method pays for it
-    rows = []
-    console = Console(stderr=True, quiet=as_json)
-    for name, recipe in track(recipes.items(), "methods", console=console, transient=True):
-        engine.forget_compiled()  # the peak of one method without the pairs of the others
-        engine.compile(recipe)
-        reset_peak()
-        answer = engine.generate(demo.prompt(recipe, text), recipe=recipe, settings=settings)
-        rows.append(_row(engine, name, recipe, answer, peak_resident()))
+    rows: list[Row] = []
+    with progress("comparing") as report:
+        for name, recipe in recipes.items():
+            report(len(rows), len(recipes), name)
+            engine.forget_compiled()  # the peak of one method without the pairs of the others
+            engine.compile(recipe)
+            reset_peak()
+            answer = engine.generate(demo.prompt(recipe, text), recipe=recipe, settings=settings)
+            rows.append(_row(engine, name, recipe, answer, peak_resident()))
     if as_json:
-        click.echo(json.dumps([asdict(row) for row in rows], ensure_ascii=False))
+        echo_json([asdict(row) for row in rows])
     else:
         _print_table(rows, text)
 
@@ -158,13 +146,13 @@ def _compare(engine: Engine, recipes: dict[str, Recipe], max_tokens: int, as_jso
 def _row(engine: Engine, name: str, recipe: Recipe, answer: Completion, peak: int) -> Row:
     compiled = [adapter for adapter in engine.compile(recipe) if adapter is not None]
     return Row(
-        name=name,
+        method=name,
         passes=recipe.passes,
         rank=max((adapter.rank for adapter in compiled), default=0),
         extra_parameters=max((adapter.extra_parameters for adapter in compiled), default=0),
         extra_bytes=max((adapter.extra_bytes for adapter in compiled), default=0),
         first_token_s=answer.first_token_s,
-        decode_rate=answer.decode_rate,
+        decode_tokens_per_s=answer.decode_rate,
         new_tokens=len(answer.tokens),
         peak_bytes=peak,
         text=answer.text,
@@ -172,31 +160,34 @@ def _row(engine: Engine, name: str, recipe: Recipe, answer: Completion, peak: in
 
 
 def _print_table(rows: list[Row], text: str) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
     from .. import demo
 
-    console = Console()
-    table = Table(box=SIMPLE_HEAD, title=demo.TASK, title_justify="left", padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("method", no_wrap=True)
-    for header in ("passes", "rank", "extra\nparams", "extra\nKiB", "first\ntoken s", "tokens\nper s", "peak\nMiB"):
-        table.add_column(header, justify="right")
-    for row in rows:
-        table.add_row(
-            row.name,
+    headers = (
+        "method",
+        "passes",
+        "rank",
+        "extra\nparams",
+        "extra\nKiB",
+        "first\ntoken s",
+        "tokens\nper s",
+        "peak\nMiB",
+    )
+    cells = [
+        (
+            row.method,
             str(row.passes),
             str(row.rank),
             f"{row.extra_parameters:,}",
             f"{row.extra_bytes / 1024:.1f}",
             f"{row.first_token_s:.2f}",
-            f"{row.decode_rate:.1f}",
+            f"{row.decode_tokens_per_s:.1f}",
             f"{row.peak_bytes / MIB:.0f}",
         )
-    click.echo(text + "\n")
-    console.print(table)
+        for row in rows
+    ]
+    write_answer(text + "\n")
+    show_table(screen(), headers, cells, title=demo.TASK, spare=("passes", "extra\nKiB"))
     for row in rows:
-        click.echo()
-        click.secho(row.name, bold=True)
-        click.echo(row.text)
+        echo()
+        echo(row.method, bold=True)
+        write_answer(row.text)

@@ -3,30 +3,21 @@ not fit."""
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from .options import adapter_paths, json_option
+from ._completion import complete_model
+from ._names import open_model
+from ._output import echo_json, screen
+from ._progress import progress
+from .options import ModelOptions, RecipeOptions, calibration_options, hub_options, json_option
 
 
 @click.command("doctor")
-@click.argument("model")
-@click.option(
-    "--adapter", "adapters", multiple=True, metavar="[NAME=]PATH", help="A PEFT directory or demo:NAME."
-)
-@click.option("--calibration", metavar="FILE", help="A calibration for these adapters in this order, or demo:NAME.")
-@click.option("--revision", help="Branch, tag or commit of a hub model.")
-@click.option("--offline", is_flag=True, default=None, help="Use the hub's cache only.")
+@click.argument("model", shell_complete=complete_model)
+@calibration_options
+@hub_options
 @json_option
-def command(
-    model: str,
-    adapters: tuple[str, ...],
-    calibration: str | None,
-    revision: str | None,
-    offline: bool | None,
-    as_json: bool,
-) -> int:
+def command(model: str, chosen: RecipeOptions, loading: ModelOptions, as_json: bool) -> int:
     """Say what adapters do to MODEL: which modules they reach and how strongly, and what has no effect.
 
     \b
@@ -35,29 +26,22 @@ def command(
 
     Strength is |dW| / |W| (Frobenius norms) of a module. Exit code 1: something does not fit or does nothing.
     """
-    from rich.console import Console
-
-    from edgecal_weights.checkpoint import open_checkpoint
-
     from ..demo import find
     from ..inspection.diagnosis import diagnose
 
-    if not adapters and calibration is None:
+    if not chosen.adapters and chosen.calibration is None:
         raise click.UsageError("say what to look at: --adapter PATH, or --calibration FILE")
-    named = adapter_paths(adapters)
-    status = Console(stderr=True, quiet=as_json).status("reading the model")
-    with open_checkpoint(find(model), revision=revision, offline=offline) as checkpoint, status:
-        report = diagnose(
-            checkpoint,
-            named,
-            find(calibration) if calibration else None,
-            model=model,
-            progress=lambda module: status.update(f"measuring {module}"),
-        )
+    named = chosen.paths()
+    calibration = find(chosen.calibration) if chosen.calibration else None
+    with (
+        open_model(model, loading) as checkpoint,
+        progress("measuring") as report_work,
+    ):
+        report = diagnose(checkpoint, named, calibration, model=model, progress=lambda module: report_work(note=module))
     if as_json:
-        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+        echo_json(report.to_dict())
     else:
         from ._doctor_table import show
 
-        show(report, Console(markup=False, emoji=False, highlight=False))
+        show(report, screen())
     return 0 if report.healthy else 1

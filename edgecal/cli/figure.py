@@ -5,77 +5,86 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import StorageError
-from .options import adapter_paths, make_recipe, recipe_options
+from ._completion import complete_model
+from ._names import open_model
+from ._output import echo, echo_json, note
+from ._progress import progress
+from .options import ModelOptions, RecipeOptions, hub_options, json_option, recipe_options
+
+if TYPE_CHECKING:
+    from ..inspection.figure import Measurement
+
+_ENDINGS = (".png", ".svg", ".pdf", ".json", ".csv")
 
 
 @click.command("figure")
-@click.option("--model", required=True, help="The base: a directory, a GGUF file, a hub id, or demo.")
-@click.option("--out", type=click.Path(), metavar="FILE.png", help="The picture (needs the extra edgecal[plot]).")
-@click.option("--json", "json_file", type=click.Path(), metavar="FILE", help="The numbers, as JSON.")
-@click.option("--csv", "csv_file", type=click.Path(), metavar="FILE", help="The numbers, a row per module and series.")
-@click.option("--revision", help="Branch, tag or commit of a hub model.")
-@click.option("--offline", is_flag=True, default=None, help="Use the hub's cache only.")
+@click.option(
+    "-m",
+    "--model",
+    required=True,
+    shell_complete=complete_model,
+    help="The base: a directory, a GGUF file, a hub id, or demo.",
+)
+@click.option(
+    "--out",
+    "files",
+    multiple=True,
+    type=click.Path(),
+    metavar="FILE",
+    help="By its ending a picture (.png, .svg, .pdf; needs the extra edgecal[plot]) or the numbers (.json, .csv).",
+)
+@hub_options
 @recipe_options
-def command(
-    model: str,
-    out: str | None,
-    json_file: str | None,
-    csv_file: str | None,
-    revision: str | None,
-    offline: bool | None,
-    **options: Any,
-) -> None:
+@json_option
+def command(model: str, files: tuple[str, ...], loading: ModelOptions, chosen: RecipeOptions, as_json: bool) -> None:
     """Draw how the weight changes of a recipe are spread, and their norms by layer, beside plain linear merging.
 
     \b
     edgecal figure --model demo --adapter demo:summarize --adapter demo:professional \\
-        --calibration demo:learnable_calibration_pp --out figure.png --json numbers.json
+        --calibration demo:learnable_calibration_pp --out figure.png --out numbers.csv
 
     What Figure 5 of paper 1 shows, for any recipe. The weights of the base are not read.
     """
-    from edgecal_weights.checkpoint import open_checkpoint
-
     from ..adapters.lora import LoraAdapter
     from ..architecture import Architecture
-    from ..demo import find
     from ..inspection.figure import measure
 
-    if not (out or json_file or csv_file):
-        raise click.UsageError("say what to write: --out FILE.png, --json FILE or --csv FILE")
-    recipe = make_recipe(
-        options["adapters"],
-        options["method"],
-        options["calibration"],
-        options["adapter_weights"],
-        options["steps"],
-        options["recipe_file"],
-        options["method_options"],
-    )
-    named = adapter_paths(options["adapters"], options["recipe_file"])
-    adapters = {name: LoraAdapter.load(path, name) for name, path in named.items()}
-    with open_checkpoint(find(model), revision=revision, offline=offline) as checkpoint:
+    if not files and not as_json:
+        raise click.UsageError("say what to write: --out FILE.png (.svg, .pdf, .csv, .json), or --json")
+    for name in files:
+        if Path(name).suffix.lower() not in _ENDINGS:
+            raise click.UsageError(f"--out {name}: expected a name that ends with {', '.join(_ENDINGS)}")
+    recipe = chosen.recipe()
+    adapters = {name: LoraAdapter.load(path, name) for name, path in chosen.paths().items()}
+    with open_model(model, loading) as checkpoint:
         architecture = Architecture.of(checkpoint)
-    measurement = measure(recipe, adapters, architecture, model=model)
-    for note in measurement.notes:
-        click.echo(f"note: {note}", err=True)
-    if json_file:
-        _write(json_file, json.dumps(measurement.to_dict()))
-    if csv_file:
-        _write(csv_file, measurement.to_csv())
-    if out:
-        from ..inspection.figure_png import save_png
+    with progress("measuring the changes"):
+        measurement = measure(recipe, adapters, architecture, model=model)
+    for name in files:
+        _write(Path(name).expanduser(), measurement)
+    if as_json:
+        echo_json(measurement.to_dict())
+        return
+    for text in measurement.notes:
+        note(text)
+    for name in files:
+        echo(name)
 
-        save_png(measurement, out)
-        click.echo(out)
 
+def _write(path: Path, measurement: Measurement) -> None:
+    """In the form that the ending names, whole or not at all."""
+    ending = path.suffix.lower()
+    if ending not in (".json", ".csv"):
+        from ..inspection.figure_picture import save_picture
 
-def _write(name: str, text: str) -> None:
-    path = Path(name).expanduser()
+        save_picture(measurement, path)
+        return
+    text = json.dumps(measurement.to_dict()) + "\n" if ending == ".json" else measurement.to_csv()
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         partial.write_text(text, "utf-8")
@@ -84,4 +93,3 @@ def _write(name: str, text: str) -> None:
         raise StorageError(f"{path} could not be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
-    click.echo(name)

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import PromptError
-from .options import (
-    json_option,
-    load_engine,
-    make_recipe,
-    make_settings,
-    model_options,
-    recipe_options,
-    sampling_options,
-)
+from ._answer import AnswerWriter
+from ._completion import complete_model
+from ._output import echo, echo_json
+from ._progress import while_reading
+from ._prompt_text import prompt_text
+from ._sampling import sampling_options
+from ._tasks import TaskOptions, task_options
+from .options import ModelOptions, RecipeOptions, answering_options, json_option, load_engine, recipe_options
 
 if TYPE_CHECKING:
-    from ..completion import Pass, Piece
-
-_LARGEST_PROMPT = 64 << 20
+    from ..adapters.recipe import Recipe
+    from ..completion import Pass, Piece, Settings
+    from ..engine import Engine, Prompt
 
 
 @click.command("generate")
-@click.argument("model")
+@click.argument("model", required=False, shell_complete=complete_model)
+@click.option("-m", "--model", "named", metavar="MODEL", shell_complete=complete_model, help="The same as MODEL.")
 @click.argument("prompt", required=False)
+@click.option("-p", "--prompt", "asked_for", metavar="TEXT", help="The same as PROMPT.")
 @click.option("-f", "--file", "prompt_file", metavar="FILE", help="Read the prompt from a file; - is standard input.")
 @click.option(
     "--prompts",
@@ -46,18 +45,34 @@ _LARGEST_PROMPT = 64 << 20
     metavar="MIB",
     help="With --prompts: keys and values kept for prompts that begin alike; 0 is off.  [default: 32]",
 )
-@click.option("--task", help="Put a task's instruction in front: summarize, reply, translate, summarize+tone, ...")
-@click.option("--tone", help="For tasks with a tone: professional, casual, witty ...")
-@click.option("--language", help="For tasks that translate: Spanish, French, German ...")
+@task_options
 @click.option("--system", help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Give the prompt to the model as it stands, without its chat template.")
-@model_options
+@answering_options
 @recipe_options
 @sampling_options
 @click.option("-q", "--quiet", is_flag=True, help="The answer alone: no progress, no timings.")
 @click.option("--tokens", is_flag=True, help="With --json: a record per token, with its timings.")
 @json_option
-def command(model: str, prompt: str | None, as_json: bool, quiet: bool, tokens: bool, **options: Any) -> None:
+def command(
+    model: str | None,
+    named: str | None,
+    prompt: str | None,
+    asked_for: str | None,
+    prompt_file: str | None,
+    prompts_file: str | None,
+    batch_size: int | None,
+    prefix_cache: int | None,
+    asked: TaskOptions,
+    system: str | None,
+    raw: bool,
+    loading: ModelOptions,
+    chosen: RecipeOptions,
+    settings: Settings,
+    quiet: bool,
+    tokens: bool,
+    as_json: bool,
+) -> None:
     """Answer PROMPT with MODEL: a directory, a GGUF file, a hub id (org/name), or demo.
 
     \b
@@ -66,61 +81,80 @@ def command(model: str, prompt: str | None, as_json: bool, quiet: bool, tokens: 
         --adapter demo:summarize --adapter demo:professional --calibration demo:learnable_calibration_pp
     edgecal generate demo --prompts chats.jsonl --task summarize --adapter demo:summarize > summaries.jsonl
     """
-    prompts_file, batch_size, mib = (options.pop(name) for name in ("prompts_file", "batch_size", "prefix_cache"))
-    prompt_file = options.pop("prompt_file")
-    question = _questions(options)
+    model, prompt = _model_and_prompt(model, named, prompt, asked_for)
+    question = _questions(asked, system, raw)
     if prompts_file is None:
-        if batch_size is not None or mib is not None:
+        if batch_size is not None or prefix_cache is not None:
             raise click.UsageError("--batch and --prefix-cache belong to --prompts")
-        asked = question(_prompt_text(prompt, prompt_file))
+        text = question(prompt_text(prompt, prompt_file, raw=raw))
     elif prompt is not None or prompt_file is not None:
         raise click.UsageError("give one prompt, or a file of them with --prompts, not both")
     else:
-        from ._prompts import answer_all, read_lines
+        from ._prompts import read_lines
 
         lines = read_lines(prompts_file)
-    recipe = make_recipe(
-        options["adapters"],
-        options["method"],
-        options["calibration"],
-        options["adapter_weights"],
-        options["steps"],
-        options["recipe_file"],
-        options["method_options"],
-    )
-    settings = make_settings(options, raw=options["raw"])
-    if recipe.steps and options["system"] is not None:
+    recipe, settings = chosen.recipe(), replace(settings, raw=raw)
+    if recipe.steps and system is not None:
         raise PromptError("--system does not go with a multi-step recipe, whose steps have prompts of their own")
-    engine = load_engine(model, quiet=quiet or as_json, prefix_cache=None if mib is None else mib << 20, **options)
-    if prompts_file is not None:
-        answer_all(
-            engine,
-            lines,
-            question,
-            recipe,
-            settings,
-            batch_size=batch_size or 8,
-            quiet=quiet or as_json,
-            with_tokens=tokens,
-        )
+    kept = None if prefix_cache is None else prefix_cache << 20
+    engine = load_engine(model, loading, chosen.paths(), prefix_cache=kept)
+    if prompts_file is None:
+        _answer(engine, text, recipe, settings, quiet=quiet, as_json=as_json, with_tokens=tokens)
         return
+    from ._prompts import answer_all
+
+    run = answer_all(engine, lines, question, recipe, settings, batch_size=batch_size or 8, with_tokens=tokens)
+    if not (quiet or as_json):
+        echo(run.summary(), err=True)
+    if run.refused:
+        raise PromptError(f"{run.refused} of {len(lines)} prompts were refused; their lines of the output say why")
+
+
+def _model_and_prompt(
+    model: str | None, named: str | None, prompt: str | None, asked_for: str | None
+) -> tuple[str, str | None]:
+    """Of the two arguments and the two options that may take their places."""
+    words = [word for word in (model, prompt) if word is not None]
+    if named is None:
+        if not words:
+            raise click.UsageError("say which model is to answer: edgecal generate MODEL PROMPT")
+        named = words.pop(0)
+    if asked_for is not None:
+        words.append(asked_for)
+    if len(words) > 1:
+        raise click.UsageError(f"there is one prompt too many: {words[-1]!r}")
+    return named, words[0] if words else None
+
+
+def _answer(
+    engine: Engine,
+    prompt: Prompt,
+    recipe: Recipe,
+    settings: Settings,
+    *,
+    quiet: bool,
+    as_json: bool,
+    with_tokens: bool,
+) -> None:
+    """Stream the answer; what was said before Ctrl-C stays."""
     passes: list[Pass] = []
     pieces: list[Piece] = []
-    interrupted = False
+    interrupted, writer = False, AnswerWriter()
     try:
-        for piece in engine.stream(asked, recipe=recipe, settings=settings, passes=passes):
+        for piece in while_reading(
+            lambda read: engine.stream(prompt, recipe=recipe, settings=settings, passes=passes, progress=read)
+        ):
             pieces.append(piece)
             if not as_json:
-                click.echo(piece.text, nl=False)
-                sys.stdout.flush()
+                writer.write(piece.text)
     except KeyboardInterrupt:
         interrupted = True
     if as_json:
-        _print_json(pieces, passes, recipe.method, with_tokens=tokens)
+        _print_json(pieces, passes, recipe.method, with_tokens=with_tokens)
     else:
-        click.echo()
+        writer.end()
         if not quiet and passes:
-            click.echo(timings(passes), err=True)
+            echo(timings(passes), err=True)
     if interrupted:
         raise KeyboardInterrupt
 
@@ -155,50 +189,22 @@ def _print_json(pieces: list[Piece], passes: list[Pass], method: str, *, with_to
         result = completion.to_dict()
     if with_tokens:
         result["tokens"] = token_dicts(pieces)
-    click.echo(json.dumps(result, ensure_ascii=False))
+    echo_json(result)
 
 
-def _prompt_text(prompt: str | None, prompt_file: str | None) -> str:
-    if prompt is not None and prompt_file is not None:
-        raise click.UsageError("give the prompt as an argument or with --file, not both")
-    if prompt_file is None and prompt is None and sys.stdin.isatty():
-        raise click.UsageError("no prompt: give it as an argument, with --file, or on standard input")
-    if prompt is not None and prompt != "-":
-        return prompt
-    if prompt_file in (None, "-"):
-        raw, name = sys.stdin.buffer.read(_LARGEST_PROMPT + 1), "standard input"
-    else:
-        name = str(prompt_file)
-        try:
-            with Path(name).expanduser().open("rb") as file:
-                raw = file.read(_LARGEST_PROMPT + 1)
-        except OSError as error:
-            raise PromptError(f"{name} cannot be read: {error.strerror}") from error
-    if len(raw) > _LARGEST_PROMPT:
-        raise PromptError(f"{name} is larger than {_LARGEST_PROMPT >> 20} MiB: no model's context holds that")
-    try:
-        return raw.decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{name} is not UTF-8 text: {error}") from error
-
-
-def _questions(options: dict[str, Any]) -> Callable[[str], str | list[dict[str, str]]]:
+def _questions(asked: TaskOptions, system: str | None, raw: bool) -> Callable[[str], Prompt]:
     """Puts the task's instruction and the system message around a text."""
-    from ..text.tasks import instruction, user_message
+    from ..text.tasks import user_message
 
-    task, system = options["task"], options["system"]
-    fields = {name: value for name in ("tone", "language") if (value := options[name]) is not None}
-    if task is None and fields:
-        raise PromptError(f"--{next(iter(fields))} belongs to a task: give --task summarize+tone or the like")
-    if system is not None and options["raw"]:
+    instruction = asked.instruction()
+    if system is not None and raw:
         raise PromptError("--system needs the chat template, which --raw turns off")
-    asked = None if task is None else instruction(task, **fields)
 
-    def question(text: str) -> str | list[dict[str, str]]:
-        if not text.strip():
+    def question(text: str) -> Prompt:
+        if not (text if raw else text.strip()):
             raise PromptError("the prompt is empty: give some text to answer")
-        if asked is not None:
-            text = user_message(asked, text)
+        if instruction is not None:
+            text = user_message(instruction, text)
         if system is None:
             return text
         return [{"role": "system", "content": system}, {"role": "user", "content": text}]

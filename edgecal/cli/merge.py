@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import AdapterError, RecipeError
-from .options import adapter_paths, json_option, make_recipe, recipe_options
+from ._completion import complete_model
+from ._names import open_model
+from ._output import echo, echo_json, screen
+from ._progress import progress
+from .options import ModelOptions, RecipeOptions, json_option, recipe_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +30,12 @@ if TYPE_CHECKING:
 @click.argument("recipe_path", metavar="[RECIPE]", required=False)
 @click.option("--out", metavar="DIR", help="Where the adapter goes.")
 @recipe_options
-@click.option("--base", metavar="MODEL", help="Check against this model; the recipe's base_model if that is a path.")
+@click.option(
+    "--base",
+    metavar="MODEL",
+    shell_complete=complete_model,
+    help="Check against this model; the recipe's base_model if that is a path.",
+)
 @click.option("--dtype", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of the file.")
 @click.option("--force", is_flag=True, help="Replace the adapter in DIR.")
 @click.option("--list", "as_list", is_flag=True, help="Show all methods and their options.")
@@ -38,7 +48,7 @@ def command(
     force: bool,
     as_list: bool,
     as_json: bool,
-    **options: Any,
+    chosen: RecipeOptions,
 ) -> None:
     """Merge adapters by RECIPE (a YAML or JSON file) or by options, and write the result as a PEFT adapter.
 
@@ -55,24 +65,17 @@ def command(
         return
     if out is None:
         raise click.UsageError("give --out DIR, the directory to write")
-    if recipe_path is not None and options["recipe_file"] is not None:
-        raise click.UsageError("give the recipe as an argument or with --recipe, not both")
-    recipe_file = recipe_path or options["recipe_file"]
-    recipe = make_recipe(
-        options["adapters"],
-        options["method"],
-        options["calibration"],
-        options["adapter_weights"],
-        options["steps"],
-        recipe_file,
-        options["method_options"],
-    )
-    result = _merge(recipe, adapter_paths(options["adapters"], recipe_file), base, Path(out), dtype, force)
+    if recipe_path is not None:
+        if chosen.recipe_file is not None:
+            raise click.UsageError("give the recipe as an argument or with --recipe, not both")
+        chosen = replace(chosen, recipe_file=recipe_path)
+    with progress("merging"):
+        result = _merge(chosen.recipe(), chosen.paths(), base, Path(out), dtype, force)
     if as_json:
-        click.echo(json.dumps(result, ensure_ascii=False))
+        echo_json(result)
     else:
-        click.echo(
-            f"{result['directory']}: {result['method']}, {result['modules']} modules, rank {result['rank']}, "
+        echo(
+            f"{result['path']}: {result['method']}, {result['n_modules']} modules, rank {result['rank']}, "
             f"{result['parameters']:,} parameters in {dtype}"
         )
 
@@ -129,12 +132,9 @@ def _base_shapes(base: str | None, recipe: Recipe) -> tuple[dict[str, tuple[int,
         base = recipe.base_model
     if base is None:
         return None, None
-    from edgecal_weights.checkpoint import open_checkpoint
-
     from ..architecture import Architecture
-    from ..demo import find
 
-    with open_checkpoint(find(base)) as checkpoint:
+    with open_model(base, ModelOptions()) as checkpoint:
         architecture = Architecture.of(checkpoint)
     return architecture.shapes, architecture.facts
 
@@ -158,12 +158,12 @@ def _portable(recipe: Recipe) -> dict[str, Any]:
 def _report(compiled: CompiledAdapter, recipe: Recipe, out: Path, dtype: str) -> dict[str, Any]:
     parameters = sum(pair.a.size + pair.b.size for pair in compiled.pairs.values())
     return {
-        "directory": str(out),
+        "path": str(out),
         "method": recipe.method,
         "adapters": list(recipe.adapters),
         "weights": list(recipe.merge_weights) if recipe.entry.takes_weights else None,
         "options": dict(recipe.options),
-        "modules": len(compiled.pairs),
+        "n_modules": len(compiled.pairs),
         "rank": compiled.rank,
         "parameters": parameters,
         "dtype": dtype,
@@ -175,12 +175,11 @@ def _list(as_json: bool) -> None:
     from ..adapters.merge import methods
 
     if as_json:
-        click.echo(json.dumps([_facts(entry) for entry in methods()], ensure_ascii=False))
+        echo_json([_facts(entry) for entry in methods()])
         return
-    from rich.console import Console
 
     # Not a table: four columns of words have no room where terminals are 80 columns wide
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = screen()
 
     def show(title: str, *lines: str) -> None:
         console.print(title, style="bold")

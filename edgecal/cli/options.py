@@ -1,9 +1,11 @@
-"""Options that several commands share, and how they become an Engine, a Recipe and Settings."""
+"""Options that several commands share. A group of them reaches a command as one object that knows what to do:
+`ModelOptions` load an Engine, `RecipeOptions` make a Recipe and say where its adapters are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,25 +15,63 @@ from edgecal_kernels.cached import TYPES
 from edgecal_kernels.dispatch import BACKENDS
 from edgecal_kernels.quant import FORMATS, GROUP_SIZES
 
-from ..errors import RecipeError
+from ..errors import OptionError, RecipeError
+from ._completion import adapters, calibrations, complete_paths, complete_words, methods
+from ._names import adapter_path, calibration_path, model_named
+from ._output import note
+from ._progress import progress
 
 if TYPE_CHECKING:
-    from ..adapters.recipe import Recipe
-    from ..engine import Engine, Settings
+    from ..adapters.recipe import Recipe, Step
+    from ..engine import Engine
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Decorator = Callable[[Function], Function]
 
 
-def _all(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    def wrap(function: Function) -> Function:
+def group_of(keyword: str, make: Callable[..., Any], *options: Decorator[Any]) -> Decorator[Any]:
+    """A decorator that gives a command these options, and their values as `keyword=make(name=value, ...)`."""
+
+    def wrap(function: Function) -> Any:
+        @functools.wraps(function)
+        def with_object(*arguments: Any, **values: Any) -> Any:
+            own = {name: values.pop(name) for name in names}
+            return function(*arguments, **values, **{keyword: make(**own)})
+
+        before = len(getattr(function, "__click_params__", ()))
         for option in reversed(options):
-            function = option(function)
-        return function
+            with_object = option(with_object)
+        names = [parameter.name for parameter in with_object.__click_params__[before:]]  # type: ignore[attr-defined]
+        return with_object
 
     return wrap
 
 
-model_options = _all(
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+
+# ------------------------------------------------------------------------------------------------- the model
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is loaded; the fields are arguments of Engine.load, but for `context`."""
+
+    weights: str = "auto"
+    group_size: int = 32
+    backend: str | None = None
+    cache_dtype: str = "fp16"
+    revision: str | None = None
+    offline: bool | None = None
+    threads: int | None = None
+    prefill_threads: int | None = None
+    context: int | None = None
+
+
+_HUB = (
+    click.option("--revision", help="Branch, tag or commit of a hub model."),
+    click.option("--offline", is_flag=True, default=None, help="Use the hub's cache only."),
+)
+_LOADING = (
     click.option(
         "--weights",
         type=click.Choice(["auto", "fp32", *FORMATS]),
@@ -40,36 +80,248 @@ model_options = _all(
         help="Number format; auto keeps a quantized file's own and rounds floats to int4.",
     ),
     click.option(
-        "--group-size", type=click.Choice([str(g) for g in GROUP_SIZES]), default="32", help="Columns per scale."
+        "--group-size",
+        type=click.Choice([str(g) for g in GROUP_SIZES]),
+        default="32",
+        callback=lambda context, parameter, value: int(value),
+        help="Columns per scale.",
     ),
     click.option("--backend", type=click.Choice(BACKENDS), help="Kernels; numba where it can be imported."),
-    click.option("--threads", type=click.IntRange(min=1), help="Threads; the physical (big) cores unless given."),
-    click.option(
-        "--threads-prefill",
-        "prefill_threads",
-        type=click.IntRange(min=1),
-        help="Threads that read prompts; as many as --threads unless given.",
-    ),
     click.option(
         "--cache-dtype", type=click.Choice(list(TYPES)), default="fp16", show_default=True, help="Of the KV cache."
     ),
-    click.option("--revision", help="Branch, tag or commit of a hub model."),
-    click.option("--offline", is_flag=True, default=None, help="Use the hub's cache only."),
+    *_HUB,
 )
+threads_option = click.option(
+    "-t", "--threads", type=click.IntRange(min=1), help="Threads; the physical (big) cores unless given."
+)
+_prefill_threads_option = click.option(
+    "--threads-prefill",
+    "prefill_threads",
+    type=click.IntRange(min=1),
+    help="Threads that read prompts; as many as --threads unless given.",
+)
+_context_option = click.option(
+    "-c",
+    "--context",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Tokens of prompt and answer together, and so of the KV cache, at most; the model's own limit unless given.",
+)
+hub_options = group_of("loading", ModelOptions, *_HUB)
+model_options = group_of("loading", ModelOptions, *_LOADING, threads_option, _prefill_threads_option)
+answering_options = group_of(
+    "loading", ModelOptions, *_LOADING, threads_option, _prefill_threads_option, _context_option
+)
+model_options_but_threads = group_of("loading", ModelOptions, *_LOADING)
 
-recipe_options = _all(
+
+def load_engine(
+    model: str,
+    loading: ModelOptions,
+    adapters: Mapping[str, str] | None = None,
+    *,
+    prefix_cache: int | None = None,
+) -> Engine:
+    """The engine for `model` ("demo", a path or a hub id) with these adapters, {name: path}."""
+    from edgecal_kernels.dispatch import backend
+
+    if backend(loading.backend).NAME == "numba":
+        compile_kernels()
+    from ..engine import Engine
+
+    with model_named(model) as path, progress(f"loading {Path(model).name}", unit="bytes") as report:
+        engine = Engine.load(
+            path,
+            weights=loading.weights,
+            group_size=loading.group_size,
+            adapters=adapters,
+            backend=loading.backend,
+            cache_dtype=loading.cache_dtype,
+            prefix_cache=prefix_cache,
+            threads=loading.threads,
+            prefill_threads=loading.prefill_threads,
+            revision=loading.revision,
+            offline=loading.offline,
+            progress=report,
+        )
+    if loading.context is not None:
+        config = engine.model.config
+        if loading.context > config.max_position_embeddings:
+            raise OptionError(
+                f"-c {loading.context}: the model was trained on {config.max_position_embeddings} tokens and knows no "
+                "more"
+            )
+        engine.model.config = replace(config, max_position_embeddings=loading.context)
+    return engine
+
+
+def compile_kernels() -> float:
+    """Make sure that this machine's kernels are on disk; seconds that it took."""
+    from edgecal_kernels.warmup import is_warm, warm_up
+
+    if is_warm():
+        return 0.0
+    with progress("compiling the kernels for this machine, once", patience=0):
+        return warm_up()
+
+
+# ------------------------------------------------------------------------------------------------ the recipe
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """What --adapter, --method and the others of `recipe_options` say."""
+
+    adapters: tuple[str, ...] = ()
+    method: str | None = None
+    method_options: tuple[str, ...] = ()
+    calibration: str | None = None
+    adapter_weights: str | None = None
+    steps: tuple[str, ...] = ()
+    recipe_file: str | None = None
+
+    def given(self) -> list[str]:
+        """The options that make a recipe, as they are spelled; --adapter alone makes none."""
+        spelled = {
+            "--method": self.method,
+            "--option": self.method_options,
+            "--calibration": self.calibration,
+            "--adapter-weights": self.adapter_weights,
+            "--step": self.steps,
+            "--recipe": self.recipe_file,
+        }
+        return [option for option, value in spelled.items() if value]
+
+    def paths(self) -> dict[str, str]:
+        """{name: path} of the --adapter options and of the recipe file, if that says where its adapters are."""
+        from ..adapters.recipe import Recipe
+
+        named: dict[str, str] = {}
+        for text in self.adapters:
+            name, path = split_adapter(text)
+            if name in named:
+                raise RecipeError(f"two adapters are called {name!r}; name them apart with --adapter NAME=PATH")
+            named[name] = path
+        if self.recipe_file is not None:
+            for name, path in Recipe.from_file(self.recipe_file).paths:
+                path = adapter_path(path)
+                if Path(named.setdefault(name, path)).absolute() != Path(path).absolute():
+                    raise RecipeError(
+                        f"{self.recipe_file} has {name!r} at {path}, and --adapter at {named[name]}; give one of the "
+                        "two"
+                    )
+        return named
+
+    def recipe(self) -> Recipe:
+        """The recipe of the options. Without --method: zero_shot, single or linear by the number of adapters,
+        the calibration's own method, or multi_step when there are steps."""
+        from ..adapters.merge import find_method
+        from ..adapters.recipe import Recipe
+
+        if self.recipe_file is not None:
+            if self.given() != ["--recipe"]:
+                raise RecipeError(
+                    "a recipe file says everything: give it without --method, --option, --calibration, --step or "
+                    "weights"
+                )
+            return recipe_of_file(self.recipe_file)
+        names = tuple(split_adapter(text)[0] for text in self.adapters)
+        calibration = calibration_path(self.calibration) if self.calibration else None
+        method = self.method or self._usual_method(len(names), calibration)
+        steps, weights = self._steps(), self._weights()
+        used = () if find_method(method).max_adapters == 0 else names
+        return noted(Recipe(method, used, weights, calibration, steps, self._method_options(method)))
+
+    def _usual_method(self, n_adapters: int, calibration: str | None) -> str:
+        if self.steps:
+            return "multi_step"
+        if calibration:
+            from ..adapters.calibration import Calibration
+
+            return Calibration.load(calibration).method
+        return ("zero_shot", "single")[n_adapters] if n_adapters < 2 else "linear"
+
+    def _steps(self) -> tuple[Step, ...]:
+        from ..adapters.recipe import Step
+
+        steps = []
+        for step in self.steps:
+            name, separator, instruction = step.partition(":")
+            if not separator or not instruction.strip():
+                raise RecipeError(f"--step {step!r}: expected NAME:INSTRUCTION (an empty NAME is the bare base)")
+            steps.append(Step(name.strip() or None, instruction.strip()))
+        return tuple(steps)
+
+    def _weights(self) -> tuple[float, ...] | None:
+        if self.adapter_weights is None:
+            return None
+        try:
+            return tuple(float(w) for w in self.adapter_weights.split(","))
+        except ValueError:
+            raise RecipeError(f"--adapter-weights {self.adapter_weights!r}: expected numbers between commas") from None
+
+    def _method_options(self, method: str) -> tuple[tuple[str, Any], ...]:
+        from ..adapters.merge import find_method
+
+        entry = find_method(method)
+        values: dict[str, Any] = {}
+        for text in self.method_options:
+            name, separator, value = text.partition("=")
+            if not separator:
+                raise RecipeError(f"--option {text!r}: expected NAME=VALUE")
+            if name in values:
+                raise RecipeError(f"--option {name} is given twice")
+            values[name] = entry.option(name).parse(value)
+        return tuple(values.items())
+
+
+def noted(recipe: Recipe) -> Recipe:
+    """The recipe, its notes on stderr: what was read otherwise than it is spelled, what has no effect."""
+    for text in recipe.notes:
+        note(f"note: {text}")
+    return recipe
+
+
+def recipe_of_file(path: str | Path) -> Recipe:
+    """The recipe of a file, with its notes on stderr and the place of a demo:NAME calibration."""
+    from ..adapters.recipe import Recipe
+
+    recipe = Recipe.from_file(path)
+    if recipe.calibration:
+        recipe = replace(recipe, calibration=calibration_path(recipe.calibration))
+    return noted(recipe)
+
+
+_ADAPTER = click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="[NAME=]PATH",
+    shell_complete=complete_paths(adapters, named=True),
+    help="A directory of PEFT or mlx-lm, a GGUF, demo:NAME; repeat for several, in the order of the calibration.",
+)
+_CALIBRATION = click.option(
+    "--calibration",
+    metavar="FILE",
+    shell_complete=complete_paths(calibrations),
+    help="The method's calibration file, or demo:NAME.",
+)
+adapter_options = group_of("chosen", RecipeOptions, _ADAPTER)
+calibration_options = group_of("chosen", RecipeOptions, _ADAPTER, _CALIBRATION)
+recipe_options = group_of(
+    "chosen",
+    RecipeOptions,
+    _ADAPTER,
     click.option(
-        "--adapter",
-        "adapters",
-        multiple=True,
-        metavar="[NAME=]PATH",
-        help="A directory of PEFT or mlx-lm, a GGUF, demo:NAME; repeat for several, in the order of the calibration.",
+        "--method",
+        shell_complete=complete_words(methods),
+        help="How to combine; `edgecal merge --list` has all methods.",
     ),
-    click.option("--method", help="How to combine; `edgecal merge --list` has all methods."),
     click.option(
         "--option", "method_options", multiple=True, metavar="NAME=VALUE", help="Of the method: density=0.5; repeat."
     ),
-    click.option("--calibration", metavar="FILE", help="The method's calibration file, or demo:NAME."),
+    _CALIBRATION,
     click.option("--adapter-weights", metavar="W,W,...", help="One number per adapter (default 1/N each)."),
     click.option(
         "--step", "steps", multiple=True, metavar="NAME:INSTRUCTION", help="One pass of multi_step; repeat in order."
@@ -78,40 +330,8 @@ recipe_options = _all(
 )
 
 
-def _speculate(context: click.Context, parameter: click.Parameter, value: str) -> str | int:
-    from ..decoding.speculation import check_speculate
-
-    number = int(value) if value.isdecimal() and value.isascii() else value
-    check_speculate(number)
-    return number
-
-
-sampling_options = _all(
-    click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True),
-    click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."),
-    click.option("--top-k", type=int, default=0, show_default=True, help="0 is off."),
-    click.option("--top-p", type=float, default=1.0, show_default=True, help="1 is off."),
-    click.option("--min-p", type=float, default=0.0, show_default=True, help="0 is off."),
-    click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1 is off."),
-    click.option("--seed", type=int, help="Makes sampling repeatable."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeatable."),
-    click.option(
-        "--speculate",
-        callback=_speculate,
-        default="auto",
-        show_default=True,
-        metavar="auto|off|N",
-        help="Guess tokens ahead from the text so far: where it pays, never, or N at a time. The answer is the same.",
-    ),
-)
-
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-
-
 def split_adapter(text: str) -> tuple[str, str]:
     """(name, path) of NAME=PATH or PATH; the name defaults to the last part of the path."""
-    from ..demo import find
-
     name, separator, path = text.partition("=")
     if not separator or "/" in name:
         name, path = "", text
@@ -119,162 +339,4 @@ def split_adapter(text: str) -> tuple[str, str]:
         raise RecipeError(f"--adapter {text!r}: expected [NAME=]PATH")
     default = path.removeprefix("demo:") if path.startswith("demo:") else Path(path).expanduser().absolute().name
     default = default.removesuffix(".gguf")
-    return name or default, find(path)
-
-
-def adapter_paths(adapters: tuple[str, ...], recipe_file: str | None = None) -> dict[str, str]:
-    """{name: path} of the --adapter options and of the recipe file, if that says where its adapters are."""
-    from ..adapters.recipe import Recipe
-    from ..demo import find
-
-    named: dict[str, str] = {}
-    for text in adapters:
-        name, path = split_adapter(text)
-        if name in named:
-            raise RecipeError(f"two adapters are called {name!r}; name them apart with --adapter NAME=PATH")
-        named[name] = path
-    if recipe_file is not None:
-        for name, path in Recipe.from_file(recipe_file).paths:
-            if name in named:
-                raise RecipeError(f"{recipe_file} says where {name!r} is, and so does --adapter; give one of the two")
-            named[name] = find(path)
-    return named
-
-
-def load_engine(
-    model: str,
-    adapters: tuple[str, ...] = (),
-    *,
-    quiet: bool = False,
-    recipe_file: str | None = None,
-    prefix_cache: int | None = None,
-    **options: Any,
-) -> Engine:
-    """The engine for `model` ("demo", a path or a hub id) with these adapters, with progress on stderr.
-
-    `options` are those of `model_options`; `prefix_cache` is as for Engine.load.
-    """
-    from rich.console import Console
-
-    from edgecal_kernels.dispatch import backend
-
-    from ..demo import find
-
-    console = Console(stderr=True, quiet=quiet)
-    model = find(model)
-    if backend(options["backend"]).NAME == "numba":
-        from edgecal_kernels.warmup import is_warm, warm_up
-
-        if not is_warm():
-            with console.status("compiling kernels for this machine (once, under a minute)"):
-                warm_up()
-    from ..engine import Engine
-
-    named = adapter_paths(adapters, recipe_file)
-    with console.status(f"loading {model}") as status:
-
-        def progress(done: int, total: int, name: str) -> None:
-            status.update(f"loading {model}: {100 * done // max(total, 1)} % {name}")
-
-        return Engine.load(
-            model,
-            weights=options["weights"],
-            group_size=int(options["group_size"]),
-            adapters=named,
-            backend=options["backend"],
-            cache_dtype=options["cache_dtype"],
-            prefix_cache=prefix_cache,
-            threads=options["threads"],
-            prefill_threads=options["prefill_threads"],
-            revision=options["revision"],
-            offline=options["offline"],
-            progress=progress,
-        )
-
-
-def noted(recipe: Recipe) -> Recipe:
-    """The recipe, its notes on stderr: what was read otherwise than it is spelled, what has no effect."""
-    for note in recipe.notes:
-        click.echo(f"note: {note}", err=True)
-    return recipe
-
-
-def recipe_of_file(path: str | Path) -> Recipe:
-    """The recipe of a file, with its notes on stderr and the place of a demo:NAME calibration."""
-    from ..adapters.recipe import Recipe
-    from ..demo import find
-
-    recipe = Recipe.from_file(path)
-    return noted(replace(recipe, calibration=find(recipe.calibration)) if recipe.calibration else recipe)
-
-
-def make_recipe(
-    adapters: tuple[str, ...],
-    method: str | None,
-    calibration: str | None,
-    adapter_weights: str | None,
-    steps: tuple[str, ...],
-    recipe_file: str | None,
-    method_options: tuple[str, ...] = (),
-) -> Recipe:
-    """The recipe of the options. Without --method: zero_shot, single or linear by the number of adapters,
-    the calibration's own method, or multi_step when there are steps."""
-    from ..adapters.calibration import Calibration
-    from ..adapters.merge import find_method
-    from ..adapters.recipe import Recipe, Step
-    from ..demo import find
-
-    if recipe_file is not None:
-        if method or calibration or adapter_weights or steps or method_options:
-            raise RecipeError(
-                "a recipe file says everything: give it without --method, --option, --calibration, --step or weights"
-            )
-        return recipe_of_file(recipe_file)
-    names = tuple(split_adapter(text)[0] for text in adapters)
-    calibration = find(calibration) if calibration else None
-    if method is None:
-        if steps:
-            method = "multi_step"
-        elif calibration:
-            method = Calibration.load(calibration).method
-        else:
-            method = "linear" if len(names) > 1 else "single" if names else "zero_shot"
-    pairs = []
-    for step in steps:
-        name, separator, instruction = step.partition(":")
-        if not separator or not instruction.strip():
-            raise RecipeError(f"--step {step!r}: expected NAME:INSTRUCTION (an empty NAME is the bare base)")
-        pairs.append(Step(name.strip() or None, instruction.strip()))
-    weights = None
-    if adapter_weights is not None:
-        try:
-            weights = tuple(float(w) for w in adapter_weights.split(","))
-        except ValueError:
-            raise RecipeError(f"--adapter-weights {adapter_weights!r}: expected numbers between commas") from None
-    entry = find_method(method)
-    used = () if entry.max_adapters == 0 else names
-    values = {}
-    for text in method_options:
-        name, separator, value = text.partition("=")
-        if not separator:
-            raise RecipeError(f"--option {text!r}: expected NAME=VALUE")
-        if name in values:
-            raise RecipeError(f"--option {name} is given twice")
-        values[name] = entry.option(name).parse(value)
-    return noted(Recipe(method, used, weights, calibration, tuple(pairs), tuple(values.items())))
-
-
-def make_settings(options: dict[str, Any], *, raw: bool = False) -> Settings:
-    """Settings from the values of `sampling_options`."""
-    from ..decoding.sampler import SamplingOptions
-    from ..engine import Settings
-
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-    sampling = SamplingOptions(**{name: options[name] for name in names})
-    return Settings(
-        max_tokens=options["max_tokens"],
-        sampling=sampling,
-        stop=tuple(options["stop"]),
-        raw=raw,
-        speculate=options["speculate"],
-    )
+    return name or default, adapter_path(path)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from ._progress import progress_bar
+from ._output import echo, echo_json
+from ._progress import progress
+from .options import json_option
 
 
 @click.command("pull")
@@ -16,7 +17,7 @@ from ._progress import progress_bar
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--offline", is_flag=True, default=None, help="Only look whether the cache has it.")
 @click.option("--keep-gguf", is_flag=True, help="With demo: keep the GGUF file beside the packed model.")
-@click.option("--json", "as_json", is_flag=True, help="Print path and size as JSON.")
+@json_option
 def command(
     model: str, adapter: bool, revision: str | None, offline: bool | None, keep_gguf: bool, as_json: bool
 ) -> None:
@@ -36,15 +37,15 @@ def command(
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     if as_json:
-        click.echo(json.dumps({"model": model, "path": str(path), "bytes": size}))
+        echo_json({"model": model, "path": str(path), "bytes": size})
     else:
-        click.echo(f"{model}: {size / 1e6:.1f} MB in {path}")
+        echo(f"{model}: {size / 1e6:.1f} MB in {path}")
 
 
 def _pull_demo(keep_gguf: bool) -> Path:
     from edgecal_weights.demo_model import pull_demo
 
-    with progress_bar("Demo model") as report:
+    with progress("fetching the demo model", unit="bytes") as report:
         return pull_demo(report, keep_gguf=keep_gguf)
 
 
@@ -52,5 +53,5 @@ def _pull_hub(model: str, adapter: bool, revision: str | None, offline: bool | N
     from edgecal_weights.hub import download, download_adapter
 
     fetch = download_adapter if adapter else download
-    with progress_bar("Downloading") as report:
+    with progress("downloading", unit="bytes") as report:
         return fetch(model, revision=revision, offline=offline, progress=report)

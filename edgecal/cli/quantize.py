@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
@@ -10,14 +9,19 @@ import click
 from edgecal_kernels.quant import SPECS
 from edgecal_weights.quantizer import EMBEDDING_FORMATS, QUANTIZE_FORMATS, quantize_checkpoint
 
-from ._progress import progress_bar
+from ._completion import complete_model
+from ._names import open_model
+from ._output import echo, echo_json, screen
+from ._progress import progress
+from ._tables import show_table
+from .options import ModelOptions, hub_options, json_option
 
 if TYPE_CHECKING:
     from edgecal_weights.quantize_report import QuantizeReport
 
 
 @click.command("quantize")
-@click.argument("source")
+@click.argument("source", shell_complete=complete_model)
 @click.argument("out", type=click.Path(file_okay=False))
 @click.option(
     "--format",
@@ -42,33 +46,27 @@ if TYPE_CHECKING:
     show_default=True,
     help="Form of the embedding and the head. auto: as stored where that is kept, int8 beside int8, else int6.",
 )
-@click.option("--revision", help="Branch, tag or commit, if SOURCE is on the hub.")
-@click.option("--offline", is_flag=True, default=None, help="Use the hub's cache only.")
+@hub_options
 @click.option("--force", is_flag=True, help="Replace a packed model at OUT.")
 @click.option("--errors", is_flag=True, help="Measure and show what rounding did to each tensor.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_option
 def command(
     source: str,
     out: str,
     weight_format: str,
     group_size: str,
     embedding: str,
-    revision: str | None,
-    offline: bool | None,
+    loading: ModelOptions,
     force: bool,
     errors: bool,
     as_json: bool,
 ) -> None:
     """Convert SOURCE to edgecal's packed form in the directory OUT.
 
-    SOURCE is a Hugging Face directory, a .gguf file, a packed directory, or a hub id (org/name,
-    org/name:QUANT). The conversion streams: it needs little memory, whatever the size of the model.
+    SOURCE is a Hugging Face directory, a .gguf file, a packed directory, a hub id (org/name,
+    org/name:QUANT), or demo. The conversion streams: it needs little memory, whatever the size of the model.
     """
-    from edgecal_weights.checkpoint import open_checkpoint
-
-    with progress_bar("Downloading") as report_download:
-        checkpoint = open_checkpoint(source, revision=revision, offline=offline, progress=report_download)
-    with checkpoint, progress_bar("Quantizing") as report_work:
+    with open_model(source, loading) as checkpoint, progress("quantizing", unit="bytes") as report_work:
         report = quantize_checkpoint(
             checkpoint,
             out,
@@ -80,36 +78,30 @@ def command(
             measure_errors=errors,
         )
     if as_json:
-        click.echo(json.dumps(report.to_dict()))
+        values = report.to_dict()
+        values["total_s"] = values.pop("seconds")  # the name that every command has for it
+        echo_json(values)
     else:
         _print(report)
 
 
 def _print(report: QuantizeReport) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table("format", "tensors", "weights", "MB", "bits/weight")
-    for name, total in report.formats.items():
-        bits = 8 * total.bytes / total.weights
-        table.add_row(name, f"{total.tensors}", f"{total.weights:,}", f"{total.bytes / 1e6:.1f}", f"{bits:.2f}")
-    total_tensors = sum(total.tensors for total in report.formats.values())
-    table.add_section()
-    table.add_row(
-        "all",
-        f"{total_tensors}",
-        f"{report.n_weights:,}",
-        f"{report.packed_bytes / 1e6:.1f}",
-        f"{report.bits_per_weight:.2f}",
-    )
-    console.print(table)
+    rows = [
+        _row(name, total.tensors, total.weights, total.bytes, 8 * total.bytes / total.weights)
+        for name, total in report.formats.items()
+    ]
+    n_tensors = sum(total.tensors for total in report.formats.values())
+    rows.append(_row("all", n_tensors, report.n_weights, report.packed_bytes, report.bits_per_weight))
+    show_table(screen(), ("format", "tensors", "weights", "MB", "bits/weight"), rows)
     if report.errors:
-        worst = Table("tensor", "relative RMS error", "largest error", title="the ten tensors that lost most")
         ranked = sorted(report.errors.items(), key=lambda item: -item[1].relative)
-        for name, error in ranked[:10]:
-            worst.add_row(name, f"{error.relative:.2e}", f"{error.largest:.2e}")
-        console.print(worst)
+        worst = [(name, f"{error.relative:.2e}", f"{error.largest:.2e}") for name, error in ranked[:10]]
+        headers = ("tensor", "relative RMS error", "largest error")
+        show_table(screen(), headers, worst, title="the ten tensors that lost most")
     fidelity = ", ".join(f"{count} {kind}" for kind, count in sorted(report.fidelity.items()))
-    click.echo(f"{report.source}: {report.source_bytes / 1e6:.1f} MB; tensors: {fidelity}")
-    click.echo(f"written to {report.path} in {report.seconds:.1f} s")
+    echo(f"{report.source}: {report.source_bytes / 1e6:.1f} MB; tensors: {fidelity}")
+    echo(f"written to {report.path} in {report.seconds:.1f} s")
+
+
+def _row(name: str, n_tensors: int, n_weights: int, n_bytes: int, bits: float) -> tuple[str, ...]:
+    return name, f"{n_tensors}", f"{n_weights:,}", f"{n_bytes / 1e6:.1f}", f"{bits:.2f}"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import PromptError, StorageError
-from .options import json_option, load_engine, model_options, split_adapter
+from ..errors import StorageError
+from ._completion import complete_model
+from ._output import echo, echo_json, screen
+from ._progress import progress
+from ._tables import show_table
+from ._tasks import TaskOptions, task_options
+from .options import ModelOptions, RecipeOptions, adapter_options, json_option, load_engine, model_options
 
 if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
@@ -24,15 +27,8 @@ if TYPE_CHECKING:
 
 
 @click.command("search")
-@click.argument("model")
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    required=True,
-    metavar="[NAME=]PATH",
-    help="A PEFT directory or demo:NAME; repeat for several.",
-)
+@click.argument("model", shell_complete=complete_model)
+@adapter_options
 @click.option(
     "--examples",
     "examples_file",
@@ -40,9 +36,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="JSON lines with prompt and target, or (with --task) dialogue or text, and summary or target.",
 )
-@click.option("--task", help="The instruction in front of a dialogue or text: summarize, reply, summarize+tone, ...")
-@click.option("--tone", help="For tasks with a tone: professional, casual, witty ...")
-@click.option("--language", help="For tasks that translate: Spanish, French, German ...")
+@task_options
 @click.option(
     "--method",
     type=click.Choice(["lorahub", "lm_cocktail"]),
@@ -62,7 +56,21 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=42, show_default=True)
 @model_options
 @json_option
-def command(model: str, adapters: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def command(
+    model: str,
+    chosen: RecipeOptions,
+    examples_file: str,
+    asked: TaskOptions,
+    method: str,
+    evaluations: int | None,
+    minutes: float | None,
+    temperature: float,
+    state: str | None,
+    out: str | None,
+    seed: int,
+    loading: ModelOptions,
+    as_json: bool,
+) -> None:
     """Find weights for the adapters with which MODEL predicts the targets of some examples best.
 
     Ctrl-C keeps the best so far; with --state the same command goes on from there.
@@ -75,53 +83,74 @@ def command(model: str, adapters: tuple[str, ...], as_json: bool, **options: Any
     from ..search.record import SearchRecord
     from ..search.search import Candidates, Search
 
-    examples = read_examples(options["examples_file"], _instruction(options))
-    out = Path(options["out"]).expanduser() if options["out"] else None
-    if out is not None and not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
-        raise StorageError(f"{out} could not be written: {out.parent} is not a folder that can be written to")
-    names = tuple(split_adapter(text)[0] for text in adapters)
-    keys = ("weights", "group_size", "backend", "threads", "prefill_threads", "cache_dtype", "revision", "offline")
-    engine = load_engine(model, adapters, quiet=as_json, **{key: options[key] for key in keys})
+    if not chosen.adapters:
+        raise click.UsageError("say which adapters to weigh: --adapter PATH, once for each")
+    examples = read_examples(examples_file, asked.instruction())
+    target = Path(out).expanduser() if out else None
+    if target is not None and not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
+        raise StorageError(f"{out} could not be written: {target.parent} is not a folder that can be written to")
+    paths = chosen.paths()
+    engine = load_engine(model, loading, paths)
     setup = {
-        "method": options["method"],
-        "model": _model_identity(model, engine, options),
-        "adapters": ", ".join(f"{name} {engine.adapters[name].sha256[:16]}" for name in names),
+        "method": method,
+        "model": _model_identity(model, engine, loading),
+        "adapters": ", ".join(f"{name} {engine.adapters[name].sha256[:16]}" for name in paths),
         "examples": fingerprint(examples),
     }
-    record = SearchRecord(setup, options["state"])
-    candidates = Candidates(options["method"], [engine.adapters[name].on_base(engine.base) for name in names])
+    candidates = Candidates(method, [engine.adapters[name].on_base(engine.base) for name in paths])
     evaluator = _Evaluator(
         lambda weights: engine.model.run_form(candidates.compile(weights)), ExampleLosses(engine, examples)
     )
-    with _progress_bar(options["method"], quiet=as_json) as report:
+    with progress(f"searching ({method})") as report:
         search = Search(
-            options["method"],
-            names,
+            method,
+            tuple(paths),
             evaluator,
-            evaluations=options["evaluations"],
-            minutes=options["minutes"],
-            temperature=options["temperature"],
-            seed=options["seed"],
-            record=record,
-            progress=report,
+            evaluations=evaluations,
+            minutes=minutes,
+            temperature=temperature,
+            seed=seed,
+            record=SearchRecord(setup, state),
+            progress=lambda now: report(now.done, now.total, _best(now)),
         )
-        interrupted = False
-        began = time.monotonic()
-        try:
-            recipe: Recipe | None = search.run()
-        except KeyboardInterrupt:
-            interrupted = True
-            record.save()
-            recipe = search.best_recipe()
-    seconds = time.monotonic() - began
-    if out is not None and recipe is not None:
-        _write(out, recipe)
+        outcome = _run(search)
+    _finish(search, outcome.at(_places(chosen)), evaluator, target, as_json=as_json)
+
+
+def _finish(search: Search, outcome: _Outcome, evaluator: _Evaluator, target: Path | None, *, as_json: bool) -> None:
+    """Write and print what was found, also after Ctrl-C."""
+    if target is not None and outcome.recipe is not None:
+        _write(target, outcome.recipe)
     if as_json:
-        _print_json(search, recipe, evaluator, seconds, interrupted=interrupted)
+        _print_json(search, outcome, evaluator)
     else:
-        _print(search, recipe, evaluator, out)
-    if interrupted:
+        _print(search, outcome.recipe, evaluator, target)
+    if outcome.interrupted:
         raise KeyboardInterrupt
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The best recipe so far, if there is one; seconds."""
+
+    recipe: Recipe | None
+    seconds: float
+    interrupted: bool
+
+    def at(self, paths: tuple[tuple[str, str], ...]) -> _Outcome:
+        """With a recipe that says where its adapters are, and so is complete wherever it is used."""
+        return self if self.recipe is None else replace(self, recipe=replace(self.recipe, paths=paths))
+
+
+def _run(search: Search) -> _Outcome:
+    """To the end, or to Ctrl-C, which keeps what was found."""
+    began = time.monotonic()
+    try:
+        recipe: Recipe | None = search.run()
+    except KeyboardInterrupt:
+        search.record.save()
+        return _Outcome(search.best_recipe(), time.monotonic() - began, True)
+    return _Outcome(recipe, time.monotonic() - began, False)
 
 
 @dataclass
@@ -151,60 +180,35 @@ class _Evaluator:
         if not count:
             return None
         return {
-            "seconds": (sum(self.loss_s) + sum(self.compile_s)) / count,
-            "compile_seconds": sum(self.compile_s) / count,
+            "total_s": (sum(self.loss_s) + sum(self.compile_s)) / count,
+            "compile_s": sum(self.compile_s) / count,
             "tokens_run": self.tokens_run,
             "tokens_saved": self.tokens_saved,
         }
 
 
-def _instruction(options: dict[str, Any]) -> str | None:
-    from ..text.tasks import instruction
-
-    fields = {name: options[name] for name in ("tone", "language") if options[name] is not None}
-    if options["task"] is not None:
-        return instruction(options["task"], **fields)
-    if fields:
-        raise PromptError(f"--{next(iter(fields))} belongs to a task: give --task summarize+tone or the like")
-    return None
-
-
-def _model_identity(model: str, engine: Engine, options: dict[str, Any]) -> str:
+def _model_identity(model: str, engine: Engine, loading: ModelOptions) -> str:
     """What of the model and its number formats a loss depends on, in words."""
     from ..demo import find
 
     source = find(model)
     name = Path(source).expanduser().name if Path(source).expanduser().exists() else source
-    formats = f"weights {options['weights']}/{options['group_size']}, cache {options['cache_dtype']}"
+    formats = f"weights {loading.weights}/{loading.group_size}, cache {loading.cache_dtype}"
     return f"{name} ({engine.model.weight_bytes} bytes, {formats})"
 
 
-@contextmanager
-def _progress_bar(method: str, *, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """On stderr; None where nobody is looking."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+def _places(chosen: RecipeOptions) -> tuple[tuple[str, str], ...]:
+    """{name: path} as a recipe file has it: demo:NAME as it is, the rest in full."""
+    from ..demo import ADAPTERS, DATA
 
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[best]}"),
+    shipped = {str(DATA / name): f"demo:{name}" for name in ADAPTERS}
+    return tuple(
+        (name, shipped.get(path) or str(Path(path).expanduser().absolute())) for name, path in chosen.paths().items()
     )
-    with Bars(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(method, total=None, best="")
 
-        def report(progress: Progress) -> None:
-            best = f"best {progress.best_objective:.4f} at {_weights(progress.best.weights)}"
-            bars.update(task, completed=progress.done, total=progress.total, best=best)
 
-        yield report
+def _best(now: Progress) -> str:
+    return f"best {now.best_objective:.4f} at {_weights(now.best.weights)}"
 
 
 def _weights(weights: tuple[float, ...]) -> str:
@@ -219,34 +223,36 @@ def _write(path: Path, recipe: Recipe) -> None:
 
 def _print(search: Search, recipe: Recipe | None, evaluator: _Evaluator, out: Path | None) -> None:
     """The account on stderr, the recipe on stdout or where it was written."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(stderr=True)
-    table = Table("", "loss", *(["objective"] if search.method == "lorahub" else []), *search.adapters)
-    for label, evaluation in _notable(search):
-        objective = [f"{search.objective(evaluation):.4f}"] if search.method == "lorahub" else []
-        table.add_row(label, f"{evaluation.loss:.4f}", *objective, *(f"{w:.4f}" for w in evaluation.weights))
-    if table.row_count:
-        console.print(table)
+    with_objective = search.method == "lorahub"
+    rows = [
+        (
+            label,
+            f"{evaluation.loss:.4f}",
+            *([f"{search.objective(evaluation):.4f}"] if with_objective else []),
+            *(f"{w:.4f}" for w in evaluation.weights),
+        )
+        for label, evaluation in _notable(search)
+    ]
+    if rows:
+        show_table(screen(err=True), ("", "loss", *(["objective"] if with_objective else []), *search.adapters), rows)
     ended = " (the time was over)" if search.out_of_time else ""
     known = f", {search.reused} of them known before" if search.reused else ""
-    click.echo(f"{search.done} of {search.total} evaluations{known}{ended}", err=True)
+    echo(f"{search.done} of {search.total} evaluations{known}{ended}", err=True)
     cost = evaluator.cost()
     if cost is not None:
         total = cost["tokens_run"] + cost["tokens_saved"]
-        click.echo(
-            f"per evaluation: {cost['seconds']:.2f} s ({1000 * cost['compile_seconds']:.0f} ms of it to compile), "
+        echo(
+            f"per evaluation: {cost['total_s']:.2f} s ({1000 * cost['compile_s']:.0f} ms of it to compile), "
             f"{cost['tokens_run']} tokens run, {cost['tokens_saved']} saved by prefix reuse "
             f"({100 * cost['tokens_saved'] / total:.0f} %)",
             err=True,
         )
     if recipe is None:
-        click.echo("no recipe yet", err=True)
+        echo("no recipe yet", err=True)
     elif out is not None:
-        click.echo(f"written to {out}", err=True)
+        echo(f"written to {out}", err=True)
     else:
-        click.echo(json.dumps(recipe.to_dict()))
+        echo_json(recipe.to_dict())
 
 
 def _notable(search: Search) -> Iterator[tuple[str, Any]]:
@@ -261,19 +267,17 @@ def _notable(search: Search) -> Iterator[tuple[str, Any]]:
         yield "best", search.best
 
 
-def _print_json(
-    search: Search, recipe: Recipe | None, evaluator: _Evaluator, seconds: float, *, interrupted: bool
-) -> None:
+def _print_json(search: Search, outcome: _Outcome, evaluator: _Evaluator) -> None:
     best = search.best
     result = {
         "method": search.method,
-        "recipe": recipe.to_dict() if recipe is not None else None,
+        "recipe": outcome.recipe.to_dict() if outcome.recipe is not None else None,
         "best": {"weights": best.weights, "loss": best.loss, "objective": search.objective(best)} if best else None,
         "evaluations": search.done,
         "reused_evaluations": search.reused,
-        "stopped": "interrupted" if interrupted else "minutes" if search.out_of_time else "evaluations",
-        "total_s": seconds,
+        "stopped": "interrupted" if outcome.interrupted else "minutes" if search.out_of_time else "evaluations",
+        "total_s": outcome.seconds,
         "per_evaluation": evaluator.cost(),
         "trajectory": [{"weights": e.weights, "loss": e.loss} for e in search.record.evaluations],
     }
-    click.echo(json.dumps(result))
+    echo_json(result)

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import click
 
+from edgecal_weights.reference_file import ReferenceFile
+
 from ..errors import OptionError, VerificationError
-from .options import adapter_paths, json_option, load_engine, model_options, recipe_of_file, recipe_options
+from ._completion import complete_model
+from ._names import calibration_path
+from ._output import echo_json, screen
+from ._progress import progress
+from .options import (
+    ModelOptions,
+    RecipeOptions,
+    json_option,
+    load_engine,
+    model_options,
+    recipe_of_file,
+    recipe_options,
+)
 
 if TYPE_CHECKING:
     from ..adapters.lora import LoraAdapter
     from ..adapters.recipe import Recipe
-    from ..verification.verify import Verification
+    from ..verification.verify import Tolerances, Verification
 
 # recipe options that a reference file settles itself
-_SETTLED = {"adapter_weights": "--adapter-weights", "method_options": "--option", "steps": "--step"}
+_SETTLED = ("--adapter-weights", "--option", "--step")
 
 
 @click.command("verify", context_settings={"default_map": {"weights": "fp32", "cache_dtype": "fp32"}})
 @click.argument("reference", required=False, type=click.Path())
-@click.option("--model", required=True, help="The base: a directory, a GGUF file, a hub id, or demo.")
+@click.option(
+    "-m",
+    "--model",
+    required=True,
+    shell_complete=complete_model,
+    help="The base: a directory, a GGUF file, a hub id, or demo.",
+)
 @click.option("--live", is_flag=True, help="Compute the reference now, with PyTorch, transformers and PEFT.")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="With --live: a user message; repeatable.")
 @click.option("--new-tokens", type=click.IntRange(min=1), default=16, show_default=True, help="With --live.")
@@ -38,103 +57,108 @@ _SETTLED = {"adapter_weights": "--adapter-weights", "method_options": "--option"
 @recipe_options
 @model_options
 @json_option
-def command(reference: str | None, model: str, as_json: bool, **options: Any) -> int:
+def command(
+    reference: str | None,
+    model: str,
+    live: bool,
+    prompts: tuple[str, ...],
+    new_tokens: int,
+    save: str | None,
+    tolerance_delta: float,
+    tolerance_output: float,
+    tolerance_logits: float,
+    chosen: RecipeOptions,
+    loading: ModelOptions,
+    as_json: bool,
+) -> int:
     """Compare edgecal with REFERENCE, a file that PyTorch wrote (docs/export.md), or with PyTorch itself (--live).
 
     \b
-    edgecal verify linear.safetensors --model demo --adapter demo:summarize --adapter demo:professional
+    edgecal verify linear.safetensors --model base/ --adapter adapters/a --adapter adapters/b
     edgecal verify --live --model base/ --adapter a=adapters/a --adapter b=adapters/b --method concat
 
     The method, the adapters' order and weights are those of the file; adapters are found by their sha256.
-    Weights are fp32 unless asked otherwise. Exit code 0: everything within the tolerances; 1: not.
+    MODEL has to be the base that the reference was made from, and not one rounded to 4 bits like demo. Weights are fp32
+    unless asked otherwise. Exit code 0: everything within the tolerances; 1: not.
     """
-    from rich.console import Console
-
-    from edgecal_weights.reference_file import ReferenceFile
-
     from ..adapters.lora import LoraAdapter
-    from ..demo import find
-    from ..verification.verify import Tolerances, verify
+    from ..verification.verify import Tolerances
 
-    if (reference is None) != options["live"]:
+    if (reference is None) != live:
         raise click.UsageError("give a REFERENCE file, or --live to compute one")
-    if not options["live"] and (options["prompts"] or options["save"]):
+    if not live and (prompts or save):
         raise click.UsageError("--prompt and --save go with --live")
-    tolerances = Tolerances(options["tolerance_delta"], options["tolerance_output"], options["tolerance_logits"])
-    named = adapter_paths(options["adapters"], options["recipe_file"])
-    adapters = {name: LoraAdapter.load(path, name) for name, path in named.items()}
-    quiet = as_json
-    status = Console(stderr=True, quiet=quiet)
-
-    def compare(path: str, recipe: Recipe | None) -> Verification:
-        with ReferenceFile(path) as opened:
-            if recipe is None:
-                recipe = _recipe(opened, adapters, options)
-            _refuse_other_method(recipe, options["method"])
-            engine = load_engine(model, quiet=quiet, **options)
-            with status.status("comparing") as line:
-                return verify(
-                    opened,
-                    engine,
-                    recipe,
-                    tolerances,
-                    model=model,
-                    progress=lambda tensor: line.update(f"comparing {tensor}"),
-                )
-
-    if options["live"]:
-        from ..verification.live import live_reference
-        from .options import make_recipe
-
-        recipe = make_recipe(
-            options["adapters"],
-            options["method"],
-            options["calibration"],
-            options["adapter_weights"],
-            options["steps"],
-            options["recipe_file"],
-            options["method_options"],
-        )
-        with ExitStack() as stack:
-            with status.status("computing the reference with PyTorch"):
-                path = stack.enter_context(
-                    live_reference(
-                        find(model),
-                        recipe,
-                        adapters,
-                        prompts=options["prompts"],
-                        new_tokens=options["new_tokens"],
-                        save=options["save"],
-                    )
-                )
-            report = compare(str(path), recipe)
-            if options["save"] is None:
-                report = replace(report, reference="computed live")
+    paths = chosen.paths()
+    adapters = {name: LoraAdapter.load(path, name) for name, path in paths.items()}
+    subject = _Subject(model, paths, loading, Tolerances(tolerance_delta, tolerance_output, tolerance_logits))
+    if reference is None:
+        report = _verify_live(subject, chosen.recipe(), adapters, prompts, new_tokens, save)
     else:
-        assert reference is not None
-        report = compare(reference, None)
+        with ReferenceFile(reference) as opened:
+            recipe = _recipe(opened, adapters, chosen)
+            if chosen.method not in (None, recipe.method):
+                raise VerificationError(f"the reference is about {recipe.method}; --method asks for {chosen.method}")
+            report = subject.compare(opened, recipe)
     if as_json:
-        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+        echo_json(report.to_dict())
     else:
         from ._verify_table import show
 
-        show(report, Console(markup=False, emoji=False, highlight=False))
+        show(report, screen())
     return 0 if report.passed else 1
 
 
-def _recipe(opened: Any, adapters: dict[str, LoraAdapter], options: dict[str, Any]) -> Recipe:
+@dataclass(frozen=True)
+class _Subject:
+    """The model with its adapters that references are held against, and how near it must come."""
+
+    model: str
+    paths: dict[str, str]
+    loading: ModelOptions
+    tolerances: Tolerances
+
+    def compare(self, reference: ReferenceFile, recipe: Recipe) -> Verification:
+        from ..verification.verify import verify
+
+        engine = load_engine(self.model, self.loading, self.paths)
+        with progress("comparing") as report:
+            return verify(
+                reference,
+                engine,
+                recipe,
+                self.tolerances,
+                model=self.model,
+                progress=lambda tensor: report(note=tensor),
+            )
+
+
+def _verify_live(
+    subject: _Subject,
+    recipe: Recipe,
+    adapters: dict[str, LoraAdapter],
+    prompts: tuple[str, ...],
+    new_tokens: int,
+    save: str | None,
+) -> Verification:
+    """Compute the reference now, and hold edgecal against it."""
     from ..demo import find
+    from ..verification.live import live_reference
+
+    live = live_reference(find(subject.model), recipe, adapters, prompts=prompts, new_tokens=new_tokens, save=save)
+    with ExitStack() as stack:
+        with progress("computing the reference with PyTorch"):
+            path = stack.enter_context(live)
+        report = subject.compare(stack.enter_context(ReferenceFile(path)), recipe)
+    return report if save is not None else replace(report, reference="computed live")
+
+
+def _recipe(reference: ReferenceFile, adapters: dict[str, LoraAdapter], chosen: RecipeOptions) -> Recipe:
+    """The recipe that the file was made by, under the names of these adapters."""
     from ..verification.verify import recipe_of
 
-    for key, option in _SETTLED.items():
-        if options[key]:
+    for option in _SETTLED:
+        if option in chosen.given():
             raise OptionError(f"{option} does not go with a reference file, which has the recipe it was made by")
-    if options["recipe_file"]:
-        return recipe_of_file(options["recipe_file"])
-    calibration = find(options["calibration"]) if options["calibration"] else None
-    return recipe_of(opened, adapters, calibration)
-
-
-def _refuse_other_method(recipe: Recipe, method: str | None) -> None:
-    if method is not None and method != recipe.method:
-        raise VerificationError(f"the reference is about {recipe.method}; --method asks for {method}")
+    if chosen.recipe_file:
+        return recipe_of_file(chosen.recipe_file)
+    return recipe_of(reference, adapters, calibration_path(chosen.calibration) if chosen.calibration else None)

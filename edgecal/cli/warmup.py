@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from .options import json_option
+from ._output import echo, echo_json
+from .options import compile_kernels, json_option
 
 
 @click.command("warmup")
 @json_option
 def command(as_json: bool) -> None:
     """Compile the kernels for this machine and keep them on disk. Needed once per machine and version."""
-    from rich.console import Console
-
     from edgecal_kernels import cpu, isa
     from edgecal_kernels.jit import kernel_cache
-    from edgecal_kernels.warmup import warm_up
 
-    with Console(stderr=True, quiet=as_json).status("compiling kernels (once, under a minute)"):
-        seconds = warm_up()
+    seconds = compile_kernels()
     folder = kernel_cache()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    facts = {"cpu": cpu.cpu_model(), "instructions": isa.active_name(), "folder": str(folder), "bytes": size}
+    facts = {"cpu": cpu.cpu_model(), "instructions": isa.active_name(), "path": str(folder), "bytes": size}
     if as_json:
-        click.echo(json.dumps({**facts, "seconds": round(seconds, 3)}))
+        echo_json({**facts, "total_s": round(seconds, 3)})
         return
     done = f"compiled in {seconds:.1f} s" if seconds else "were compiled already"
-    click.echo(f"kernels for {facts['cpu']} ({facts['instructions']}) {done}: {size / 2**20:.1f} MiB in {folder}")
+    echo(f"kernels for {facts['cpu']} ({facts['instructions']}) {done}: {size / 2**20:.1f} MiB in {folder}")

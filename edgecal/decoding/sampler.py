@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -50,12 +50,13 @@ class SamplingOptions:
         OptionError: a value outside its range.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
+    # Help and further spellings are for the command line, which makes its options from these fields
+    temperature: float = field(default=0.0, metadata={"help": "0 is greedy.", "spellings": ("--temp",)})
+    top_k: int = field(default=0, metadata={"help": "0 is off."})
+    top_p: float = field(default=1.0, metadata={"help": "1 is off."})
+    min_p: float = field(default=0.0, metadata={"help": "0 is off."})
+    repetition_penalty: float = field(default=1.0, metadata={"help": "1 is off."})
+    seed: int | None = field(default=None, metadata={"help": "Makes sampling repeatable."})
 
     def __post_init__(self) -> None:
         self._require("temperature", self._is_real(self.temperature) and self.temperature >= 0, "at least 0")

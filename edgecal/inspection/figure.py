@@ -1,7 +1,7 @@
 """The weight changes of a recipe beside plain linear merging: how their values are spread, how large they are by layer.
 
 What paper 1 shows in its Figure 5 for its methods ("Efficient Compositional Multi-tasking for On-device Large Language
-Models", EMNLP 2025), for any recipe: `measure` gives numbers, `figure_png` draws them. Norms are exact, out of the
+Models", EMNLP 2025), for any recipe: `measure` gives numbers, `figure_picture` draws them. Norms are exact, out of the
 factors (adapters/factors.py). The histograms are of the values of dW on every Nth row, N odd and fixed by the module's
 size, so that no dW is ever formed whole, and the same recipe gives the same numbers everywhere.
 """

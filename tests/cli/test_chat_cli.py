@@ -376,6 +376,25 @@ def test_ctrl_c_and_ctrl_d_at_the_prompt(folder, tmp_path):
         leave(screen)
 
 
+def test_several_lines_pasted_are_one_message(folder, tmp_path):
+    """What begins with a slash among them is text, and Enter sends it."""
+    pytest.importorskip("readline")
+    with terminal("chat", folder / "model", "-n", "4", home=tmp_path, TERM="xterm") as screen:
+        screen.expect(">>> ")
+        screen.type("\x1b[200~first line\n/second line\tend\n\nthird\n\x1b[201~")
+        screen.type("\n")
+        screen.expect("stopped after 4 tokens")
+        screen.expect(">>> ")
+        screen.type("/history\n")
+        history = screen.expect("assistant:")
+        assert "user: first line\n/second line" in history and "\n\nthird\n" in history
+        screen.expect(">>> ")
+        screen.type("\x1b[200~/stats\n\x1b[201~\n")  # one line, with its end, is what it would be when typed
+        screen.expect("KV cache")
+        screen.expect(">>> ")
+        leave(screen)
+
+
 def test_history_is_kept_for_the_next_chat(folder, tmp_path):
     pytest.importorskip("readline")
     with start(folder, tmp_path) as screen:

@@ -48,7 +48,7 @@ def test_what_a_person_sees():
 def test_compare_runs_every_method():
     done = run("--compare", "-n", "4", "--json")
     assert done.returncode == 0, done.stderr
-    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    rows = {row["method"]: row for row in json.loads(done.stdout)}
     assert {"zero_shot", "linear", "learnable_calibration", "projection_merge", "multi_step"} <= set(rows)
     assert rows["multi_step"]["passes"] == 2 and rows["zero_shot"]["rank"] == 0
     assert (rows["linear"]["rank"], rows["concat"]["rank"], rows["projection_merge"]["rank"]) == (16, 32, 4)

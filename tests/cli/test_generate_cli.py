@@ -136,7 +136,7 @@ def test_refusals_as_json(folder):
 
 def test_wrong_usage_exits_with_2(folder):
     assert run(folder / "model", "x", "--nonsense").returncode == 2
-    assert run(folder / "model", "x", "-f", "y").returncode == 2
+    assert run(folder / "model", "--prompts", "x", "-f", "y").returncode == 2
     assert subprocess.run([*EDGECAL, "nothing"], capture_output=True).returncode == 2
 
 

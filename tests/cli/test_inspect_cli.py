@@ -161,3 +161,38 @@ def test_sizes():
         "90.0 MiB",
         "3.0 GiB",
     ]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_file_of_a_model_stands_for_the_model(folder, tmp_path, name):
+    done = edgecal("inspect", folder / "model" / name, "--json", home=tmp_path)
+    values = json.loads(done.stdout)
+    assert (values["what"], values["runnable"], values["path"]) == ("model", True, str(folder / "model"))
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_file_of_an_adapter_stands_for_the_adapter(folder, tmp_path, name):
+    values = json.loads(edgecal("inspect", folder / "a" / name, "--json", home=tmp_path).stdout)
+    assert (values["what"], values["path"]) == ("adapter", str(folder / "a"))
+
+
+def test_a_file_of_nothing(tmp_path):
+    (tmp_path / "notes.json").write_text("{}")
+    done = edgecal("inspect", tmp_path / "notes.json", home=tmp_path)
+    assert done.returncode == 1 and "nothing that edgecal knows" in done.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_the_exit_code_says_whether_it_fits(folder, tmp_path, options):
+    """As `edgecal doctor` does."""
+    for what in ("a", "projection_merge.safetensors"):
+        for model, code in (("model", 0), ("other", 1)):
+            done = edgecal("inspect", folder / what, "--against", folder / model, *options, home=tmp_path)
+            assert (done.returncode, done.stderr) == (code, ""), done.stdout
+    assert edgecal("doctor", folder / "other", "--adapter", folder / "a", home=tmp_path).returncode == 1
+
+
+def test_one_name_for_bytes(folder, tmp_path):
+    values = json.loads(edgecal("inspect", folder / "a", "--json", home=tmp_path).stdout)
+    assert values["bytes"] > 0 and "nbytes" not in json.dumps(values)
+    assert values["tensors"][0]["bytes"] > 0

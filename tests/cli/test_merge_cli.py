@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +61,7 @@ def test_a_recipe_file_is_complete(folder: Path, tmp_path: Path) -> None:
     done = edgecal("merge", folder / "ties.yaml", "--out", tmp_path / "out", "--json", home=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert (result["method"], result["rank"], result["modules"]) == ("ties", 4, 14)
+    assert (result["method"], result["rank"], result["n_modules"]) == ("ties", 4, 14)
     assert (result["weights"], result["options"]) == ([0.6, 0.4], {"density": 0.7})
     merged = LoraAdapter.load(tmp_path / "out")
     assert len(merged.shapes) == 14
@@ -107,7 +109,7 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         ([folder / "names.json", *out], 1, "where its adapter 'summary' is: give --adapter summary=PATH"),
         ([folder / "nowhere.yaml", *out], 1, "there is no such file"),
         ([folder / "ties.yaml", *out, "--method", "ties"], 1, "a recipe file says everything"),
-        ([folder / "ties.yaml", *out, *one], 1, "says where 'summary' is, and so does --adapter"),
+        ([folder / "ties.yaml", *out, "--adapter", f"summary={folder / 'formal'}"], 1, "give one of the two"),
     ):
         done = edgecal("merge", *arguments, home=tmp_path)
         assert (done.returncode, word in done.stderr) == (code, True), done.stderr
@@ -165,3 +167,27 @@ def test_chat_takes_the_options(folder: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "lm_cocktail" in done.stderr and "concat" in done.stderr
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_rights_that_the_umask_gives(folder: Path, tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        done = edgecal("merge", folder / "ties.yaml", "--out", tmp_path / "out", home=tmp_path)
+    finally:
+        os.umask(before)
+    assert done.returncode == 0, done.stderr
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "out").iterdir()} == {mode}
+
+
+def test_a_wrong_kind_of_calibration_is_named(folder: Path, tmp_path: Path) -> None:
+    pair = [word for name in PAIR for word in ("--adapter", folder / name)]
+    for path, kind in (
+        (folder / "summary", "the directory of a PEFT adapter"),
+        (folder / "summary/adapter_model.safetensors", "a PEFT adapter's weights"),
+        (folder / "model/model.safetensors", "weights of a model"),
+        (folder / "model", "a directory"),
+    ):
+        done = edgecal("merge", *pair, "--calibration", path, "--out", tmp_path / "out", home=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr == f"edgecal: error: {path} is no calibration: this is {kind}\n"

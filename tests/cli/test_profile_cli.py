@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from tests.cli.shell import edgecal, killed_at_the_end, terminal
+from tests.cli.shell import edgecal, killed_at_the_end, terminal, wait_for_work
 from tests.profile.engines import PAIR, write_files
 
 FAST = ("-p", "8", "-n", "4", "-r", "2")
@@ -212,10 +212,8 @@ def test_ctrl_c_gives_what_was_measured(folder):
         [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(folder)
     )
     with killed_at_the_end(process):
-        try:
-            process.wait(12)
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGINT)
+        wait_for_work(process, 12)
+        os.kill(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
     report = json.loads(out)
@@ -227,3 +225,40 @@ def test_a_bar_at_a_terminal(folder):
         screen.expect("3/3")
         screen.expect("idle, loaded")
         assert screen.wait() == 0
+
+
+def test_too_few_repeats_are_not_judged(folder):
+    files = [folder / "few_a.json", folder / "few_b.json"]
+    for file in files:
+        saved = edgecal("profile", folder / "model", *FAST, "--save", file, home=folder)
+        assert saved.returncode == 0 and f"written: {file}" in saved.stderr
+        assert "this takes about" in saved.stderr
+    done = edgecal("profile", "--compare", *files, home=folder)
+    assert done.returncode == 3 and "not judged: " in done.stdout and "no significant" not in done.stdout
+    as_json = edgecal("profile", "--compare", *files, "--json", home=folder)
+    assert as_json.returncode == 3 and json.loads(as_json.stdout)["judged"] == 0
+
+
+def test_a_recipe_file_is_called_by_its_name(folder):
+    for name, method in (("mild", "linear"), ("strong", "concat")):
+        recipe = {"method": method, "adapters": [{"name": name, "path": name} for name in PAIR]}
+        (folder / f"{name}.json").write_text(json.dumps(recipe))
+    words = (folder / "mild.json", folder / "strong.json")
+    done = edgecal("profile", folder / "model", *words, *FAST, "--json", home=folder)
+    assert [m["name"] for m in json.loads(done.stdout)["methods"]] == ["mild", "strong"]
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_tables_fit(saved, folder, adapters, columns):
+    """No line over the edge, and every figure of the wide table that is shown is whole."""
+    words = ("zero_shot", "linear", folder / "lcpp.safetensors", "summary")
+    for mode in ("--costs", "--dialogues"):
+        options = ("demo", "-n", "2", "-r", "1") if mode == "--dialogues" else ()
+        done = edgecal(
+            "profile", folder / "model", *words, *adapters, mode, *options, home=folder, COLUMNS=str(columns)
+        )
+        assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) <= columns
+        assert "learnable_cali" in done.stdout
+    shown = edgecal("profile", folder / "model", *words, *adapters, *FAST, home=folder, COLUMNS=str(columns)).stdout
+    assert max(map(len, shown.splitlines())) <= columns
+    assert "Where a token's time goes, ms (write 4)" in shown

@@ -18,7 +18,7 @@ from edgecal.architecture import Architecture
 from edgecal.cli.figure import command
 from edgecal.errors import OptionError, RecipeError, StorageError
 from edgecal.inspection.figure import BINS, Measurement, histogram, measure
-from edgecal.inspection.figure_png import save_png
+from edgecal.inspection.figure_picture import save_picture
 from edgecal_weights.checkpoint import open_checkpoint
 from tests.tiny import write_tiny_adapter, write_tiny_calibration, write_tiny_hf
 
@@ -100,28 +100,32 @@ def test_histogram_counts_everything_once(values, half):
 
 def test_picture(folder, tmp_path):
     recipe = Recipe("learnable_calibration", PAIR, calibration=str(folder / "learnable_calibration.safetensors"))
-    save_png(measured(folder, recipe), tmp_path / "figure.png")
+    save_picture(measured(folder, recipe), tmp_path / "figure.png")
     content = (tmp_path / "figure.png").read_bytes()
     assert content.startswith(b"\x89PNG") and len(content) > 20_000
     with pytest.raises(StorageError, match="could not be written"):
-        save_png(measured(folder, recipe), tmp_path / "nowhere" / "figure.png")
+        save_picture(measured(folder, recipe), tmp_path / "nowhere" / "figure.png")
     assert [file.name for file in tmp_path.iterdir()] == ["figure.png"]
 
 
 def test_without_matplotlib(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(OptionError, match=r"pip install 'edgecal\[plot\]'"):
-        save_png(measured(folder, Recipe("concat", PAIR)), tmp_path / "figure.png")
+        save_picture(measured(folder, Recipe("concat", PAIR)), tmp_path / "figure.png")
 
 
 def test_command_writes_numbers(folder, tmp_path):
     options = ["--model", str(folder / "model"), *(w for n in PAIR for w in ("--adapter", str(folder / n)))]
-    files = ["--json", str(tmp_path / "n.json"), "--csv", str(tmp_path / "n.csv"), "--out", str(tmp_path / "f.png")]
+    files = [word for name in ("n.json", "n.csv", "f.png", "f.svg") for word in ("--out", str(tmp_path / name))]
     done = CliRunner().invoke(command, [*options, "--method", "concat", *files], catch_exceptions=False)
-    assert done.exit_code == 0 and len(done.stdout.splitlines()) == 3
+    assert done.exit_code == 0 and len(done.stdout.splitlines()) == 4
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG") and "<svg" in (tmp_path / "f.svg").read_text()
     numbers = json.loads((tmp_path / "n.json").read_text())
     assert numbers["recipe"]["method"] == "concat" and len(numbers["modules"]) == 14
     rows = list(csv.DictReader((tmp_path / "n.csv").read_text().splitlines()))
     assert len(rows) == 28 and {row["series"] for row in rows} == {"recipe", "baseline"}
     assert float(rows[0]["norm"]) == numbers["modules"][0]["recipe"]["norm"]
     assert CliRunner().invoke(command, options).exit_code == 2
+    assert CliRunner().invoke(command, [*options, "--out", str(tmp_path / "f.gif")]).exit_code == 2
+    shown = CliRunner().invoke(command, [*options, "--method", "concat", "--json"], catch_exceptions=False)
+    assert json.loads(shown.stdout) == numbers

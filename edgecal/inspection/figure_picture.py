@@ -19,15 +19,18 @@ BLUE, ORANGE = "#0072B2", "#E69F00"
 _DPI = 130
 
 
-def save_png(measurement: Measurement, path: str | Path) -> None:
-    """Write the figure, whole or not at all. OptionError without matplotlib, StorageError when it cannot be written."""
+def save_picture(measurement: Measurement, path: str | Path) -> None:
+    """Write the figure in the form of the name's ending (png, svg, pdf), whole or not at all.
+
+    OptionError without matplotlib, StorageError when it cannot be written.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise OptionError(
             "the figure needs matplotlib, which is not installed; install it with: pip install 'edgecal[plot]' "
-            "(the numbers need nothing: --json FILE or --csv FILE)"
+            "(the numbers need nothing: --out FILE.json, FILE.csv)"
         ) from None
     components = measurement.components
     rows = len(components)
@@ -52,7 +55,7 @@ def save_png(measurement: Measurement, path: str | Path) -> None:
     path = Path(path).expanduser()
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        figure.savefig(partial, format="png")
+        figure.savefig(partial, format=path.suffix[1:].lower())
         os.replace(partial, path)
     except OSError as error:
         raise StorageError(f"{path} could not be written: {error.strerror or error}") from error

@@ -1,0 +1,99 @@
+"""`edgecal profile --dialogues`: paper 2's system analysis, on dialogues of a file."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import OptionError, PromptError
+from ._output import echo_json, screen
+from ._progress import progress
+from ._prompt_text import read_text
+from .options import load_engine
+
+if TYPE_CHECKING:
+    from ._tasks import TaskOptions
+    from .options import ModelOptions, RecipeOptions
+    from .profile import PlanOptions
+
+_ANSWER = 80  # tokens at most of an answer to a dialogue
+
+
+def analyse(
+    model: str,
+    words: tuple[str, ...],
+    file: str,
+    limit: int | None,
+    asked: TaskOptions,
+    lengths: PlanOptions,
+    loading: ModelOptions,
+    chosen: RecipeOptions,
+    *,
+    as_json: bool,
+) -> int:
+    """Run every recipe on every dialogue and print inference time and memory; 0, the exit code."""
+    from ..profile.plan import parse_lengths
+    from ..profile.system import SystemAnalysis
+    from ._profile_recipes import gather_or_demo
+
+    new = parse_lengths(lengths.new, "-n", least=1) if lengths.new else (_ANSWER,)
+    threads = parse_lengths(lengths.threads, "-t", least=1) if lengths.threads else (None,)
+    if len(new) > 1 or len(threads) > 1:
+        raise OptionError("--dialogues takes one length of answer (-n) and one number of threads (-t)")
+    texts = read_dialogues(file, limit)
+    if asked.task == "summarize+tone" and asked.tone is None and asked.language is None:
+        asked = replace(asked, tone="professional")
+    instruction = asked.instruction()
+    assert instruction is not None
+    recipes, paths = gather_or_demo(model, words, chosen)
+    engine = load_engine(model, replace(loading, threads=threads[0]), paths)
+    with progress("measuring", still=True) as report:
+        analysis = SystemAnalysis(
+            engine, dict(recipes), texts, instruction, repeats=lengths.repeats, max_tokens=new[0], progress=report
+        )
+        with suppress(KeyboardInterrupt):  # said below, behind what there is
+            analysis.run()
+    if as_json:
+        echo_json(analysis.to_dict())
+    else:
+        from ._profile_table import show_system
+
+        show_system(analysis, screen())
+    if analysis.interrupted:
+        raise KeyboardInterrupt
+    return 0
+
+
+def read_dialogues(name: str, limit: int | None) -> list[str]:
+    """One text per line of a JSONL file ("dialogue" or "text"), a whole text file, or the demo's dialogue."""
+    from .. import demo
+
+    if name == "demo" and not Path(name).exists():
+        return [demo.dialogue()]
+    path, text = Path(name), read_text(name)
+    found = []
+    if path.suffix in (".jsonl", ".json"):
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                found.append(_dialogue(line, f"{path} line {number}"))
+            if limit is not None and len(found) == limit:
+                break
+    elif text.strip():
+        found = [text.strip()]
+    if not found:
+        raise PromptError(f"{path} has no dialogue")
+    return found
+
+
+def _dialogue(line: str, place: str) -> str:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{place} is not JSON: {error}") from error
+    text = value.get("dialogue", value.get("text")) if isinstance(value, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        raise PromptError(f'{place}: expected an object with a text under "dialogue" or "text"')
+    return text.strip()
