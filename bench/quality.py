@@ -108,9 +108,9 @@ def write_bf16_gguf(model: Path, original: Path, out: Path) -> None:
     """The weights of the Hugging Face directory `model` as BF16 GGUF, with the metadata of `original`."""
     import gguf
 
-    from edgecal_weights.checkpoint import open_checkpoint
     from edgecal_weights.families import BY_ARCHITECTURE
     from edgecal_weights.gguf_config import gguf_name
+    from edgecal_weights.opening import open_checkpoint
 
     reader = gguf.GGUFReader(original)
     architecture = reader.fields["general.architecture"].contents()

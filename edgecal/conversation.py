@@ -19,8 +19,6 @@ the next message refers to the answer that the person has seen. Only if nothing 
 
 from __future__ import annotations
 
-import json
-import os
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -28,12 +26,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgecal_weights.files import read_json, write_json
+
 from .adapters.recipe import Recipe
 from .completion import Piece, Settings
 from .decoding.generate import FinishReason
 from .decoding.prefix_cache import PrefixCache
 from .engine import Engine
-from .errors import ContextLengthError, PromptError, RecipeError, StorageError
+from .errors import ContextLengthError, PromptError, RecipeError
 
 _LARGEST_FILE = 64 << 20
 
@@ -288,43 +288,18 @@ class Conversation:
 
     def save(self, path: str | Path) -> None:
         """Write `to_dict` as JSON, complete or not at all; StorageError when the file cannot be written."""
-        try:
-            target = Path(path).expanduser()
-            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        except (RuntimeError, ValueError) as error:  # a home that nobody has, a path without a name
-            raise StorageError(f"{path} could not be written: {error}") from error
-        try:
-            temporary.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n", "utf-8")
-            os.replace(temporary, target)
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name, half a surrogate pair in the text
-            raise StorageError(f"{target} could not be written: {getattr(error, 'strerror', None) or error}") from error
-        finally:
-            if os.path.exists(temporary):
-                temporary.unlink()
+        write_json(path, self.to_dict(), indent=2)
 
     def load(self, path: str | Path) -> None:
         """Take the messages of a file that `save` wrote, or of a bare JSON list; the recipe in it is not applied.
 
         PromptError naming the file when it cannot be read or holds something else; nothing has changed then.
         """
-        try:
-            source = Path(path).expanduser()
-        except RuntimeError as error:  # a home that nobody has
-            raise PromptError(f"{path} cannot be read: {error}") from error
-        try:
-            with source.open("rb") as file:
-                raw = file.read(_LARGEST_FILE + 1)
-            if len(raw) > _LARGEST_FILE:
-                raise PromptError(f"{source} is larger than {_LARGEST_FILE >> 20} MiB: no conversation is")
-            values = json.loads(raw)
-        except OSError as error:
-            raise PromptError(f"{source} cannot be read: {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:
-            raise PromptError(f"{source} is not valid JSON: {error}") from error
+        values = read_json(path, _LARGEST_FILE, error=PromptError)
         messages = values.get("messages") if isinstance(values, dict) else values
         if not isinstance(messages, list):
-            raise PromptError(f"{source} holds no conversation: expected a list of messages, or one under 'messages'")
+            raise PromptError(f"{path} holds no conversation: expected a list of messages, or one under 'messages'")
         try:
             self.set_messages(messages)
         except PromptError as error:
-            raise PromptError(f"{source}: {error}") from error
+            raise PromptError(f"{path}: {error}") from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecal_kernels.dispatch import backend as find_backend
-from edgecal_weights.checkpoint import open_checkpoint
+from edgecal_weights.opening import open_checkpoint
 
 from . import demo
 from .adapters.calibration import Calibration

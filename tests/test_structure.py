@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import inspect
 import subprocess
@@ -92,6 +93,20 @@ def test_modules_of_edgecal_import_one_way():
             if words[0] != "edgecal" or len(words) < 2 or words[1] not in rank or words[1] == parts[0]:
                 continue
             assert rank[words[1]] <= rank[parts[0]], f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_modules_import_in_no_circle():
+    """Imports inside functions and for type checkers count: whoever reads one module needs the others all the same."""
+    modules = {}
+    for package, root in PACKAGES.items():
+        for file in root.rglob("*.py"):
+            path = [package, *file.relative_to(root).with_suffix("").parts]
+            modules[".".join(path).removesuffix(".__init__")] = imports(file, package, root)
+    graph = {}
+    for module, names in modules.items():
+        found = {name if name in modules else name.rpartition(".")[0] for name in names} & set(modules)
+        graph[module] = found - {module}
+    assert list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names the modules of a circle
 
 
 def test_public_names():

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from edgecal_weights.checkpoint import Checkpoint, open_checkpoint
+from edgecal_weights.checkpoint import Checkpoint
+from edgecal_weights.opening import open_checkpoint
 from edgecal_weights.quantizer import quantize_checkpoint
 
 from . import lora

@@ -192,7 +192,7 @@ class Edgecal(Worker):
         import numba
         import numpy as np
 
-        from edgecal_weights.checkpoint import PACKED_FILE
+        from edgecal_weights.file_kind import PACKED_FILE
 
         if not hasattr(self, "parts"):
 

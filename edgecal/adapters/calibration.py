@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from edgecal_weights.calibration_file import AdapterReference, BaseModelFacts, CalibrationFile, read_calibration
+from edgecal_weights.calibration_file import CalibrationFile, read_calibration
+from edgecal_weights.export_metadata import AdapterReference, BaseModelFacts
 
 from ..errors import CalibrationError
 from .lora import Array, LoraAdapter

@@ -11,18 +11,16 @@ step, weights first, and anything else in it is left alone.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
-from edgecal_weights.peft_adapter import CONFIG_FILE, WEIGHTS_FILE
+from edgecal_weights.file_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from edgecal_weights.files import expand, reason, staging_directory, write_json
+from edgecal_weights.safetensors_file import write_safetensors
 
 from ..errors import AdapterError, StorageError
 from .calibration import component
@@ -48,18 +46,21 @@ def write_peft(
     the header of the safetensors file. Raises AdapterError for what PEFT's file cannot express, StorageError when
     `directory` is not empty and `force` is not given, or when the disk does not take it.
     """
-    directory = Path(directory).expanduser()
+    directory = expand(directory, StorageError)
     tensors = _tensors(compiled, dtype)
     config = _config(compiled, base_model_name, shapes)
     try:
         occupied = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
-        if occupied and not force:
-            raise StorageError(f"{directory} exists already; --force replaces the adapter in it")
-        if occupied and not directory.is_dir():
-            raise StorageError(f"{directory} is not a directory")
+    except OSError as error:
+        raise StorageError(f"{directory} could not be written: {reason(error)}") from error
+    if occupied and not force:
+        raise StorageError(f"{directory} exists already; --force replaces the adapter in it")
+    if occupied and not directory.is_dir():
+        raise StorageError(f"{directory} is not a directory")
+    try:
         _write(directory, tensors, config, {"format": "pt", **(metadata or {})})
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"{directory} could not be written: {error}") from error
+    except (OSError, StorageError) as error:  # the second names a file of the staging directory
+        raise StorageError(f"{directory} could not be written: {reason(error.__cause__ or error)}") from error
     return directory
 
 
@@ -139,18 +140,11 @@ def _targets(ranks: Mapping[str, int], shapes: Mapping[str, tuple[int, int]] | N
 def _write(
     directory: Path, tensors: dict[str, np.ndarray[Any, Any]], config: dict[str, Any], metadata: dict[str, str]
 ) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staged = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    try:
-        staged.mkdir()
-        save_file(tensors, staged / WEIGHTS_FILE, metadata)
-        (staged / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        # What the umask gives: safetensors makes files for their owner alone
-        os.chmod(staged / WEIGHTS_FILE, (staged / CONFIG_FILE).stat().st_mode)
+    with staging_directory(directory) as staged:
+        write_safetensors(staged / ADAPTER_WEIGHTS, tensors, metadata)
+        write_json(staged / ADAPTER_CONFIG, config, indent=2)
         if not directory.exists() or not any(directory.iterdir()):
             os.replace(staged, directory)  # POSIX lets an empty directory be replaced
         else:
-            os.replace(staged / WEIGHTS_FILE, directory / WEIGHTS_FILE)
-            os.replace(staged / CONFIG_FILE, directory / CONFIG_FILE)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+            os.replace(staged / ADAPTER_WEIGHTS, directory / ADAPTER_WEIGHTS)
+            os.replace(staged / ADAPTER_CONFIG, directory / ADAPTER_CONFIG)

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgecal_weights.checkpoint import open_checkpoint
+from edgecal_weights.file_kind import MODEL_CONFIG
 from edgecal_weights.hf_config import normalize_config, read_json
 from edgecal_weights.hub import download_config
+from edgecal_weights.opening import locate, open_checkpoint
 
 from ..architecture import linear_shapes
 from ..config import FAMILIES, ModelConfig
@@ -110,16 +112,14 @@ def read_config(source: str | Path, *, revision: str | None = None, offline: boo
 
     Raises ModelNotFoundError, FileFormatError or HubError.
     """
-    path = Path(source).expanduser()
-    if path.is_dir() and (path / "config.json").is_file():
-        path = path / "config.json"
-    if path.suffix == ".json" and path.is_file():
+    fetch = partial(download_config, revision=revision, offline=offline)
+    path = locate(source, fetch, certain=revision is not None)
+    if (path / MODEL_CONFIG).is_file():
+        path = path / MODEL_CONFIG
+    if path.suffix == ".json":
         return normalize_config(read_json(path), path)
-    if path.exists():
-        with open_checkpoint(path) as checkpoint:
-            return checkpoint.config
-    path = download_config(str(source), revision=revision, offline=offline)
-    return normalize_config(read_json(path), path)
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.config
 
 
 def _sizes(config: Mapping[str, Any]) -> ModelConfig:

@@ -8,14 +8,13 @@ depth where libyaml's recursion would have the stack's, and the limit of size ke
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from edgecal_weights.peft_config import unique_keys
+from edgecal_weights.files import parse_json, read_text
 
 from ..errors import RecipeError
 
@@ -25,17 +24,9 @@ _LARGEST = {"JSON": 1 << 20, "YAML": 1 << 16}
 def read_recipe(path: Path) -> dict[str, Any]:
     """The mapping in the file, JSON where it ends in .json and YAML otherwise. RecipeError names the file."""
     kind = "JSON" if path.suffix.lower() == ".json" else "YAML"
+    text = read_text(path, _LARGEST[kind], error=RecipeError)
     try:
-        if not path.is_file():
-            if path.exists():
-                raise RecipeError(f"{path} is not a file")
-            raise RecipeError(f"{path} cannot be read: there is no such file")
-        if path.stat().st_size > _LARGEST[kind]:
-            raise RecipeError(f"{path} is too large for a recipe in {kind} (limit {_LARGEST[kind] >> 10} KiB)")
-        text = path.read_text("utf-8")
-        values: Any = _from_json(text) if kind == "JSON" else yaml.load(text, _Loader)
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
+        values: Any = parse_json(text) if kind == "JSON" else yaml.load(text, _Loader)
     except RecursionError as error:
         raise RecipeError(f"{path} is not valid {kind}: nested too deep") from error
     except (ValueError, yaml.YAMLError) as error:
@@ -43,10 +34,6 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RecipeError(f"{path} holds a {kind} {type(values).__name__}, expected an object")
     return values
-
-
-def _from_json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=unique_keys)
 
 
 class _Loader(yaml.SafeLoader):

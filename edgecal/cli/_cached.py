@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgecal_kernels.paths import cache_directory
-from edgecal_weights.checkpoint import PACKED_FILE
 from edgecal_weights.demo_model import demo_folder
 from edgecal_weights.errors import EdgecalError, StorageError
+from edgecal_weights.file_kind import PACKED_FILE
 from edgecal_weights.hub_cache import cached_models, remove_cached_model
 
 Kind = Literal["demo", "converted", "hub", "kernels", "old kernels", "other"]

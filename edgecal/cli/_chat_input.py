@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from ..errors import PromptError
+from edgecal_weights.files import atomic_write
+
+from ..errors import PromptError, StorageError
 
 PROMPT, CONTINUATION, QUOTES = ">>> ", "... ", '"""'
 _LARGEST_LINE = 64 << 20
@@ -103,17 +105,12 @@ class TerminalReader:
         """Keep the history for the next chat; other users cannot read it."""
         if self._readline is None:
             return
-        temporary = self._history.with_name(f".{self._history.name}.{os.getpid()}.tmp")
         try:
             self._history.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
-            self._readline.write_history_file(temporary)
-            os.replace(temporary, self._history)
-        except OSError as error:
-            print(f"the history could not be kept ({self._history}: {error})", file=sys.stderr)
-        finally:
-            if os.path.exists(temporary):
-                temporary.unlink()
+            with atomic_write(self._history, mode=0o600) as partial:
+                self._readline.write_history_file(partial)
+        except (OSError, StorageError) as error:
+            print(f"the history could not be kept ({error})", file=sys.stderr)
 
 
 def _find_readline() -> ModuleType | None:

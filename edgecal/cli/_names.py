@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def model_named(name: str) -> Iterator[str]:
-    """The path or hub id that `name` means; if the block does not find it, the message says what was near."""
+    """The path or hub id that `name` means; if the block does not find it, the message asks whether demo was meant."""
     from ..demo import find
 
     try:
@@ -27,13 +27,13 @@ def model_named(name: str) -> Iterator[str]:
     except ModelNotFoundError as error:
         if name == "demo" or name.startswith("demo:") or _exists(name):
             raise
-        raise ModelNotFoundError(f"{error}{_hint(name, ('demo',))}") from error
+        raise ModelNotFoundError(f"{error}{did_you_mean(name, ('demo',))}") from error
 
 
 @contextmanager
 def open_model(name: str, loading: ModelOptions) -> Iterator[Checkpoint]:
     """Its files, for commands that read no weights or read them themselves."""
-    from edgecal_weights.checkpoint import open_checkpoint
+    from edgecal_weights.opening import open_checkpoint
 
     from ._progress import progress
 
@@ -44,27 +44,30 @@ def open_model(name: str, loading: ModelOptions) -> Iterator[Checkpoint]:
 
 
 def adapter_path(name: str) -> str:
-    """Where it is; AdapterError with a hint for a path that is not there while another is nearly called so."""
+    """Where it is; AdapterError when it is not there, before any model is loaded."""
+    from edgecal_weights.files import path_hint
+
     from ..demo import find
 
     path = find(name)
-    if not _exists(path) and (hint := _hint(path, ())):
-        raise AdapterError(f"{path}: no such path{hint}")
+    if not _exists(path):
+        raise AdapterError(f"{path}: no such path{path_hint(Path(path))}")
     return path
 
 
 def calibration_path(name: str) -> str:
-    """Where it is; CalibrationError for a file of another kind, which is named."""
-    from edgecal_weights.file_kind import describe_file
+    """Where it is; CalibrationError when it is not there, or for a file of another kind, which is named."""
+    from edgecal_weights.file_kind import Kind, describe
+    from edgecal_weights.files import path_hint
 
     from ..demo import find
 
     path = find(name)
-    kind = describe_file(path) if _exists(path) else None
-    if kind not in (None, "a calibration"):
+    if not _exists(path):
+        raise CalibrationError(f"{path}: no such file{path_hint(Path(path))}")
+    kind = describe(path)
+    if kind not in (None, Kind.CALIBRATION.value):
         raise CalibrationError(f"{path} is no calibration: this is {kind}")
-    if kind is None and (hint := _hint(path, ())) and not _exists(path):
-        raise CalibrationError(f"{path}: no such file{hint}")
     return path
 
 
@@ -73,13 +76,3 @@ def _exists(name: str) -> bool:
         return Path(name).expanduser().exists()
     except (OSError, RuntimeError, ValueError):
         return False
-
-
-def _hint(name: str, others: tuple[str, ...]) -> str:
-    """What lies beside the path that was meant."""
-    try:
-        path = Path(name).expanduser()
-        beside = [str(Path(name).parent / entry.name) for entry in path.parent.iterdir()]
-    except (OSError, RuntimeError, ValueError):
-        beside = []
-    return did_you_mean(name, [*others, *beside[:10_000]])

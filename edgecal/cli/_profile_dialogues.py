@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from edgecal_weights.files import parse_json
 
 from ..errors import OptionError, PromptError
 from ._output import echo_json, screen
@@ -90,8 +91,8 @@ def read_dialogues(name: str, limit: int | None) -> list[str]:
 
 def _dialogue(line: str, place: str) -> str:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(line, unique=False)
+    except ValueError as error:
         raise PromptError(f"{place} is not JSON: {error}") from error
     text = value.get("dialogue", value.get("text")) if isinstance(value, dict) else None
     if not isinstance(text, str) or not text.strip():

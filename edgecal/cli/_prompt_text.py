@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 import sys
-from pathlib import Path
 
 import click
+
+from edgecal_weights.files import read_bytes
 
 from ..errors import PromptError
 from ..text.tasks import user_message
@@ -44,11 +45,7 @@ def read_text(name: str) -> str:
         with progress("reading standard input"):
             content = sys.stdin.buffer.read(_LARGEST + 1)
     else:
-        try:
-            with Path(name).expanduser().open("rb") as opened:
-                content = opened.read(_LARGEST + 1)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise PromptError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        content = read_bytes(name, _LARGEST, error=PromptError, pipe=True)
     if len(content) > _LARGEST:
         raise PromptError(f"{name} is larger than {_LARGEST >> 20} MiB: no model's context holds that")
     return decode(content, name)

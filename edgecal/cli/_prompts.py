@@ -12,15 +12,13 @@ empty) gets an "error" in the place of its answer and the others run; a line tha
 from __future__ import annotations
 
 import codecs
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from edgecal_weights.peft_config import unique_keys
+from edgecal_weights.files import parse_json, read_bytes
 
 from ..adapters.recipe import Recipe
 from ..errors import EdgecalError, PromptError, RecipeError
@@ -51,16 +49,12 @@ class Line:
 
 def read_lines(name: str) -> list[Line]:
     """The prompts of a file (- is standard input). PromptError naming the file and the line."""
-    try:
-        if name == "-":
-            name, raw = "standard input", sys.stdin.buffer.read(_LARGEST_FILE + 1)
-        else:
-            with Path(name).expanduser().open("rb") as file:
-                raw = file.read(_LARGEST_FILE + 1)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise PromptError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if len(raw) > _LARGEST_FILE:
-        raise PromptError(f"{name} is larger than {_LARGEST_FILE >> 30} GiB; split it")
+    if name == "-":
+        name, raw = "standard input", sys.stdin.buffer.read(_LARGEST_FILE + 1)
+        if len(raw) > _LARGEST_FILE:
+            raise PromptError(f"{name} is larger than {_LARGEST_FILE >> 30} GiB; split it")
+    else:
+        raw = read_bytes(name, _LARGEST_FILE, error=PromptError, pipe=True)
     lines = []
     for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         if line.strip():
@@ -75,8 +69,8 @@ def read_lines(name: str) -> list[Line]:
 
 def _line(number: int, raw: bytes) -> Line:
     try:
-        values = json.loads(raw, object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(raw)
+    except ValueError as error:
         raise PromptError(f"not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise PromptError(f"a JSON {type(values).__name__}, expected an object")

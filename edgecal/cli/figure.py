@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import StorageError
+from edgecal_weights.files import write_json, write_text
+
 from ._completion import complete_model
 from ._names import open_model
 from ._output import echo, echo_json, note
@@ -66,7 +65,7 @@ def command(model: str, files: tuple[str, ...], loading: ModelOptions, chosen: R
     with progress("measuring the changes"):
         measurement = measure(recipe, adapters, architecture, model=model)
     for name in files:
-        _write(Path(name).expanduser(), measurement)
+        _write(Path(name), measurement)
     if as_json:
         echo_json(measurement.to_dict())
         return
@@ -83,13 +82,7 @@ def _write(path: Path, measurement: Measurement) -> None:
         from ..inspection.figure_picture import save_picture
 
         save_picture(measurement, path)
-        return
-    text = json.dumps(measurement.to_dict()) + "\n" if ending == ".json" else measurement.to_csv()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(text, "utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise StorageError(f"{path} could not be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    elif ending == ".json":
+        write_json(path, measurement.to_dict())
+    else:
+        write_text(path, measurement.to_csv())

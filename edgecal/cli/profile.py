@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -276,11 +275,11 @@ def _in_words(seconds: float) -> str:
 
 
 def _write(measurement: ProfileRun, output: OutputOptions) -> None:
-    from ..profile.files import write_text
+    from edgecal_weights.files import write_json, write_text
 
     report = measurement.report
     if output.save:
-        write_text(output.save, json.dumps(report.to_dict(), ensure_ascii=False) + "\n")
+        write_json(output.save, report.to_dict())
     if output.html_file:
         from ..profile.page import to_html
 
@@ -288,7 +287,7 @@ def _write(measurement: ProfileRun, output: OutputOptions) -> None:
     if output.trace_file:
         from ..profile.trace import trace
 
-        write_text(output.trace_file, json.dumps(trace(measurement.spans, title=f"edgecal {report.model.source}")))
+        write_json(output.trace_file, trace(measurement.spans, title=f"edgecal {report.model.source}"))
 
 
 def _print(report: ProfileReport, output: OutputOptions) -> None:

@@ -216,9 +216,9 @@ def _weights(weights: tuple[float, ...]) -> str:
 
 
 def _write(path: Path, recipe: Recipe) -> None:
-    from ..search.record import write_json
+    from edgecal_weights.files import write_json
 
-    write_json(path, recipe.to_dict())
+    write_json(path, recipe.to_dict(), indent=1)
 
 
 def _print(search: Search, recipe: Recipe | None, evaluator: _Evaluator, out: Path | None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgecal_weights.calibration_file import AdapterReference, BaseModelFacts
+from edgecal_weights.export_metadata import AdapterReference, BaseModelFacts
 from edgecal_weights.safetensors_file import SafetensorsFile
 
 from ..adapters.calibration import BASE_FACTS, Calibration

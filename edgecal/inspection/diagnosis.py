@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from edgecal_weights.checkpoint import Checkpoint
-from edgecal_weights.file_kind import describe_file
 
 from ..adapters.calibration import Calibration, component
 from ..adapters.gram import Factors, cosine
@@ -257,9 +256,7 @@ def _calibration(
     try:
         calibration = Calibration.load(path)
     except EdgecalError as error:
-        found = describe_file(path)
-        hint = f" (this is {found})" if found and found != "a calibration" else ""
-        return CalibrationDiagnosis(str(path), None, f"{error}{hint}"), None
+        return CalibrationDiagnosis(str(path), None, str(error)), None
     shapes, refusal = architecture.shapes, None
     changed = _changed(shapes, {adapter.name: adapter for adapter in adapters}, calibration)
     try:

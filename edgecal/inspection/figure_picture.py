@@ -6,13 +6,14 @@ and lightness, so that they can be told apart in grey and by colour-blind reader
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import OptionError, StorageError
+from edgecal_weights.files import atomic_write
+
+from ..errors import OptionError
 from .figure import BINS, Measurement, ModuleValues, Values
 
 BLUE, ORANGE = "#0072B2", "#E69F00"
@@ -52,15 +53,8 @@ def save_picture(measurement: Measurement, path: str | Path) -> None:
         lines, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=11, title=_title(measurement)
     )
     legend.get_title().set_fontsize(12)
-    path = Path(path).expanduser()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(partial, format=path.suffix[1:].lower())
-        os.replace(partial, path)
-    except OSError as error:
-        raise StorageError(f"{path} could not be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format=Path(path).suffix[1:].lower())
 
 
 def _title(measurement: Measurement) -> str:

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgecal_weights.checkpoint import Checkpoint, open_checkpoint
+from edgecal_weights.checkpoint import Checkpoint
+from edgecal_weights.file_kind import MODEL_CONFIG, is_model_weights
 from edgecal_weights.gguf_blocks import BLOCK_TYPES
 from edgecal_weights.gguf_file import GGUFFile
 from edgecal_weights.hf_config import normalize_config, read_json
+from edgecal_weights.opening import open_checkpoint
 from edgecal_weights.packed import PackedCheckpoint, TensorSpec
 from edgecal_weights.quantize_report import FormatTotal, format_totals
 from edgecal_weights.quantizer import Decision, plan
@@ -104,7 +106,7 @@ def inspect_model(path: Path, ranks: tuple[int, int]) -> ModelReport:
     except UnsupportedModelError as error:
         return _refused(path, str(error), ranks)
     except ModelNotFoundError as error:
-        if "model_type" not in read_json(path / "config.json", optional=True):
+        if "model_type" not in read_json(path / MODEL_CONFIG, optional=True):
             raise
         return _refused(path, str(error), ranks)
     with checkpoint:
@@ -236,7 +238,7 @@ def _claimed_sizes(values: Mapping[str, Any], prefix: str | None = None) -> dict
 
 def _refused(path: Path, refusal: str, ranks: tuple[int, int]) -> ModelReport:
     """What can be said about a model that does not even open as one: from its headers alone."""
-    config_path = path if path.suffix == ".json" else path / "config.json"
+    config_path = path if path.suffix == ".json" else path / MODEL_CONFIG
     ggufs = [path] if path.is_file() else sorted(path.glob("*.gguf"))
     if ggufs and not config_path.exists():
         return _refused_gguf(ggufs[0], refusal)
@@ -244,7 +246,7 @@ def _refused(path: Path, refusal: str, ranks: tuple[int, int]) -> ModelReport:
     with suppress(EdgecalError):  # its rope_parameters may be the very reason; sizes are read all the same
         config = normalize_config(config, config_path)
     tensors = []
-    for file in sorted(path.glob("*.safetensors")):
+    for file in sorted(file for file in path.glob("*.safetensors") if is_model_weights(file.name)):
         with SafetensorsFile(file) as opened:
             tensors += file_tensors(opened)
     return ModelReport(

@@ -11,17 +11,22 @@ damaged looks healthy here as long as its sizes are right.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
-from edgecal_weights.checkpoint import PACKED_FILE, open_checkpoint
-from edgecal_weights.errors import ModelNotFoundError, UnsupportedModelError
-from edgecal_weights.gguf_adapter import is_gguf_adapter
-from edgecal_weights.hf_config import read_json
+from edgecal_weights.errors import ModelNotFoundError, UnsupportedModelError, WeightsError
+from edgecal_weights.file_kind import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    MODEL_CONFIG,
+    PACKED_FILE,
+    PICKLE_RISK,
+    Kind,
+    identify,
+)
+from edgecal_weights.files import Progress
 from edgecal_weights.hub import download, download_adapter
-from edgecal_weights.peft_adapter import CONFIG_FILE, WEIGHTS_FILE
-from edgecal_weights.safetensors_file import SafetensorsFile
+from edgecal_weights.opening import locate, open_checkpoint
 
 from ..adapters.parameter_counts import LORA_RANK, RANK
 from ..config import ModelConfig
@@ -32,10 +37,23 @@ from .model import ModelReport, inspect_model
 from .tensors import ReferenceReport, TensorsReport, inspect_reference, inspect_tensors
 
 Report = ModelReport | AdapterReport | CalibrationReport | ReferenceReport | TensorsReport
-Progress = Callable[[int, int, str], None]
 
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
-_CALIBRATION, _REFERENCE, _PACKED = "edgecal-calibration", "edgecal-reference", "edgecal-packed"
+_WHAT = {  # every other kind is a model, or part of one
+    Kind.ADAPTER: "adapter",
+    Kind.ADAPTER_CONFIG: "adapter",
+    Kind.ADAPTER_WEIGHTS: "adapter",
+    Kind.MLX_ADAPTER: "adapter",
+    Kind.MLX_WEIGHTS: "adapter",
+    Kind.GGUF_ADAPTER: "adapter",
+    Kind.GGUF_ADAPTER_DIRECTORY: "adapter",
+    Kind.CALIBRATION: "calibration",
+    Kind.REFERENCE: "reference",
+    Kind.MODEL_WEIGHTS: "tensors",
+    Kind.TENSORS: "tensors",
+    Kind.DIRECTORY: "nothing",
+    Kind.PICKLE: "nothing",
+    Kind.UNKNOWN: "nothing",
+}
 
 
 def inspect(
@@ -55,87 +73,52 @@ def inspect(
     calibration with. Raises ModelNotFoundError, FileFormatError, AdapterError or HubError for what cannot be read,
     UnsupportedModelError for a file of another kind, OptionError when `against` has nothing to be compared with.
     """
-    local = _locate(path, revision, offline, progress)
-    kind = _kind(local)
-    if against is not None and kind not in ("adapter", "calibration"):
-        raise OptionError(f"{path} is a {kind}: only an adapter or a calibration can be compared with a model")
+    local = locate(path, _fetch(revision, offline, progress), certain=revision is not None)
+    kind = identify(local)
+    what = _WHAT.get(kind, "model")
+    if against is not None and what not in ("adapter", "calibration"):
+        raise OptionError(f"{path} is {kind.value}: only an adapter or a calibration can be compared with a model")
     config = None
     if against is not None:
         with open_checkpoint(against, offline=offline, progress=progress) as checkpoint:
             config = ModelConfig.from_dict(checkpoint.config)
-    if kind == "adapter":
-        return inspect_adapter(local, config, str(against))
-    if kind == "calibration":
+    if what == "adapter":
+        return inspect_adapter(local.parent if kind is Kind.ADAPTER_CONFIG else local, config, str(against))
+    if what == "calibration":
         return inspect_calibration(local, config, str(against))
-    if kind == "reference":
+    if what == "reference":
         return inspect_reference(local)
-    if kind == "tensors":
+    if what == "tensors":
         return inspect_tensors(local)
-    return inspect_model(local.parent if local.suffix == ".safetensors" else local, (rank, lora_rank))
+    if what == "nothing":
+        raise _refusal(local, kind)
+    return inspect_model(local.parent if kind is Kind.PACKED_WEIGHTS else local, (rank, lora_rank))
 
 
-def _locate(path: str | Path, revision: str | None, offline: bool | None, progress: Progress | None) -> Path:
-    try:
-        local = Path(path).expanduser()
-        if local.exists():
-            return local
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a home that nobody has, a NUL
-        raise ModelNotFoundError(f"{path} cannot be opened: {error}") from error
-    text = str(path)
-    if not _HUB_ID.fullmatch(text) or text.endswith((".gguf", ".safetensors")):
-        raise ModelNotFoundError(f"{path}: no such file or directory, and not a hub id of the form org/name")
-    try:
-        return download(text, revision=revision, offline=offline, progress=progress)
-    except ModelNotFoundError as error:
+def _fetch(revision: str | None, offline: bool | None, progress: Progress | None) -> Callable[[str], Path]:
+    """Downloads a hub id, of a model or of an adapter."""
+
+    def fetch(hub_id: str) -> Path:
         try:
-            return download_adapter(text, revision=revision, offline=offline, progress=progress)
-        except ModelNotFoundError:
-            raise error from None
+            return download(hub_id, revision=revision, offline=offline, progress=progress)
+        except ModelNotFoundError as error:
+            try:
+                return download_adapter(hub_id, revision=revision, offline=offline, progress=progress)
+            except ModelNotFoundError:
+                raise error from None
+
+    return fetch
 
 
-def _kind(path: Path) -> str:
-    """ "model", "adapter", "calibration", "reference" or "tensors" (a safetensors file of nothing in particular)."""
-    if path.is_dir():
-        return _directory_kind(path)
-    suffix = path.suffix.lower()
-    if suffix == ".gguf":
-        return "adapter" if is_gguf_adapter(path) else "model"
-    if suffix == ".json" and "model_type" in read_json(path):
-        return "model"
-    if suffix in (".bin", ".pt", ".pth", ".pkl"):
-        raise UnsupportedModelError(
-            f"{path} is a pickle by its name. Looking into one runs whatever code is in it, so edgecal does not"
+def _refusal(path: Path, kind: Kind) -> WeightsError:
+    if kind is Kind.DIRECTORY:
+        return ModelNotFoundError(
+            f"{path} holds nothing that edgecal knows: expected {MODEL_CONFIG} with *.safetensors, {PACKED_FILE}, one "
+            f".gguf, or {ADAPTER_CONFIG} with {ADAPTER_WEIGHTS}"
         )
-    if suffix != ".safetensors":
-        raise UnsupportedModelError(
-            f"{path} is nothing that edgecal knows: expected a directory or a .gguf of a model or an adapter, or a "
-            ".safetensors file"
-        )
-    with SafetensorsFile(path) as file:
-        names = file.names()
-        known = {_CALIBRATION: "calibration", _REFERENCE: "reference", _PACKED: "model"}
-        kind = known.get(file.metadata.get("format", ""))
-    if kind is not None:
-        return kind
-    return "adapter" if any(name.endswith((".lora_A.weight", ".lora_a")) for name in names) else "tensors"
-
-
-def _directory_kind(path: Path) -> str:
-    try:
-        names = {entry.name for entry in path.iterdir()}
-    except OSError as error:
-        raise ModelNotFoundError(f"{path} cannot be listed: {error.strerror}") from error
-    has_weights = any(name.endswith(".safetensors") and name != WEIGHTS_FILE for name in names)
-    is_model = (
-        PACKED_FILE in names
-        or ("config.json" in names and has_weights)
-        or any(name.lower().endswith(".gguf") for name in names)
+    if kind is Kind.PICKLE:
+        return UnsupportedModelError(f"{path} is a pickle, or called like one. {PICKLE_RISK}")
+    return UnsupportedModelError(
+        f"{path} is nothing that edgecal knows: expected a directory or a GGUF file of a model or an adapter, or a "
+        ".safetensors file"
     )
-    if not is_model and names & {CONFIG_FILE, WEIGHTS_FILE}:
-        return "adapter"
-    if not is_model and not names & {"config.json", "pytorch_model.bin", "pytorch_model.bin.index.json"}:
-        raise ModelNotFoundError(
-            f"{path} holds nothing that edgecal knows: expected config.json with *.safetensors, {PACKED_FILE}, one "
-            f".gguf, or {CONFIG_FILE} with {WEIGHTS_FILE}"
-        )
-    return "model"

@@ -16,7 +16,6 @@ is what its next token waited for. So its split says where the time between its 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -26,11 +25,11 @@ from time import perf_counter
 from typing import Any
 
 from edgecal_kernels.clock import Clock
+from edgecal_weights.files import write_json
 
 from ..completion import Request
 from ..decoding.generate import TokenRecord
 from ..engine import Engine
-from .files import write_text
 from .schema import encode
 from .split import Marks, Split, TimedStep, split_of
 from .statistics import Summary, summarize
@@ -201,7 +200,7 @@ class Profile:
 
     def write_trace(self, path: str | Path) -> None:
         """Write the trace; StorageError when it cannot be written."""
-        write_text(path, json.dumps(self.trace()))
+        write_json(path, self.trace())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

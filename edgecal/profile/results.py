@@ -7,10 +7,11 @@ they cannot contradict it. `to_dict` adds the computed ones under "summary" for 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from edgecal_weights.files import read_json
 
 from ..errors import FileFormatError
 from .roofline import Point, Read
@@ -245,17 +246,4 @@ class ProfileReport:
 
 def load(path: str | Path) -> ProfileReport:
     """Read a profile; FileFormatError names the file."""
-    path = Path(path).expanduser()
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise FileFormatError(f"{path} is larger than {LARGEST_FILE >> 20} MiB: no profile is")
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise FileFormatError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{path} is no profile: not UTF-8 text") from error
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} is no profile: not JSON ({error})") from error
-    return ProfileReport.from_dict(values, str(path))
+    return ProfileReport.from_dict(read_json(path, LARGEST_FILE, error=FileFormatError), str(path))

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecal_kernels.quant import Array
-from edgecal_weights.peft_config import unique_keys
+from edgecal_weights.files import parse_json, read_bytes
 
 from ..adapters.compiled import RunningAdapter
 from ..cache import KVCache
@@ -131,14 +131,7 @@ def read_examples(path: str | Path, instruction: str | None = None) -> list[Exam
     A prompt is asked as it stands; a dialogue or text gets `instruction` in front, which it needs. Other keys are
     ignored. Raises PromptError naming the file and the line.
     """
-    path = Path(path).expanduser()
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST_FILE + 1)
-    except OSError as error:
-        raise PromptError(f"{path} cannot be read: {error.strerror or error}") from error
-    if len(raw) > _LARGEST_FILE:
-        raise PromptError(f"{path} is larger than {_LARGEST_FILE >> 20} MiB; a search needs a few examples")
+    raw = read_bytes(path, _LARGEST_FILE, error=PromptError, pipe=True)
     examples = []
     for number, line in enumerate(raw.split(b"\n"), 1):
         if line.strip():
@@ -159,8 +152,8 @@ def fingerprint(examples: Sequence[Example]) -> str:
 
 def _example(line: bytes, instruction: str | None) -> Example:
     try:
-        values = json.loads(line, object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(line)
+    except ValueError as error:
         raise PromptError(f"not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise PromptError(f"a JSON {type(values).__name__}, expected an object")

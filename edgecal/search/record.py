@@ -11,17 +11,15 @@ is refused: its losses would silently be those of something else. Budget and see
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgecal_weights.peft_config import unique_keys
+from edgecal_weights.files import expand, read_json, write_json
 
-from ..errors import RecipeError, StorageError
+from ..errors import RecipeError
 
 _FORMAT = "edgecal-search"
 _VERSION = 1
@@ -46,7 +44,7 @@ class SearchRecord:
 
     def __init__(self, setup: Mapping[str, str] | None = None, path: str | Path | None = None) -> None:
         self.setup = dict(setup or {})
-        self.path = Path(path).expanduser() if path is not None else None
+        self.path = expand(path, RecipeError) if path is not None else None
         self._known: dict[tuple[float, ...], Evaluation] = {}
         if self.path is not None:
             if self.path.exists():
@@ -73,10 +71,10 @@ class SearchRecord:
             for e in self._known.values()
         ]
         values = {"format": _FORMAT, "version": _VERSION, "setup": self.setup, "evaluations": evaluations}
-        write_json(self.path, values)
+        write_json(self.path, values, indent=1)
 
     def _read(self, path: Path) -> None:
-        values = _load(path)
+        values = read_json(path, _LARGEST_FILE, error=RecipeError)
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
             raise RecipeError(f"{path} is not the state of a search; give another file to --state")
         if values.get("version") != _VERSION:
@@ -95,33 +93,6 @@ class SearchRecord:
             if evaluation is None:
                 raise RecipeError(f"{path}: evaluation {number} is not {{weights, loss, seconds}} of numbers")
             self._known[evaluation.weights] = evaluation
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write `values`, complete or not at all; StorageError when the file cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(values, ensure_ascii=False, indent=1, allow_nan=False) + "\n", "utf-8")
-        os.replace(temporary, path)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name, half a surrogate pair in the text
-        raise StorageError(f"{path} could not be written: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        if os.path.lexists(temporary):
-            temporary.unlink()
-
-
-def _load(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST_FILE + 1)
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror or error}") from error
-    if len(raw) > _LARGEST_FILE:
-        raise RecipeError(f"{path} is too large for the state of a search")
-    try:
-        return json.loads(raw, object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{path} is not valid JSON: {error}") from error
 
 
 def _evaluation(value: Any) -> Evaluation | None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from edgecal_weights.checkpoint import open_checkpoint
+from edgecal_weights.opening import open_checkpoint
 
 from ..adapters.lora import LoraAdapter
 from ..adapters.recipe import Recipe

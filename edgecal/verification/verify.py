@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecal_weights.binary_file import file_sha256
+from edgecal_weights.files import file_sha256
 from edgecal_weights.reference_file import ReferenceFile
 
 from ..adapters.calibration import BASE_FACTS

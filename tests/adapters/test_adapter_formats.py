@@ -21,8 +21,8 @@ from edgecal.errors import AdapterError, FileFormatError, UnsupportedModelError,
 from edgecal.inspection.diagnosis import diagnose
 from edgecal.inspection.report import inspect
 from edgecal.verification.live import live_reference
-from edgecal_weights.checkpoint import open_checkpoint
-from edgecal_weights.file_kind import describe_file
+from edgecal_weights.file_kind import describe
+from edgecal_weights.opening import open_checkpoint
 from tests.adapter_formats import write_gguf_adapter, write_mlx_adapter
 from tests.tiny import FAMILIES, linear_shapes, model_config, write_tiny_adapter, write_tiny_hf
 
@@ -151,13 +151,13 @@ def test_inspect_and_doctor(folder: Path) -> None:
 
 
 def test_what_they_are_called(llama: Path, tmp_path: Path) -> None:
-    assert describe_file(llama / "lora.gguf") == "a LoRA adapter in GGUF"
-    assert describe_file(llama / "mlx") == "the directory of an MLX adapter"
-    assert describe_file(llama / "mlx" / "adapters.safetensors") == "an MLX adapter's weights"
+    assert describe(llama / "lora.gguf") == "a LoRA adapter in GGUF"
+    assert describe(llama / "mlx") == "the directory of an MLX adapter"
+    assert describe(llama / "mlx" / "adapters.safetensors") == "an MLX adapter's weights"
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(8))
-    assert describe_file(tmp_path / "bad.gguf") == "a damaged GGUF file"
-    for name, word in (("lora.gguf", "holds 'adapter' .*give it with its base"), ("mlx", "an MLX adapter, not")):
-        with pytest.raises(UnsupportedModelError, match=word):
+    assert describe(tmp_path / "bad.gguf") == "a damaged GGUF file"
+    for name, word in (("lora.gguf", "a LoRA adapter in GGUF"), ("mlx", "an MLX adapter")):
+        with pytest.raises(UnsupportedModelError, match=f"{word}, not a model; .*with its base"):
             open_checkpoint(llama / name)
     with (
         pytest.raises(VerificationError, match="a file of GGUF, which PEFT does not read"),

@@ -137,3 +137,16 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises((StorageError, KeyboardInterrupt)):
         write_peft(compiled(), tmp_path / "new" / "out")
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_get_the_permissions_of_the_umask(tmp_path: Path, mask: int) -> None:
+    """The safetensors library alone would keep the weights from everybody else."""
+    before = os.umask(mask)
+    try:
+        for _ in range(2):  # a new directory, and files in one that is there
+            write_peft(compiled(), tmp_path / "out", force=True)
+            found = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+            assert found == dict.fromkeys(("adapter_config.json", "adapter_model.safetensors"), 0o666 & ~mask)
+    finally:
+        os.umask(before)

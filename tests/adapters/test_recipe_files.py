@@ -252,10 +252,10 @@ def test_hostile_yaml_is_refused_quickly(tmp_path: Path, text: str) -> None:
 def test_hostile_json_and_places(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="nested too deep"):
         load(tmp_path, "[" * 200_000, "recipe.json")
-    with pytest.raises(RecipeError, match="too large"):
+    with pytest.raises(RecipeError, match="larger than"):
         load(tmp_path, " " * (2 << 20), "recipe.json")
-    with pytest.raises(RecipeError, match="is not a file"):
+    with pytest.raises(RecipeError, match="cannot be read: Is a directory"):
         Recipe.from_file(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"method: \xe9")
-    with pytest.raises(RecipeError, match=r"latin\.yaml is not valid YAML.*utf-8"):
+    with pytest.raises(RecipeError, match=r"latin\.yaml is not UTF-8"):
         Recipe.from_file(tmp_path / "latin.yaml")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgecal_weights.checkpoint import open_checkpoint
+from edgecal_weights.opening import open_checkpoint
 from edgecal_weights.quantizer import quantize_checkpoint
 from tests.cli.shell import edgecal
 from tests.tiny import write_tiny_hf

@@ -186,7 +186,7 @@ def test_a_wrong_kind_of_calibration_is_named(folder: Path, tmp_path: Path) -> N
         (folder / "summary", "the directory of a PEFT adapter"),
         (folder / "summary/adapter_model.safetensors", "a PEFT adapter's weights"),
         (folder / "model/model.safetensors", "weights of a model"),
-        (folder / "model", "a directory"),
+        (folder / "model", "a model of Hugging Face"),
     ):
         done = edgecal("merge", *pair, "--calibration", path, "--out", tmp_path / "out", home=tmp_path)
         assert done.returncode == 1

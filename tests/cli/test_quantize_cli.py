@@ -10,7 +10,7 @@ import pytest
 
 from edgecal.cli import main
 from edgecal_weights import demo_model, hub
-from edgecal_weights.checkpoint import open_checkpoint
+from edgecal_weights.opening import open_checkpoint
 from tests.weights.hf_files import write_hf
 from tests.weights.samples import weights
 

@@ -524,7 +524,7 @@ def test_save_and_load(talk, tmp_path):
         ('[{"role": "user", "content": "a"}]', "in turn"),
         ('[{"role": "assistant", "content": "a"}, {"role": "user", "content": "a"}]', "in turn"),
         ("[" * 100000, "not valid JSON"),
-        ("\ud800", "not valid JSON"),
+        ("\ud800", "not UTF-8"),
     ],
 )
 def test_files_that_are_no_conversation(talk, tmp_path, content, message):
@@ -545,8 +545,13 @@ def test_files_that_cannot_be_read_or_written(talk, tmp_path, monkeypatch):
         talk.load(tmp_path)
     with pytest.raises(PromptError, match="cannot be read"):
         talk.load("~nobody-of-this-name/talk.json")
-    with pytest.raises(PromptError, match="larger"):
+    with pytest.raises(PromptError, match="not a regular file"):
         talk.load("/dev/zero")
+    with (tmp_path / "huge.json").open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(PromptError, match="larger than 64 MiB"):
+        talk.load(tmp_path / "huge.json")
+    (tmp_path / "huge.json").unlink()
     say(talk, "hello")
     nowhere = [tmp_path / "no" / "where.json", tmp_path, "/dev/null/x", tmp_path / "x\0y", tmp_path / ("n" * 300)]
     for path in (*nowhere, "", "~nobody-of-this-name/talk.json"):

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from edgecal.adapters import CompiledPair, LoraAdapter, LoraPair
 from edgecal.adapters.gram import Factors, cosine
 from edgecal.inspection.diagnosis import Diagnosis, diagnose, weight_norm
-from edgecal_weights.checkpoint import open_checkpoint
+from edgecal_weights.opening import open_checkpoint
 from tests.tiny import write_tiny_adapter, write_tiny_calibration, write_tiny_hf
 
 PAIR = ("summary", "formal")
@@ -183,7 +183,7 @@ def test_another_file_in_the_place_of_a_calibration(folder, tmp_path):
     for path, message in {
         folder / "summary" / "adapter_model.safetensors": "this is a PEFT adapter's weights",
         folder / "model" / "model.safetensors": "this is weights of a model",
-        pickle: "this is a torch pickle",
+        pickle: "it is a pickle. Loading",
     }.items():
         report = look(folder, {"summary": folder / "summary"}, path)
         assert message in report.problems[0] and report.calibration is not None and report.calibration.method is None

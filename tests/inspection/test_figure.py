@@ -19,7 +19,7 @@ from edgecal.cli.figure import command
 from edgecal.errors import OptionError, RecipeError, StorageError
 from edgecal.inspection.figure import BINS, Measurement, histogram, measure
 from edgecal.inspection.figure_picture import save_picture
-from edgecal_weights.checkpoint import open_checkpoint
+from edgecal_weights.opening import open_checkpoint
 from tests.tiny import write_tiny_adapter, write_tiny_calibration, write_tiny_hf
 
 PAIR = ("summary", "formal")

@@ -25,7 +25,7 @@ from edgecal.errors import (
     UnsupportedModelError,
 )
 from edgecal.inspection.report import inspect
-from edgecal_weights.checkpoint import open_checkpoint
+from edgecal_weights.opening import open_checkpoint
 from edgecal_weights.quantizer import quantize_checkpoint
 from tests.tiny import (
     COMPONENTS,

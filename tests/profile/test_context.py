@@ -174,7 +174,7 @@ def test_a_trace_of_it(engine, tmp_path):
         engine.generate("Some text", settings=Settings(max_tokens=4))
     p.write_trace(tmp_path / "t.json")
     assert json.loads((tmp_path / "t.json").read_text()) == json.loads(json.dumps(p.trace()))
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(StorageError, match="could not be written: there is no folder"):
         p.write_trace(tmp_path / "nowhere" / "t.json")
 
 

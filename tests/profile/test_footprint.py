@@ -11,7 +11,8 @@ import pytest
 from edgecal import Engine, KVCache
 from edgecal.profile.footprint import memory_now, model_facts, weights_resident
 from edgecal_kernels.bandwidth import plain_read
-from edgecal_weights.checkpoint import PACKED_FILE, open_checkpoint
+from edgecal_weights.file_kind import PACKED_FILE
+from edgecal_weights.opening import open_checkpoint
 from edgecal_weights.quantizer import quantize_checkpoint
 from tests.tiny import write_tiny_hf
 

@@ -12,7 +12,7 @@ from edgecal.architecture import Architecture
 from edgecal.errors import AdapterError, OptionError
 from edgecal.profile.costs import costs, to_rows
 from edgecal.profile.system import SystemAnalysis
-from edgecal_weights.checkpoint import open_checkpoint
+from edgecal_weights.opening import open_checkpoint
 from tests.profile.engines import recipes, tiny_engine
 
 

@@ -253,7 +253,7 @@ def test_other_kinds_of_files_are_named(tmp_path, folder, parts):
         folder / "pair.safetensors": "this is a calibration",
         folder / "summary" / "adapter_model.safetensors": "this is a PEFT adapter's weights",
         folder / "model" / "model.safetensors": "this is weights of a model",
-        pickle: "a torch pickle.*save_file",
+        pickle: "a pickle.*save_file",
         folder / "summary": "the directory of a PEFT adapter",
     }.items():
         with pytest.raises(FileFormatError, match=message):

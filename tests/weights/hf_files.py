@@ -65,7 +65,7 @@ def write_hf(
     if tokenizer:
         words = Tokenizer(models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="<unk>"))
         words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        words.save(str(directory / "tokenizer.json"))
+        (directory / "tokenizer.json").write_text(words.to_str())
         settings = {"eos_token": "</s>", "chat_template": "{{ messages[0].content }}"}
         (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     names = list(tensors)

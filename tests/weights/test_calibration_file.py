@@ -277,3 +277,28 @@ def test_content_is_checked_before_writing(tmp_path: Path, rng: np.random.Genera
     with pytest.raises(StorageError, match="nowhere"):
         write_calibration(tmp_path / "nowhere" / "c.safetensors", make("learnable_calibration", rng))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "kind"),
+    [
+        ("base_model.model.x.lora_A.weight", {"format": "pt"}, "a PEFT adapter's weights"),
+        ("model.layers.0.mlp.up_proj.weight", None, "weights of a model"),
+        ("delta/x", {"format": "edgecal-reference"}, "a reference file"),
+        ("q_proj.P1", None, "a safetensors file"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str, metadata: Any, kind: str) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({name: np.zeros((2, 2), np.float16)}, path, metadata)
+    with pytest.raises(CalibrationError, match=f"'format': expected edgecal-calibration .this is {kind}"):
+        read_calibration(path)
+
+
+def test_what_is_no_safetensors_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.pt").write_bytes(b"PK\x03\x04" + bytes(64))
+    with pytest.raises(FileFormatError, match="it is a pickle. Loading a pickle runs"):
+        read_calibration(tmp_path / "c.pt")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(64))
+    with pytest.raises(FileFormatError, match="it is a GGUF model"):
+        read_calibration(tmp_path / "m.gguf")

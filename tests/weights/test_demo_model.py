@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from edgecal_weights import demo_model
-from edgecal_weights.checkpoint import open_checkpoint
 from edgecal_weights.demo_model import GGUF_NAME, demo_model_path, pull_demo, pull_demo_gguf
 from edgecal_weights.errors import FileFormatError, HubError, StorageError
+from edgecal_weights.opening import open_checkpoint
 
 from .samples import random_blocks, weights, write_gguf
 

@@ -13,12 +13,12 @@ from transformers import AutoConfig
 
 from edgecal_kernels.errors import EdgecalError
 from edgecal_kernels.quant import dequantize
-from edgecal_weights.checkpoint import open_checkpoint
 from edgecal_weights.errors import FileFormatError, ModelNotFoundError, UnsupportedModelError
 from edgecal_weights.families import BY_ARCHITECTURE
 from edgecal_weights.gguf_blocks import COUNTERPARTS
 from edgecal_weights.gguf_checkpoint import GGUFCheckpoint
 from edgecal_weights.gguf_config import gguf_name, hf_name
+from edgecal_weights.opening import open_checkpoint
 
 from . import samples
 from .samples import HEAD_DIM, HEADS, KV_HEADS, LAYERS, VOCAB, permuted, random_blocks, weights, write_gguf

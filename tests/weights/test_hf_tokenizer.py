@@ -246,5 +246,5 @@ def test_nonsense_is_named(files: dict[str, Any], message: str, tmp_path: Path) 
 
 
 def test_no_tokenizer_json(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="tokenizer.json: no such file; advice"):
+    with pytest.raises(ModelNotFoundError, match="tokenizer.json cannot be read: No such file or directory; advice"):
         load(tmp_path)

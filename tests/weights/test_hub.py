@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from edgecal_weights.checkpoint import open_checkpoint
 from edgecal_weights.errors import ModelNotFoundError, WeightsError
 from edgecal_weights.hub import _explained, _model_files, download, download_adapter
+from edgecal_weights.opening import open_checkpoint
 
 from .fake_hub import FakeHub, Repo, fake_hub
 from .hf_files import write_hf

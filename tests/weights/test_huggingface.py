@@ -1,11 +1,9 @@
-"""Hugging Face directories in every spelling, `open_checkpoint`'s choice, and what is refused."""
+"""Hugging Face directories in every spelling, and what is refused."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -15,12 +13,10 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, StableLmConfig
 
 from edgecal_kernels.errors import EdgecalError
-from edgecal_weights.checkpoint import open_checkpoint
 from edgecal_weights.errors import FileFormatError, ModelNotFoundError, UnsupportedModelError
 from edgecal_weights.hf_config import normalize_config
 from edgecal_weights.huggingface import HFCheckpoint
-
-from .samples import weights, write_gguf
+from edgecal_weights.opening import open_checkpoint
 
 SMALL = {
     "hidden_size": 32,
@@ -312,53 +308,3 @@ def test_special_tokens_are_plain_strings(model_dir):
         write_json(folder / "special_tokens_map.json", {"eos_token": 5})
         with pytest.raises(FileFormatError, match="eos_token"):
             checkpoint.tokenizer_config()
-
-
-def test_open_checkpoint_refuses_with_advice(tmp_path):
-    def refused(kind, message):
-        with pytest.raises(kind, match=message):
-            open_checkpoint(tmp_path)
-
-    refused(ModelNotFoundError, r"config\.json is not there")
-    write_json(tmp_path / "config.json", {})
-    refused(ModelNotFoundError, r"\*\.safetensors is not there")
-    (tmp_path / "pytorch_model.bin").touch()
-    refused(UnsupportedModelError, "runs whatever code")
-    write_json(tmp_path / "adapter_config.json", {})
-    (tmp_path / "adapter_model.safetensors").touch()
-    refused(UnsupportedModelError, "PEFT adapter")
-    with pytest.raises(UnsupportedModelError, match="give the directory"):
-        open_checkpoint(tmp_path / "adapter_model.safetensors")
-    with pytest.raises(UnsupportedModelError, match="is not a model"):
-        open_checkpoint(tmp_path / "config.json")
-    for missing in ("no_such_model", "./a/b", "a/b/c", "org/model.gguf", "org/name:", "/nowhere/x"):
-        with pytest.raises(ModelNotFoundError, match="no such file or directory"):
-            open_checkpoint(missing)
-
-
-def test_a_directory_with_gguf_files(tmp_path, rng):
-    write_gguf(tmp_path / "m.Q8_0.gguf", "llama", weights("llama", rng))
-    with open_checkpoint(tmp_path) as checkpoint:
-        assert checkpoint.kind == "gguf"
-    shutil.copy(tmp_path / "m.Q8_0.gguf", tmp_path / "m.Q4_0.gguf")
-    with pytest.raises(
-        FileFormatError, match=r"several GGUF files, name one of them: m\.Q4_0\.gguf, m\.Q8_0\.gguf"
-    ):
-        open_checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize("model_id", ["org/some-Model.v1", "org/name:Q4_K_M"])
-def test_hub_ids_are_handed_on(model_dir, monkeypatch, model_id):
-    folder, _ = model_dir
-    asked = []
-
-    def download(model_id, **options):
-        asked.append((model_id, options))
-        return folder
-
-    hub = types.ModuleType("edgecal_weights.hub")
-    hub.download = download
-    monkeypatch.setitem(sys.modules, "edgecal_weights.hub", hub)
-    with open_checkpoint(model_id, revision="abc", offline=True) as checkpoint:
-        assert checkpoint.path == folder
-    assert asked == [(model_id, {"revision": "abc", "offline": True, "progress": None})]

@@ -15,9 +15,10 @@ from safetensors import safe_open
 
 from edgecal_kernels.errors import EdgecalError
 from edgecal_kernels.quant import FORMATS, dequantize, quantize
-from edgecal_weights.checkpoint import PACKED_FILE, open_checkpoint
 from edgecal_weights.errors import FileFormatError, ModelNotFoundError, UnsupportedModelError, WeightsError
+from edgecal_weights.file_kind import PACKED_FILE
 from edgecal_weights.huggingface import HFCheckpoint
+from edgecal_weights.opening import open_checkpoint
 from edgecal_weights.packed import PackedCheckpoint, TensorSpec, lay_out
 from edgecal_weights.quantizer import quantize_checkpoint
 

@@ -250,7 +250,7 @@ def test_broken_json(tmp_path: Path, tensors: dict[str, np.ndarray], text: str) 
 
 def test_giant_configuration(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     write_adapter(tmp_path, tensors, auto_mapping="x" * (5 << 20))
-    with pytest.raises(AdapterError, match="no adapter configuration is that large"):
+    with pytest.raises(AdapterError, match="larger than 4 MiB"):
         PeftAdapter(tmp_path)
 
 
@@ -281,10 +281,10 @@ def test_missing_and_wrong_paths(tmp_path: Path, tensors: dict[str, np.ndarray])
         PeftAdapter(tmp_path)
     write_adapter(tmp_path, tensors)
     (tmp_path / "adapter_config.json").unlink()
-    with pytest.raises(AdapterError, match=r"adapter_config\.json: no such file"):
+    with pytest.raises(AdapterError, match=r"adapter_config\.json cannot be read: No such file"):
         PeftAdapter(tmp_path)
     (tmp_path / "adapter_config.json").mkdir()
-    with pytest.raises(AdapterError, match="not a regular file|cannot be opened"):
+    with pytest.raises(AdapterError, match="cannot be read: Is a directory"):
         PeftAdapter(tmp_path)
 
 

@@ -16,10 +16,11 @@ import pytest
 from edgecal_kernels.errors import QuantizationError
 from edgecal_kernels.quant import FORMATS, dequantize, quantize
 from edgecal_weights import packed_writer
-from edgecal_weights.checkpoint import PACKED_FILE, open_checkpoint
 from edgecal_weights.errors import FileFormatError, ModelNotFoundError, StorageError
+from edgecal_weights.file_kind import PACKED_FILE
 from edgecal_weights.gguf_checkpoint import GGUFCheckpoint
 from edgecal_weights.huggingface import HFCheckpoint
+from edgecal_weights.opening import open_checkpoint
 from edgecal_weights.packed import PackedCheckpoint
 from edgecal_weights.quantize_report import source_name
 from edgecal_weights.quantizer import pack_tensor, plan, quantize_checkpoint
@@ -320,7 +321,7 @@ def test_disk_too_small_is_found_before_the_work(source, tmp_path, monkeypatch):
 
 _LIMITED = """
 import resource, signal, sys
-from edgecal_weights.checkpoint import open_checkpoint
+from edgecal_weights.opening import open_checkpoint
 from edgecal_weights.errors import StorageError
 from edgecal_weights.quantizer import quantize_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -343,7 +344,7 @@ def test_the_system_refuses_the_file(hf_dir, tmp_path):
 _PEAK = """
 import json, sys
 from pathlib import Path
-from edgecal_weights.checkpoint import open_checkpoint
+from edgecal_weights.opening import open_checkpoint
 from edgecal_weights.quantizer import quantize_checkpoint
 import tokenizers
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save
 from safetensors.torch import save_file
 
 from edgecal_kernels.errors import EdgecalError
 from edgecal_weights.errors import FileFormatError, ModelNotFoundError, UnsupportedModelError
-from edgecal_weights.safetensors_file import SafetensorsFile
+from edgecal_weights.safetensors_file import SafetensorsFile, write_safetensors
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
@@ -163,6 +164,24 @@ def test_truncation_names_the_tensor(tmp_path):
 def test_malformed_headers(tmp_path, header, data):
     with pytest.raises(FileFormatError, match=r"x\.safetensors"):
         SafetensorsFile(header_file(tmp_path / "x.safetensors", header, bytes(data)))
+
+
+@pytest.mark.parametrize("written", [{}, {"__metadata__": None}, {"__metadata__": {}}, {"__metadata__": {"a": "b"}}])
+def test_files_without_metadata(tmp_path, written):
+    """null is legal: the safetensors library reads it."""
+    path = header_file(tmp_path / "x.safetensors", {**written, "w": entry([2], 0, 8)}, bytes(8))
+    assert load_file(path)["w"].tolist() == [0, 0]
+    with SafetensorsFile(path) as file:
+        assert file.metadata == (written.get("__metadata__") or {}) and file.names() == ["w"]
+
+
+def test_writing(tmp_path):
+    """The library writes; its permissions (nobody else may read) are not taken over: see test_files."""
+    tensors = {"b": np.arange(6, dtype=np.int8).reshape(2, 3), "a": np.ones(3, np.float16), "none": np.empty((0, 2))}
+    write_safetensors(tmp_path / "w", tensors, {"k": "v"})
+    assert (tmp_path / "w").read_bytes() == save(tensors, {"k": "v"})
+    with SafetensorsFile(tmp_path / "w") as file:
+        assert file.metadata == {"k": "v"}
 
 
 @pytest.mark.parametrize("length", [0, 1 << 20, 1 << 40, (1 << 64) - 1])

@@ -9,7 +9,6 @@ raising. The packed form, which the engine does map, is the one exception and ha
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import weakref
@@ -90,16 +89,10 @@ class BinaryFile:
         self.close()
 
 
-def file_sha256(path: str | Path) -> str:
-    """64 hex digits; FileFormatError when the file cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with Path(path).expanduser().open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise FileFormatError(f"{path} cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
+def check_rows(path: Path, name: str, shape: tuple[int, ...], start: int, stop: int) -> None:
+    """ValueError unless [start, stop) are rows of a tensor of this shape: a mistake of the caller."""
+    if not shape or not 0 <= start <= stop <= shape[0]:
+        raise ValueError(f"{path}: rows {start} to {stop} of {name}, which has shape {shape}")
 
 
 Decode = Callable[[NDArray[np.uint8], str, NDArray[np.float32]], None]

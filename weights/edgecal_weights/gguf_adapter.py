@@ -22,21 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import gguf_blocks
-from .binary_file import Decode, decode_floats, file_sha256
+from .binary_file import Decode, decode_floats
 from .errors import AdapterError, ModelNotFoundError
 from .families import BY_ARCHITECTURE, FAMILIES, Family
+from .files import expand, file_sha256
 from .gguf_config import hf_name
 from .gguf_file import GGUFFile, GGUFTensor
 from .lora_file import LARGEST_RANK, LoraFile, LoraModule, StoredTensor, check_finite, transposed_into
 
 _EMBEDDING = "model.embed_tokens"
 _KNOWN_KEYS = ("adapter.type", "adapter.lora.alpha")
-
-
-def is_gguf_adapter(path: str | Path) -> bool:
-    """Whether a GGUF file says of itself that it is an adapter; raises what opening it raises."""
-    with GGUFFile(path) as file:
-        return file.metadata.get("general.type") == "adapter"
 
 
 class GGUFAdapter(LoraFile):
@@ -48,7 +43,7 @@ class GGUFAdapter(LoraFile):
     format = "GGUF"
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expand(path, AdapterError)
         try:
             self._file = GGUFFile(self.path)
         except ModelNotFoundError as error:

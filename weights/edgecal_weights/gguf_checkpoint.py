@@ -25,7 +25,8 @@ from edgecal_kernels.errors import QuantizationError
 from edgecal_kernels.quant import STEP, TILE_ROWS, QuantizedTensor, packed_shapes
 
 from . import gguf_blocks
-from .checkpoint import Checkpoint, Fidelity, check_rows
+from .binary_file import check_rows
+from .checkpoint import Checkpoint, Fidelity
 from .errors import FileFormatError, ModelNotFoundError, UnsupportedModelError
 from .gguf_config import ROPE_FACTORS, family_of, hf_name, model_config
 from .gguf_file import GGUFFile, GGUFTensor

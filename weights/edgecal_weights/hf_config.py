@@ -14,42 +14,24 @@ What concerns the tokenizer is in hf_tokenizer.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from .binary_file import BinaryFile
 from .errors import FileFormatError, ModelNotFoundError, UnsupportedModelError
+from .files import read_object
 
 _MAX_JSON = 64 << 20  # the index of a large model has 1 MB; tokenizer.json is read by the tokenizers library
 
 
-def read_text(path: Path, limit: int) -> str:
-    """The file as UTF-8 text; ModelNotFoundError, or FileFormatError for a directory, a giant or other
-    bytes."""
-    with BinaryFile(path) as file:
-        if file.size > limit:
-            raise FileFormatError(f"{path} is larger than {limit >> 20} MiB, which no file of its kind is")
-        raw = file.read(0, file.size, "the text")
-    try:
-        return raw.tobytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{path} is not UTF-8 text: {error}") from error
-
-
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    """A JSON object; {} when `optional` and the file is not there."""
+    """A JSON object; {} when `optional` and the file is not there. Of two equal keys the last counts, as in
+    transformers."""
     try:
-        value = json.loads(read_text(path, _MAX_JSON))
+        return read_object(path, _MAX_JSON, unique=False)
     except ModelNotFoundError:
         if optional:
             return {}
         raise
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise FileFormatError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value
 
 
 def normalize_config(config: dict[str, Any], path: Path) -> dict[str, Any]:

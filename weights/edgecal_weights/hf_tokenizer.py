@@ -31,9 +31,11 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from .errors import FileFormatError, ModelNotFoundError
-from .hf_config import read_json, read_text
+from .files import read_bytes, read_text
+from .hf_config import read_json
 
 _MAX_TEMPLATE = 4 << 20
+_MAX_TOKENIZER = 256 << 20  # a vocabulary of 262,144 with its merges has 33 MB
 _STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
@@ -52,10 +54,12 @@ def read_tokenizer(directory: Path, vocab_size: int | None, advice: str) -> Toke
         FileFormatError: a file that is not what it should be.
     """
     path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise ModelNotFoundError(f"{path}: no such file; {advice}")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        content = read_bytes(path, _MAX_TOKENIZER)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"{error}; {advice}") from error
+    try:
+        tokenizer = Tokenizer.from_buffer(content)  # the library takes no path that is not UTF-8
     except Exception as error:  # the library raises bare Exception for every kind of bad file
         raise FileFormatError(f"{path} is not a tokenizer of the tokenizers library: {error}") from error
     _add_tokens(tokenizer, _tokens_of(directory, tokenizer), vocab_size)

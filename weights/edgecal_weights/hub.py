@@ -21,17 +21,15 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import HubError, ModelNotFoundError, StorageError, WeightsError
+from .file_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, MODEL_CONFIG, is_model_weights
+from .files import Progress
 from .hf_config import read_json
 
-if TYPE_CHECKING:
-    from .quantizer import Progress
-
-_INDEX = "model.safetensors.index.json"
 _SIDE_FILES = (
-    "config.json",
+    MODEL_CONFIG,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -41,8 +39,8 @@ _SIDE_FILES = (
     "chat_template.jinja",
 )
 _TEMPLATE = re.compile(r"additional_chat_templates/[^/]+\.jinja")
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-_MODEL_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<quant>[\w.-]+))?")
+_ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+MODEL_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<quant>[\w.-]+))?")
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-\d{5}\.gguf", re.IGNORECASE)
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
@@ -61,7 +59,7 @@ def download(
     offline, revision, authorization), ModelNotFoundError (no such repository, no file that edgecal reads, or
     several and none chosen) or StorageError.
     """
-    match = _MODEL_ID.fullmatch(model_id)
+    match = MODEL_ID.fullmatch(model_id)
     if match is None:
         raise ModelNotFoundError(f"{model_id!r} is not a hub id; expected org/name or org/name:QUANT")
     repo, quant = match["repo"], match["quant"]
@@ -100,14 +98,14 @@ def download_config(model_id: str, *, revision: str | None = None, offline: bool
     """Fetch nothing of "org/name" but its config.json; returns that file. Arguments and errors as for `download`."""
 
     def choose(files: Sequence[str]) -> list[str]:
-        if "config.json" not in files:
+        if MODEL_CONFIG not in files:
             hint = "; GGUF files hold the configuration themselves: give one" if _has_gguf(files) else ""
             raise ModelNotFoundError(f"{model_id} has no config.json{hint}")
-        return ["config.json"]
+        return [MODEL_CONFIG]
 
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model_id):
         raise ModelNotFoundError(f"{model_id}: no such file or directory, and not a hub id of the form org/name")
-    return _fetch(model_id, choose, revision, offline, None)[0] / "config.json"
+    return _fetch(model_id, choose, revision, offline, None)[0] / MODEL_CONFIG
 
 
 def _has_gguf(files: Sequence[str]) -> bool:
@@ -122,15 +120,16 @@ def _model_files(repo: str, quant: str | None, files: Sequence[str]) -> list[str
         return _one_gguf(repo, ggufs, quant)
     shards = [name for name in here if _SHARD.fullmatch(name)]
     if not shards:
-        shards = [name for name in here if name.endswith(".safetensors") and name not in _ADAPTER_FILES]
-    if shards and "config.json" in here:
+        shards = [name for name in here if is_model_weights(name)]
+    if shards and MODEL_CONFIG in here:
         if "model.safetensors" in shards:
             shards = ["model.safetensors"]
-        beside = [name for name in here if name in _SIDE_FILES or name == _INDEX]
+        wanted = (*_SIDE_FILES, INDEX, *(_ADAPTER_FILES if ADAPTER_CONFIG in here else ()))
+        beside = [name for name in here if name in wanted]
         return [*shards, *beside, *(name for name in files if _TEMPLATE.fullmatch(name))]
     if ggufs:
         return _one_gguf(repo, ggufs, None)
-    if "adapter_config.json" in here:
+    if ADAPTER_CONFIG in here:
         raise ModelNotFoundError(f"{repo} is a PEFT adapter, not a model; give it with its base model")
     pickles = any(name.endswith((".bin", ".pt", ".pth")) for name in here)
     raise ModelNotFoundError(
@@ -166,9 +165,9 @@ def _listed(folder: Path) -> list[str]:
 
 def _check_shards(repo: str, folder: Path, chosen: Sequence[str]) -> None:
     """A snapshot that an interrupted download left behind looks like a whole one."""
-    if _INDEX not in chosen or "model.safetensors" in chosen:
+    if INDEX not in chosen or "model.safetensors" in chosen:
         return
-    weight_map = read_json(folder / _INDEX).get("weight_map")
+    weight_map = read_json(folder / INDEX).get("weight_map")
     files = weight_map.values() if isinstance(weight_map, dict) else ()
     needed = {file for file in files if isinstance(file, str)}
     missing = sorted(file for file in needed if not (folder / file).exists())
@@ -204,7 +203,7 @@ def _fetch(
             if not _is_unreachable(trouble):
                 raise _explained(repo, revision, trouble) from error
     try:
-        cached = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=["config.json"]))
+        cached = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[MODEL_CONFIG]))
     except Exception as error:
         raise _not_cached(repo, revision, trouble) from (trouble or error)
     try:

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from .checkpoint import Checkpoint
 from .errors import FileFormatError, ModelNotFoundError, UnsupportedModelError
+from .file_kind import INDEX, MODEL_CONFIG, is_model_weights
 from .hf_config import normalize_config, read_json
 from .safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 
 
@@ -37,7 +37,7 @@ class HFCheckpoint(Checkpoint):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        config_path = self.path / "config.json"
+        config_path = self.path / MODEL_CONFIG
         self.config = normalize_config(read_json(config_path), config_path)
         self._refuse_quantized()
         self.generation_config = read_json(self.path / "generation_config.json", optional=True)
@@ -66,10 +66,10 @@ class HFCheckpoint(Checkpoint):
 
     def _locate(self) -> dict[str, SafetensorsFile]:
         """{name in the file: its shard}, every shard open and checked."""
-        if (self.path / _SINGLE).exists() or not (self.path / _INDEX).exists():
+        if (self.path / _SINGLE).exists() or not (self.path / INDEX).exists():
             shard = self._open(self._only_file())
             return dict.fromkeys(shard.names(), shard)
-        index_path = self.path / _INDEX
+        index_path = self.path / INDEX
         weight_map = read_json(index_path).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise FileFormatError(f"{index_path} has no weight_map")
@@ -91,20 +91,18 @@ class HFCheckpoint(Checkpoint):
             self._open(file)
         for name, file in weight_map.items():
             if name not in self._shards[file]:
-                raise FileFormatError(f"{self.path / file} has no tensor {name}, which {_INDEX} places there")
+                raise FileFormatError(f"{self.path / file} has no tensor {name}, which {INDEX} places there")
         return {name: self._shards[file] for name, file in weight_map.items()}
 
     def _only_file(self) -> str:
         if (self.path / _SINGLE).exists():
             return _SINGLE
-        files = sorted(
-            p.name for p in self.path.glob("*.safetensors") if p.name != "adapter_model.safetensors"
-        )
+        files = sorted(p.name for p in self.path.glob("*.safetensors") if is_model_weights(p.name))
         if not files:
-            raise ModelNotFoundError(f"{self.path} has no {_SINGLE} and no {_INDEX}")
+            raise ModelNotFoundError(f"{self.path} has no {_SINGLE} and no {INDEX}")
         if len(files) > 1:
             raise ModelNotFoundError(
-                f"{self.path} has {len(files)} safetensors files ({', '.join(files[:5])}) but no {_INDEX} "
+                f"{self.path} has {len(files)} safetensors files ({', '.join(files[:5])}) but no {INDEX} "
                 "that says what is where"
             )
         return files[0]

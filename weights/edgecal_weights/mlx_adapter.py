@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .binary_file import Decode, decode_floats, file_sha256
+from .binary_file import Decode, decode_floats
 from .errors import AdapterError, ModelNotFoundError
+from .file_kind import ADAPTER_CONFIG, MLX_WEIGHTS
+from .files import expand, file_sha256
 from .lora_file import (
     FLOATS,
     LARGEST_RANK,
@@ -38,8 +40,6 @@ from .lora_file import (
 from .peft_config import read_adapter_config
 from .safetensors_file import SafetensorsFile
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapters.safetensors"
 _FACTOR = re.compile(r"([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\.(lora_a|lora_b)")
 _IN_LAYER = re.compile(r"model\.layers\.(\d{1,6})\.(.+)")
 _LONGEST_NAME = 256
@@ -55,9 +55,9 @@ class MLXAdapter(LoraFile):
     format = "MLX"
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path).expanduser()
-        self.path = path / WEIGHTS_FILE if path.is_dir() else path
-        self._config_path = self.path.with_name(CONFIG_FILE)
+        path = expand(path, AdapterError)
+        self.path = path / MLX_WEIGHTS if path.is_dir() else path
+        self._config_path = self.path.with_name(ADAPTER_CONFIG)
         self._config = read_adapter_config(self._config_path)
         self._parameters = self._lora_parameters()
         try:

@@ -48,8 +48,11 @@ from edgecal_kernels.quant import (
     packed_shapes,
 )
 
-from .checkpoint import PACKED_FILE, Checkpoint, Fidelity, check_rows
+from .binary_file import check_rows
+from .checkpoint import Checkpoint, Fidelity
 from .errors import FileFormatError, UnsupportedModelError
+from .file_kind import PACKED_FILE
+from .files import parse_json
 from .hf_config import normalize_config, read_json
 from .safetensors_file import SafetensorsFile
 
@@ -176,8 +179,8 @@ class PackedCheckpoint(Checkpoint):
 
     def _json(self, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
         try:
-            value = json.loads(metadata.get(key, "{}"))
-        except (ValueError, RecursionError) as error:
+            value = parse_json(metadata.get(key, "{}"))
+        except ValueError as error:
             raise FileFormatError(f"{self.file_path}: metadata {key} is not valid JSON: {error}") from error
         if not isinstance(value, dict):
             raise FileFormatError(f"{self.file_path}: metadata {key} is not a JSON object")

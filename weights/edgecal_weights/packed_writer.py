@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +21,9 @@ from numpy.typing import NDArray
 
 from edgecal_kernels.quant import TILE_ROWS, QuantizedTensor
 
-from .checkpoint import PACKED_FILE
 from .errors import StorageError
+from .file_kind import PACKED_FILE
+from .files import reason, staging_directory
 from .packed import SIDE_FILES, FileLayout
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -38,21 +38,15 @@ def new_directory(target: Path, needed: int, *, overwrite: bool) -> Iterator[Pat
     it. Raises StorageError for everything that the operating system objects to.
     """
     check_target(target, overwrite)
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(target.parent).free
-        if free < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        partial.mkdir()
-        yield partial
-        _take_place(partial, target)
+        with staging_directory(target) as partial:
+            free = shutil.disk_usage(target.parent).free
+            if free < needed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield partial
+            _take_place(partial, target)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise _storage_error(target, needed, error) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -91,7 +85,6 @@ def _take_place(partial: Path, target: Path) -> None:
 
 
 def _storage_error(target: Path, needed: int, error: OSError) -> StorageError:
-    reason = error.strerror or str(error)
     folder = target.parent
     while not folder.exists():
         folder = folder.parent
@@ -101,7 +94,7 @@ def _storage_error(target: Path, needed: int, error: OSError) -> StorageError:
         free = "the free space there is unknown"
     advice = "free some space or choose another disk" if error.errno in _NO_SPACE else "check the folder's permissions"
     return StorageError(
-        f"{target} could not be written: {reason}. It needs {needed:,} bytes and {free}; {advice}. "
+        f"{target} could not be written: {reason(error)}. It needs {needed:,} bytes and {free}; {advice}. "
         "Nothing half-written was left"
     )
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .binary_file import Decode, decode_floats, file_sha256
+from .binary_file import Decode, decode_floats
 from .errors import AdapterError, ModelNotFoundError
+from .file_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MLX_WEIGHTS, PICKLE_ENDINGS, PICKLE_RISK, describe
+from .files import expand, file_sha256, path_hint
 from .lora_file import FLOATS, LARGEST_RANK, LoraFile, LoraModule, StoredTensor, check_finite, stored_tensors
 from .peft_config import PeftConfig
 from .safetensors_file import SafetensorsFile
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 _FACTOR = re.compile(r"base_model\.model\.([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\.lora_(A|B)\.weight")
 _LONGEST_NAME = 256
@@ -52,8 +52,8 @@ class PeftAdapter(LoraFile):
     format = "PEFT"
 
     def __init__(self, path: str | Path) -> None:
-        self.path = weights = _weights_path(Path(path).expanduser())
-        self.config = PeftConfig(weights.with_name(CONFIG_FILE))
+        self.path = weights = _weights_path(expand(path, AdapterError))
+        self.config = PeftConfig(weights.with_name(ADAPTER_CONFIG))
         try:
             self._file = SafetensorsFile(weights)
         except ModelNotFoundError as error:
@@ -160,27 +160,30 @@ def _describe_foreign(name: str) -> str:
 
 
 def _weights_path(path: Path) -> Path:
-    if path.suffix in (".bin", ".pt", ".pth", ".pkl") and path.is_file():
-        raise AdapterError(_pickle_advice(path))
     if not path.is_dir():
+        if path.suffix in PICKLE_ENDINGS and path.exists():
+            raise AdapterError(_pickle_advice(path))
         if path.suffix == ".safetensors" and path.exists():
             return path
+        if path.exists():
+            found = f"it is {describe(path) or 'something else'}"
+        else:
+            found = f"there is no such path{path_hint(path)}"
         raise AdapterError(
-            f"{path} is not an adapter: expected a directory with {CONFIG_FILE} and {WEIGHTS_FILE} (PEFT) or "
-            "adapters.safetensors (MLX), or a GGUF adapter"
-            + ("" if path.exists() else "; there is no such path")
+            f"{path} is not an adapter: expected a directory with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} (PEFT) or "
+            f"{MLX_WEIGHTS} (MLX), or a GGUF adapter; {found}"
         )
-    if not (path / WEIGHTS_FILE).exists():
+    if not (path / ADAPTER_WEIGHTS).exists():
         for name in _PICKLES:
             if (path / name).exists():
                 raise AdapterError(_pickle_advice(path / name))
-        missing = WEIGHTS_FILE if (path / CONFIG_FILE).exists() else f"{CONFIG_FILE} and no {WEIGHTS_FILE}"
+        missing = ADAPTER_WEIGHTS if (path / ADAPTER_CONFIG).exists() else f"{ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}"
         raise AdapterError(f"{path} holds no adapter: there is no {missing}")
-    return path / WEIGHTS_FILE
+    return path / ADAPTER_WEIGHTS
 
 
 def _pickle_advice(path: Path) -> str:
     return (
-        f"{path} is a pickle. Loading one runs whatever code is in it, so edgecal does not; load it with "
-        "PEFT where you trust it and save_pretrained(DIR, safe_serialization=True)"
+        f"{path} is a pickle. {PICKLE_RISK}; load it with PEFT where you trust it and "
+        "save_pretrained(DIR, safe_serialization=True)"
     )

@@ -15,14 +15,13 @@ changed base, unless it was saved converted to a plain LoRA, in which case PEFT 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .binary_file import BinaryFile
-from .errors import AdapterError, WeightsError
+from .errors import AdapterError
+from .files import read_object
 from .lora_file import LARGEST_RANK
 from .safe_pattern import PatternBudget, SafePattern
 
@@ -239,30 +238,7 @@ def _selects(selection: SafePattern | Iterable[str], module: str) -> bool:
 
 def read_adapter_config(path: Path) -> dict[str, Any]:
     """The JSON object in an adapter_config.json; AdapterError names the file."""
-    try:
-        with BinaryFile(path) as file:
-            if file.size > _LARGEST_FILE:
-                raise AdapterError(f"{path} has {file.size} bytes; no adapter configuration is that large")
-            raw = file.read(0, file.size, "the configuration").tobytes()
-    except WeightsError as error:
-        raise AdapterError(f"the adapter's configuration cannot be read: {error}") from error
-    try:
-        values = json.loads(raw, object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise AdapterError(f"{path} holds a JSON {type(values).__name__}, expected an object")
-    return values
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """PEFT would take the last of two equal keys, a reviewer reads the first: neither is right."""
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {key!r} occurs twice")
-        result[key] = value
-    return result
+    return read_object(path, _LARGEST_FILE, error=AdapterError)
 
 
 def _shorten(value: Any) -> str:

@@ -22,7 +22,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,14 +43,13 @@ from edgecal_kernels.quant import (
     quantize,
 )
 
-from .checkpoint import PACKED_FILE, Checkpoint
+from .checkpoint import Checkpoint
 from .errors import FileFormatError, WeightsError
+from .file_kind import PACKED_FILE
+from .files import Progress
 from .packed import FLOAT, PackedCheckpoint, TensorSpec, lay_out, tile_rows
 from .packed_writer import WeightFile, check_target, new_directory, write_file
 from .quantize_report import ErrorSum, LossKind, QuantizeReport, TensorError, format_totals, source_name
-
-Progress = Callable[[int, int, str], None]
-"""Called with bytes done, bytes in all, and what is being worked on. May raise to stop the work."""
 
 QUANTIZE_FORMATS = ("auto", "keep", *FORMATS)
 EMBEDDING_FORMATS = ("auto", *FORMATS, FLOAT)

@@ -17,10 +17,8 @@ first on.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .binary_file import BinaryFile
-from .calibration_file import AdapterReference, BaseModelFacts
 from .errors import FileFormatError, WeightsError
-from .file_kind import describe_file
-from .peft_config import unique_keys
+from .export_metadata import SHA256, AdapterReference, BaseModelFacts, MetadataReader
+from .file_kind import describe
+from .files import expand
 from .safetensors_file import SafetensorsFile
 
 FORMAT, VERSION = "edgecal-reference", "1"
@@ -39,8 +37,8 @@ KINDS = ("delta", "input", "output", "input_ids", "logits_last4", "greedy_ids")
 DTYPES = ("float32", "float64")
 _REQUIRED = ("format", "version", "method", "adapters", "base_model", "dtype", "cases")
 _OPTIONAL = ("calibration", "calibration_sha256", "weights", "options", "thin", "made_with")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _LONGEST = 1 << 20  # ids of one case
+_THINNEST = 999_999
 
 
 @dataclass(frozen=True)
@@ -70,11 +68,11 @@ class ReferenceFile:
     """An opened reference file; a context manager. FileFormatError names the file and the key or tensor."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expand(path, FileFormatError)
         try:
             self._file = SafetensorsFile(self.path)
         except WeightsError as error:
-            found = describe_file(self.path)
+            found = describe(self.path)
             hint = f"; it is {found}" if found else ""
             raise type(error)(f"the reference cannot be read: {error}{hint}") from None
         try:
@@ -149,113 +147,45 @@ class ReferenceFile:
         self.close()
 
 
-class _Reader:
+class _Reader(MetadataReader):
     def __init__(self, path: Path, values: Mapping[str, str]) -> None:
-        self.path, self.values = path, values
+        super().__init__(path, values, FileFormatError)
 
     def read(self) -> ReferenceMetadata:
-        if self.values.get("format") != FORMAT:
-            found = describe_file(self.path)
-            raise self._wrong("format", FORMAT + (f" (this is {found})" if found else ""))
-        if self.values.get("version") != VERSION:
-            raise self._wrong("version", f"{VERSION}; write it again with the exporter of docs/export.md")
-        for key in self.values:
-            if key not in (*_REQUIRED, *_OPTIONAL):
-                known = ", ".join((*_REQUIRED, *_OPTIONAL))
-                raise FileFormatError(f"{self.path}: unknown metadata key {key[:80]!r}; version {VERSION} has {known}")
+        known = (*_REQUIRED, *_OPTIONAL)
+        self.check_format(FORMAT, VERSION, "write it again with the exporter of docs/export.md", known)
         for key in _REQUIRED:
             if not self.values.get(key):
-                raise self._wrong(key, "a value")
+                raise self.wrong(key, "a value")
         if self.values["dtype"] not in DTYPES:
-            raise self._wrong("dtype", f"{' or '.join(DTYPES)}: lower precision is no reference")
-        adapters = self._adapters()
+            raise self.wrong("dtype", f"{' or '.join(DTYPES)}: lower precision is no reference")
+        adapters = self.adapters()
         return ReferenceMetadata(
             method=self.values["method"],
             adapters=adapters,
-            base_model=self._base(),
+            base_model=self.base_model(),
             calibration=self.values.get("calibration") or None,
-            calibration_sha256=self._sha(),
-            weights=self._weights(len(adapters)),
-            options=self._object("options", "a JSON object, as in a recipe") if self.values.get("options") else {},
+            calibration_sha256=self._sha256(),
+            weights=self.weights(len(adapters)) if self.values.get("weights") else None,
+            options=self.object("options", "a JSON object, as in a recipe") if self.values.get("options") else {},
             cases=self._cases(),
             dtype=self.values["dtype"],
-            thin=self._thin(),
+            thin=self.whole("thin", _THINNEST, "1"),
             made_with=self.values.get("made_with", ""),
         )
 
-    def _wrong(self, key: str, expected: str) -> FileFormatError:
-        found = self.values.get(key)
-        shown = "there is none" if found is None else f"found {found[:80]!r}"
-        return FileFormatError(f"{self.path}: metadata key {key!r}: expected {expected}; {shown}")
-
-    def _json(self, key: str, expected: str) -> Any:
-        try:
-            return json.loads(self.values[key], object_pairs_hook=unique_keys)
-        except (KeyError, ValueError, RecursionError):
-            raise self._wrong(key, expected) from None
-
-    def _object(self, key: str, expected: str) -> dict[str, Any]:
-        value = self._json(key, expected)
-        if not isinstance(value, dict):
-            raise self._wrong(key, expected)
-        return value
-
-    def _adapters(self) -> tuple[AdapterReference, ...]:
-        expected = 'a JSON list of {"name", "sha256"}, one per adapter, sha256 as 64 lower-case hex digits'
-        entries = self._json("adapters", expected)
-        if not isinstance(entries, list) or not all(
-            isinstance(entry, dict)
-            and set(entry) == {"name", "sha256"}
-            and isinstance(entry["name"], str)
-            and isinstance(entry["sha256"], str)
-            and _SHA256.fullmatch(entry["sha256"])
-            for entry in entries
-        ):
-            raise self._wrong("adapters", expected)
-        return tuple(AdapterReference(**entry) for entry in entries)
-
-    def _base(self) -> BaseModelFacts:
-        names = [f.name for f in fields(BaseModelFacts)]
-        expected = f"a JSON object with {', '.join(names)}"
-        facts = self._object("base_model", expected)
-        if set(facts) != set(names) or not all(
-            isinstance(value, str) if name in ("name", "model_type") else type(value) is int
-            for name, value in facts.items()
-        ):
-            raise self._wrong("base_model", expected)
-        return BaseModelFacts(**facts)
-
-    def _sha(self) -> str | None:
+    def _sha256(self) -> str | None:
         value = self.values.get("calibration_sha256") or None
-        if value is not None and not _SHA256.fullmatch(value):
-            raise self._wrong("calibration_sha256", "64 lower-case hex digits")
+        if value is not None and not SHA256.fullmatch(value):
+            raise self.wrong("calibration_sha256", "64 lower-case hex digits")
         return value
-
-    def _weights(self, count: int) -> tuple[float, ...] | None:
-        if not self.values.get("weights"):
-            return None
-        expected = f"a JSON list of {count} numbers below 1e9, one per adapter"
-        weights = self._json("weights", expected)
-        if (
-            not isinstance(weights, list)
-            or len(weights) != count
-            or not all(type(w) in (int, float) and abs(w) < 1e9 for w in weights)
-        ):
-            raise self._wrong("weights", expected)
-        return tuple(float(w) for w in weights)
 
     def _cases(self) -> dict[str, dict[str, Any]]:
-        cases = self._object("cases", "a JSON object of cases by name")
+        cases = self.object("cases", "a JSON object of cases by name")
         if not all(name and isinstance(case, dict) for name, case in cases.items()):
-            raise self._wrong("cases", "a JSON object whose values are objects")
+            raise self.wrong("cases", "a JSON object whose values are objects")
         for name, case in cases.items():
             length = case.get("n_new_tokens")
             if length is not None and (type(length) is not int or length < 1):
-                raise self._wrong("cases", f"n_new_tokens of {name[:40]!r} to be the number of its answer's ids")
+                raise self.wrong("cases", f"n_new_tokens of {name[:40]!r} to be the number of its answer's ids")
         return cases
-
-    def _thin(self) -> int:
-        text = self.values.get("thin", "1")
-        if not re.fullmatch(r"[1-9]\d{0,5}", text):
-            raise self._wrong("thin", "a whole number of 1 or more: every how many rows are stored")
-        return int(text)

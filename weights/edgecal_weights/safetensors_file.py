@@ -13,10 +13,9 @@ contain, and is refused by name when it is read.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from .binary_file import FLOAT_BYTES, BinaryFile, Decode, decode_floats
-from .checkpoint import check_rows
+from .binary_file import FLOAT_BYTES, BinaryFile, Decode, check_rows, decode_floats
 from .errors import FileFormatError, UnsupportedModelError
+from .files import atomic_write, parse_json
 
 # The format allows 100 MB, which Python's JSON would turn into more than a gigabyte of objects; a header of a
 # model with 10,000 tensors is about 1.5 MB.
@@ -76,18 +76,16 @@ class SafetensorsFile:
             )
         self._data_start = 8 + length
         try:
-            header = json.loads(
-                self._file.read(8, length, "the header").tobytes(), object_pairs_hook=_without_duplicates
-            )
-        except (ValueError, RecursionError) as error:
-            raise FileFormatError(
-                f"{self.path}: the safetensors header is not valid JSON: {error}"
-            ) from error
+            header = parse_json(self._file.read(8, length, "the header").tobytes())
+        except ValueError as error:
+            raise FileFormatError(f"{self.path}: the safetensors header is not valid JSON: {error}") from error
         if not isinstance(header, dict):
             raise FileFormatError(f"{self.path}: the safetensors header is not a JSON object")
         return header
 
     def _metadata(self, fields: Any) -> dict[str, str]:
+        if fields is None:  # some writers put null where there is nothing to say
+            return {}
         if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
             raise FileFormatError(f"{self.path}: __metadata__ is not a map of strings to strings")
         return fields
@@ -206,9 +204,12 @@ class SafetensorsFile:
         self.close()
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Two readers may disagree on which of two equal keys counts, so neither is accepted."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return result
+def write_safetensors(
+    path: str | Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write contiguous arrays of any type by name, complete or not at all. StorageError when the disk refuses."""
+    with atomic_write(path) as partial:
+        try:
+            save_file(dict(tensors), partial, None if metadata is None else dict(metadata))
+        except SafetensorError as error:  # an error of the operating system in the library's words
+            raise OSError(str(error)) from error
