@@ -46,7 +46,7 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Hugging Face tensor names. A tied head has none of its own."""
+        """Hugging Face tensor names. Where the configuration ties the head, a copy of it may be stored all the same."""
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:

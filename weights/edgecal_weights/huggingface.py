@@ -4,14 +4,16 @@ Shards are found through model.safetensors.index.json; the headers of all of the
 that a missing shard or a tensor that is not in the shard which the index names is an error before any work
 is done. File names in the index come from strangers: only plain names inside the directory are followed.
 
-Two irregularities of real checkpoints are smoothed out. Old ones store a buffer `rotary_emb.inv_freq` per
+Some irregularities of real checkpoints are smoothed out. Old ones store a buffer `rotary_emb.inv_freq` per
 layer, which is computed, not learned: it is hidden. Ones that were saved from the bare model (without its
-head) lack the prefix "model.": it is added. A checkpoint that was itself quantized (GPTQ, AWQ, bitsandbytes
-...) is refused.
+head) lack the prefix "model.": it is added. A head that the configuration ties to the embedding may be stored
+all the same: one that differs is a head of its own, as in transformers 5. A checkpoint that was itself
+quantized (GPTQ, AWQ, bitsandbytes ...) is refused.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,8 @@ from .safetensors_file import SafetensorsFile
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_COMPARED = 1 << 18  # numbers at a time
 _SINGLE = "model.safetensors"
 
 
@@ -53,7 +57,28 @@ class HFCheckpoint(Checkpoint):
             for name, shard in located.items()
             if not name.endswith("rotary_emb.inv_freq")
         }
-        self.config.setdefault("tie_word_embeddings", "lm_head.weight" not in self._place)
+        self._settle_head()
+
+    def _settle_head(self) -> None:
+        """Whether head and embedding are one. As in transformers 5 (`tie_weights`), the configuration decides unless
+        the files hold both and they differ; where they hold one of the two, it serves as both. A configuration that
+        does not say, whatever its family means by that, is of a head that equals the embedding, or of one of its own.
+        """
+        tied = self.config.setdefault("tie_word_embeddings", True)
+        if not tied or _HEAD not in self._place:
+            return
+        if _EMBEDDING not in self._place:
+            self._place[_EMBEDDING] = self._place.pop(_HEAD)
+        elif not self._are_equal(_HEAD, _EMBEDDING):
+            self.config["tie_word_embeddings"] = False
+
+    def _are_equal(self, one: str, other: str) -> bool:
+        shape = self.shape(one)
+        if shape != self.shape(other) or not shape:
+            return False
+        step = max(1, _COMPARED // max(1, math.prod(shape[1:])))
+        rows = [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+        return all(np.array_equal(self.read_rows(one, *block), self.read_rows(other, *block)) for block in rows)
 
     def _refuse_quantized(self) -> None:
         recipe = self.config.get("quantization_config")
