@@ -212,6 +212,37 @@ def test_frequency_factors(tmp_path, rng):
 
 
 @pytest.mark.parametrize(
+    ("kind", "factor", "old", "expected"),
+    [
+        ("linear", 4.0, None, 4.0),
+        ("linear", 0.0, None, 1.0),
+        ("linear", None, None, 1.0),
+        ("linear", None, 2.0, 2.0),
+        ("linear", 4.0, 2.0, 4.0),
+        ("linear", 0.0, 2.0, 1.0),  # the old key is looked at only where the new one is missing
+        (None, 4.0, None, 4.0),  # linear is what a file means that does not say
+        (None, None, 2.0, 2.0),
+        (None, 0, None, 1.0),
+        (None, None, 0.0, 1.0),
+        ("none", 4.0, 2.0, 1.0),
+    ],
+)
+def test_linear_rope_scaling_as_llama_cpp_reads_it(tmp_path, rng, kind, factor, old, expected):
+    """llama_model_base::load_hparams: the factor, else its old name, else 0; 0 is 1. Nothing is scaled for "none"."""
+    keys = {"rope__scaling__type": kind, "rope__scaling__factor": factor, "rope__scale_linear": old}
+    with GGUFCheckpoint(write_gguf(tmp_path / "m.gguf", "llama", weights("llama", rng), **keys)) as checkpoint:
+        found = checkpoint.config["rope_scaling"]
+    assert found == (None if expected == 1 else {"rope_type": "linear", "factor": expected})
+
+
+@pytest.mark.parametrize("key", ["rope__scaling__factor", "rope__scale_linear"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "4"])
+def test_rope_factors_that_make_no_sense(tmp_path, rng, key, value):
+    with pytest.raises(FileFormatError, match="llama.rope.scal.* expected a positive number"):
+        GGUFCheckpoint(write_gguf(tmp_path / "m.gguf", "llama", weights("llama", rng), **{key: value}))
+
+
+@pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}, "'yarn' is not served"),

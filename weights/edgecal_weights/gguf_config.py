@@ -119,16 +119,18 @@ class _Keys:
                 )
 
     def linear_factor(self) -> float:
-        kind = self._metadata.get(f"{self.arch}.rope.scaling.type")
-        if kind in (None, "none"):
-            # Files from before rope.scaling.type spell linear scaling as scale_linear.
-            return self.number("rope.scale_linear", 1.0)
+        """As llama.cpp reads it: linear where the file does not say how, and no factor, or 0, is 1."""
+        kind = self._metadata.get(f"{self.arch}.rope.scaling.type", "linear")
+        if kind == "none":
+            return 1.0
         if kind != "linear":
             raise UnsupportedModelError(
                 f"{self.path}: rope scaling {kind!r} is not served; known: linear, and rope_freqs.weight"
             )
-        factor = self._get("rope.scaling.factor", 1.0)
-        return 1.0 if factor == 0 else self.number("rope.scaling.factor", 1.0)  # as llama.cpp reads it
+        key = "rope.scaling.factor"
+        if f"{self.arch}.{key}" not in self._metadata:
+            key = "rope.scale_linear"  # its name in older files
+        return 1.0 if self._get(key, 0) == 0 else self.number(key)
 
 
 def family_of(metadata: Mapping[str, Any], path: Path) -> Family:
