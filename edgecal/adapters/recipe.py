@@ -23,6 +23,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edgecal_weights.files import expand
+
 from ..errors import AdapterError, CalibrationError, RecipeError
 from .calibration import Calibration
 from .compiled import CompiledAdapter, CompiledPair
@@ -144,7 +146,7 @@ class Recipe:
     @classmethod
     def from_file(cls, path: str | Path) -> Recipe:
         """From a YAML or JSON file; RecipeError names the file and the key."""
-        path = Path(path).expanduser()
+        path = expand(path, RecipeError)
         values = read_recipe(path)
         try:
             return cls(**arguments(values, path.parent))

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from edgecal_weights.checkpoint import Checkpoint
+from edgecal_weights.files import expand
 
 from ..adapters.calibration import Calibration, component
 from ..adapters.gram import Factors, cosine
@@ -219,7 +220,7 @@ def _look(
 ) -> tuple[LoraAdapter | None, AdapterDiagnosis]:
     try:
         adapter = LoraAdapter.load(path, name).on_base(architecture.facts)
-        report = inspect_adapter(Path(path).expanduser(), architecture.config, model)
+        report = inspect_adapter(expand(path, AdapterError), architecture.config, model)
     except EdgecalError as error:
         return None, AdapterDiagnosis(name, str(path), None, str(error))
     match, refusal = report.match, None

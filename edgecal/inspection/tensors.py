@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgecal_weights.files import parse_json
 from edgecal_weights.quantize_report import FormatTotal, format_totals
 from edgecal_weights.safetensors_file import SafetensorsFile
 
@@ -109,8 +109,8 @@ def _json(text: str | None) -> Any:
     if text is None:
         return []
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # a plain name, as good as a list of one
+        return parse_json(text, unique=False)
+    except ValueError:  # a plain name, as good as a list of one
         return [text]
 
 

@@ -9,6 +9,7 @@ the names of what is in them. Nothing is ever unpickled.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 from enum import Enum
 from pathlib import Path
@@ -24,6 +25,7 @@ INDEX = "model.safetensors.index.json"
 PACKED_FILE = "edgecal-packed.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MLX_WEIGHTS = "adapters.safetensors"
+PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)  # of a GGUF model in several files
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".pkl")
 PICKLE_RISK = "Loading a pickle runs whatever code is in it, so edgecal does not"
 _LARGEST_CONFIG = 4 << 20

@@ -28,6 +28,7 @@ from . import gguf_blocks
 from .binary_file import check_rows
 from .checkpoint import Checkpoint, Fidelity
 from .errors import FileFormatError, ModelNotFoundError, UnsupportedModelError
+from .file_kind import PART_NAME
 from .gguf_config import ROPE_FACTORS, family_of, hf_name, model_config
 from .gguf_file import GGUFFile, GGUFTensor
 from .gguf_special_tokens import SpecialTokens
@@ -35,7 +36,6 @@ from .gguf_special_tokens import SpecialTokens
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 _MAX_PARTS = 256
 _BLOCK_WEIGHTS = 1 << 18  # decoded at once
 # Buffers of old converters that follow from the configuration.

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import HubError, ModelNotFoundError, StorageError, WeightsError
-from .file_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, MODEL_CONFIG, is_model_weights
+from .file_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, MODEL_CONFIG, PART_NAME, is_model_weights
 from .files import Progress
 from .hf_config import read_json
 
@@ -41,7 +41,6 @@ _SIDE_FILES = (
 _TEMPLATE = re.compile(r"additional_chat_templates/[^/]+\.jinja")
 _ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 MODEL_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<quant>[\w.-]+))?")
-_SPLIT = re.compile(r"(.+)-(\d{5})-of-\d{5}\.gguf", re.IGNORECASE)
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
@@ -142,7 +141,7 @@ def _one_gguf(repo: str, ggufs: Sequence[str], quant: str | None) -> list[str]:
     """The parts of the one GGUF model that `quant` names (any, if there is only one)."""
     models: dict[str, list[str]] = {}
     for name in sorted(ggufs):
-        split = _SPLIT.fullmatch(name)
+        split = PART_NAME.fullmatch(name)
         models.setdefault(split[1] if split else name[: -len(".gguf")], []).append(name)
     if quant is not None:
         tail = re.compile(rf"(^|[-._/]){re.escape(quant)}$", re.IGNORECASE)

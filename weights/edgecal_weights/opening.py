@@ -20,6 +20,7 @@ from .file_kind import (
     ADAPTERS,
     MODEL_CONFIG,
     PACKED_FILE,
+    PART_NAME,
     PICKLE_ENDINGS,
     PICKLE_RISK,
     Kind,
@@ -28,7 +29,7 @@ from .file_kind import (
     identify_model,
 )
 from .files import Progress, expand, path_hint, reason
-from .gguf_checkpoint import PART_NAME, GGUFCheckpoint
+from .gguf_checkpoint import GGUFCheckpoint
 from .hub import MODEL_ID, download
 from .huggingface import HFCheckpoint
 from .packed import PackedCheckpoint

@@ -44,9 +44,9 @@ from edgecal_kernels.quant import (
 )
 
 from .checkpoint import Checkpoint
-from .errors import FileFormatError, WeightsError
+from .errors import FileFormatError, StorageError, WeightsError
 from .file_kind import PACKED_FILE
-from .files import Progress
+from .files import Progress, expand
 from .packed import FLOAT, PackedCheckpoint, TensorSpec, lay_out, tile_rows
 from .packed_writer import WeightFile, check_target, new_directory, write_file
 from .quantize_report import ErrorSum, LossKind, QuantizeReport, TensorError, format_totals, source_name
@@ -169,7 +169,7 @@ def quantize_checkpoint(
     and whatever the checkpoint's tokenizer raises.
     """
     started = time.perf_counter()
-    target = Path(os.path.realpath(Path(out_dir).expanduser()))
+    target = Path(os.path.realpath(expand(out_dir, StorageError)))
     check_target(target, overwrite)
     decisions = plan(checkpoint, format, group_size, embedding_format)
     side_files = _side_files(checkpoint)
