@@ -49,4 +49,4 @@ def test_refusals(folder):
     done = edgecal("doctor", folder / "nowhere", "--adapter", folder / "a", home=folder)
     assert done.returncode == 1 and "no such file" in done.stderr
     done = edgecal("doctor", folder / "model", "--adapter", folder / "a", "--calibration", folder / "a", home=folder)
-    assert done.returncode == 1 and "this is the directory of a PEFT adapter" in " ".join(done.stdout.split())
+    assert done.returncode == 1 and "it is the directory of a PEFT adapter" in " ".join(done.stdout.split())

@@ -107,7 +107,7 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         ([*one, *out, "--method", "ties", "--option", "density=x"], 1, "option 'density' is 'x'"),
         ([*one, *out, "--step", "summary:Do it"], 1, "multi_step does not merge"),
         ([folder / "names.json", *out], 1, "where its adapter 'summary' is: give --adapter summary=PATH"),
-        ([folder / "nowhere.yaml", *out], 1, "there is no such file"),
+        ([folder / "nowhere.yaml", *out], 1, "cannot be read: No such file"),
         ([folder / "ties.yaml", *out, "--method", "ties"], 1, "a recipe file says everything"),
         ([folder / "ties.yaml", *out, "--adapter", f"summary={folder / 'formal'}"], 1, "give one of the two"),
     ):

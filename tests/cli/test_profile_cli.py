@@ -143,7 +143,7 @@ def test_compare_exit_codes(saved, folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("nonsense", "not JSON"),
+        ("nonsense", "is not valid JSON"),
         ("{}", "is no profile"),
         ('{"schema": "edgecal-profile", "schema_version": 7}', "version 7"),
     ],

@@ -12,7 +12,7 @@ import pytest
 
 from edgecal_kernels.errors import EdgecalError
 from edgecal_weights.errors import FileFormatError, ModelNotFoundError
-from edgecal_weights.gguf_file import GGUFFile
+from edgecal_weights.gguf_file import GGUFFile, general_type
 
 from .samples import gguf_header, gguf_string
 
@@ -253,3 +253,30 @@ def test_flipped_bytes_only_ever_raise_our_errors(sample, tmp_path, rng):
             read_all(path)
         except EdgecalError as error:
             assert "flipped.gguf" in str(error)
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter", None])
+def test_the_type_is_read_without_the_vocabulary(tmp_path, monkeypatch, kind):
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    if kind is not None:
+        writer.add_type(kind)
+    writer.add_block_count(1)
+    writer.add_token_list(["token"] * 1000)
+    writer.add_tensor("a", np.zeros((1, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with GGUFFile(path) as file:
+        assert file.metadata.get("general.type") == kind
+    monkeypatch.setattr("edgecal_weights.gguf_file._Cursor.skip_strings", only_single_strings)
+    assert general_type(path) == kind
+    path.write_bytes(path.read_bytes()[:30])
+    with pytest.raises(FileFormatError, match="m.gguf is truncated"):
+        general_type(path)
+
+
+def only_single_strings(cursor, count, what):
+    assert count == 1, f"{what} was read"
+    cursor.skip(cursor.count("the length of a string", 1000), what)

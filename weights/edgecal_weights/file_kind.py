@@ -17,7 +17,7 @@ from pathlib import Path
 from .binary_file import BinaryFile
 from .errors import EdgecalError, ModelNotFoundError
 from .files import expand, read_object, reason
-from .gguf_file import GGUFFile
+from .gguf_file import general_type
 from .safetensors_file import SafetensorsFile
 
 MODEL_CONFIG = "config.json"
@@ -176,8 +176,7 @@ def _file(path: Path) -> Kind:
 
 def _gguf(path: Path) -> Kind:
     try:
-        with GGUFFile(path) as file:
-            return Kind.GGUF_ADAPTER if file.metadata.get("general.type") == "adapter" else Kind.GGUF
+        return Kind.GGUF_ADAPTER if general_type(path) == "adapter" else Kind.GGUF
     except EdgecalError:
         return Kind.DAMAGED_GGUF
 

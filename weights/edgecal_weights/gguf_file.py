@@ -81,7 +81,7 @@ class GGUFFile:
         self._file = BinaryFile(path)
         try:
             cursor = _Cursor(self._file)
-            self.version = self._preamble(cursor)
+            self.version = _version(cursor)
             n_tensors = cursor.count("the number of tensors", _MAX_COUNT)
             n_keys = cursor.count("the number of metadata keys", _MAX_COUNT)
             self.metadata = Metadata(self._file, cursor, n_keys)
@@ -92,16 +92,6 @@ class GGUFFile:
         except BaseException:
             self._file.close()
             raise
-
-    def _preamble(self, cursor: _Cursor) -> int:
-        if self._file.size < 24 or cursor.take(4, "the magic").tobytes() != b"GGUF":
-            raise FileFormatError(f"{self.path} is not a GGUF file: it does not start with the letters GGUF")
-        version = cursor.u32("the version")
-        if version in (2, 3):
-            return version
-        if version & 0xFFFF == 0:
-            raise FileFormatError(f"{self.path} is a big-endian GGUF file; edgecal reads little-endian ones")
-        raise FileFormatError(f"{self.path} has GGUF version {version}; edgecal reads versions 2 and 3")
 
     def _alignment(self) -> int:
         value = self.metadata.get("general.alignment", 32)
@@ -163,31 +153,57 @@ class GGUFFile:
         self.close()
 
 
+def general_type(path: str | Path) -> str | None:
+    """The metadata `general.type` ("model", "adapter" ...), None where the file does not say. Errors as for GGUFFile.
+
+    Reads up to the tokenizer's keys, a few milliseconds before the rest of a header: only models have them.
+    """
+    with BinaryFile(path) as file:
+        cursor = _Cursor(file)
+        _version(cursor)
+        cursor.count("the number of tensors", _MAX_COUNT)
+        n_keys = cursor.count("the number of metadata keys", _MAX_COUNT)
+        value = Metadata(file, cursor, n_keys, until="tokenizer.").get("general.type")
+        return value if isinstance(value, str) else None
+
+
+def _version(cursor: _Cursor) -> int:
+    path = cursor.file.path
+    if cursor.file.size < 24 or cursor.take(4, "the magic").tobytes() != b"GGUF":
+        raise FileFormatError(f"{path} is not a GGUF file: it does not start with the letters GGUF")
+    version = cursor.u32("the version")
+    if version in (2, 3):
+        return version
+    if version & 0xFFFF == 0:
+        raise FileFormatError(f"{path} is a big-endian GGUF file; edgecal reads little-endian ones")
+    raise FileFormatError(f"{path} has GGUF version {version}; edgecal reads versions 2 and 3")
+
+
 class _Cursor:
     """Reads a header front to back through a window, and refuses to go past the file or the limit."""
 
     def __init__(self, file: BinaryFile) -> None:
-        self._file = file
+        self.file = file
         self._window = np.empty(0, np.uint8)
         self._start = 0  # of the window
         self.position = 0
 
     def _check(self, end: int, what: str) -> None:
-        if end > self._file.size:
+        if end > self.file.size:
             raise FileFormatError(
-                f"{self._file.path} is truncated or corrupt: {what} ends at byte {end}, the file has "
-                f"{self._file.size}"
+                f"{self.file.path} is truncated or corrupt: {what} ends at byte {end}, the file has "
+                f"{self.file.size}"
             )
         if end > _MAX_HEADER:
-            raise FileFormatError(f"{self._file.path}: {what} lies beyond {_MAX_HEADER} bytes of header")
+            raise FileFormatError(f"{self.file.path}: {what} lies beyond {_MAX_HEADER} bytes of header")
 
     def _at(self, n: int, what: str) -> int:
         """Index into the window of the current position, with at least `n` bytes behind it."""
         self._check(self.position + n, what)
         if not self._start <= self.position <= self._start + len(self._window) - n:
             self._start = self.position
-            self._window = self._file.read(
-                self._start, min(max(n, _WINDOW), self._file.size - self._start), what
+            self._window = self.file.read(
+                self._start, min(max(n, _WINDOW), self.file.size - self._start), what
             )
         return self.position - self._start
 
@@ -206,12 +222,12 @@ class _Cursor:
     def count(self, what: str, limit: int) -> int:
         value = int(self.take(8, what).view("<u8")[0])
         if value > limit:
-            raise FileFormatError(f"{self._file.path} is corrupt: {what} is {value}, the limit is {limit}")
+            raise FileFormatError(f"{self.file.path} is corrupt: {what} is {value}, the limit is {limit}")
         return value
 
     def name(self, what: str) -> str:
         raw = self.take(self.count(f"the length of {what}", _MAX_NAME), what)
-        return decode_text(raw.tobytes(), f"{self._file.path}: {what}")
+        return decode_text(raw.tobytes(), f"{self.file.path}: {what}")
 
     def skip_strings(self, count: int, what: str) -> None:
         """Walk over an array of strings. A vocabulary has 150,000, so the inner loop touches the window
@@ -224,7 +240,7 @@ class _Cursor:
             while count and at <= last:
                 (n,) = length(window, at)
                 if n > _MAX_STRING:
-                    raise FileFormatError(f"{self._file.path} is corrupt: a string of {what} has {n} bytes")
+                    raise FileFormatError(f"{self.file.path} is corrupt: a string of {what} has {n} bytes")
                 at += 8 + n
                 count -= 1
             self.skip(self._start + at - self.position, what)
@@ -243,14 +259,16 @@ class _Stored:
 class Metadata(Mapping[str, Any]):
     """The key-value pairs. Numbers are at hand; strings and arrays (as lists) are read from the file at
     each access, so keep what you use more than once. Raises FileFormatError for text that is not UTF-8, and
-    after a read error.
+    after a read error. Of the keys from the first on that begins with `until`, nothing is known.
     """
 
-    def __init__(self, file: BinaryFile, cursor: _Cursor, n_keys: int) -> None:
+    def __init__(self, file: BinaryFile, cursor: _Cursor, n_keys: int, until: str | None = None) -> None:
         self._file = file
         self._values: dict[str, Any] = {}
         for _ in range(n_keys):
             key = cursor.name("a metadata key")
+            if until is not None and key.startswith(until):
+                return
             if key in self._values:
                 raise FileFormatError(f"{file.path} has the metadata key {key!r} twice")
             self._values[key] = self._measure(cursor, key)
@@ -317,10 +335,10 @@ def _read_record(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name = cursor.name("a tensor name")
     n_dims = cursor.u32(f"the dimensions of {name!r}")
     if not 1 <= n_dims <= 4:
-        raise FileFormatError(f"{cursor._file.path} is corrupt: {name!r} has {n_dims} dimensions")
+        raise FileFormatError(f"{cursor.file.path} is corrupt: {name!r} has {n_dims} dimensions")
     dims = cursor.take(8 * n_dims, f"the shape of {name!r}").view("<u8").tolist()
     if 0 in dims:
-        raise FileFormatError(f"{cursor._file.path} is corrupt: {name!r} has the shape {dims}")
+        raise FileFormatError(f"{cursor.file.path} is corrupt: {name!r} has the shape {dims}")
     type_id = cursor.u32(f"the type of {name!r}")
     offset = int(cursor.take(8, f"the place of {name!r}").view("<u8")[0])
     return name, tuple(reversed(dims)), type_id, offset

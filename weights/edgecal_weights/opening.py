@@ -139,6 +139,6 @@ def _advice(path: Path, kind: Kind) -> str:
         )
     if kind is Kind.PICKLE:
         return f", not a model. {PICKLE_RISK}"
-    return ", not a model: expected a GGUF file or a directory" if kind is not Kind.UNKNOWN else (
-        ": expected a GGUF file, a directory with a model, or a hub id"
-    )
+    if kind is Kind.UNKNOWN:
+        return ": expected a GGUF file, a directory with a model, or a hub id"
+    return ", not a model: expected a GGUF file or a directory"
