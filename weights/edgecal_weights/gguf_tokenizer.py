@@ -46,8 +46,7 @@ def build_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
         path: the file, for messages.
 
     Raises:
-        FileFormatError: a missing key, lengths that differ, duplicate tokens, merges of unknown tokens, ids
-            outside the vocabulary.
+        FileFormatError: a missing key, lengths that differ, duplicate tokens, merges of unknown tokens.
         UnsupportedModelError: another kind of vocabulary or an unknown pre-tokenizer.
     """
     return _Builder(metadata, path).build()
@@ -159,12 +158,12 @@ class _Builder:
             # Best score first; among equals the longer left half, then the order of the vocabulary. Runs of spaces
             # come before everything, in the order of the vocabulary and the shorter left half first.
             run = index in self.space_runs
-            rank = (0, index) if run else (1, ranks[index])
+            rank = index if run else ranks[index]
             for cut in range(1, len(token)):
                 left = self.vocab.get(token[:cut])
                 right = self.vocab.get(token[cut:])
                 if left is not None and right is not None:
-                    found.append((rank, cut if run else -cut, cut - len(token), index, left, right))
+                    found.append((not run, rank, cut if run else -cut, cut - len(token), index, left, right))
         found.sort()
         return [(self.tokens[left], self.tokens[right]) for *_, left, right in found]
 
