@@ -4,8 +4,9 @@
 PYTHON ?= python3
 DEMO := .venv
 TEST := .venv-test
+DOCS := .venv-docs
 
-.PHONY: demo test test-arm lint clean
+.PHONY: demo test test-arm lint docs clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/edgecal pull demo
@@ -24,9 +25,18 @@ lint: $(TEST)/.installed
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/mypy
 
+# Into site/: pages and the API reference. A warning (a link that leads nowhere, a docstring that is no Markdown) is an error.
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
 $(DEMO)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DEMO)
 	$(DEMO)/bin/python -m pip install -q -e ".[demo]"
+	touch $@
+
+$(DOCS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install -q -e ".[docs]"
 	touch $@
 
 # PyTorch comes first and alone, so that nothing else in the list can choose another build of it.
@@ -37,4 +47,4 @@ $(TEST)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(DEMO) $(TEST) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(DEMO) $(TEST) $(DOCS) site build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
