@@ -1,8 +1,9 @@
-"""What the documentation says is so: links lead somewhere, its examples run, its picture is what is drawn."""
+"""What the documentation says is so: the files that it names exist, its examples run, its picture is what is drawn."""
 
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import re
 import runpy
 import sys
@@ -13,14 +14,41 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+import edgecal
+
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "kernels/README.md"]
+PAGES = [ROOT / page for page in ("CONTRIBUTING.md", "README.md", "kernels/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+# A page names a file from the root, or by the folder that it is about
+FOLDERS = ["", "docs", "kernels", "kernels/edgecal_kernels", "kernels/edgecal_kernels/isa", "weights/edgecal_weights"]
+FOLDERS += ["edgecal", "edgecal/adapters", "edgecal/adapters/merge", "edgecal/cli", "weights", "tests"]
+FOREIGN = {"adapter_config.json", "config.json", "tokenizer.json", "modeling_NAME.py", "before.json", "after.json"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = re.sub(r"^( *)```.*?^\1```", "", page.read_text(), flags=re.M | re.S)
+    named = {*re.findall(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|md|json|yml|svg))`", text)}
+    named |= {*re.findall(r"`((?:[\w.-]+/)+)`", text)}
+    ours = [name for name in sorted(named - FOREIGN) if "NAME" not in name and not name.startswith("result")]
+    missing = [name for name in ours if not any((ROOT / folder / name).exists() for folder in FOLDERS)]
+    assert not missing, f"{page.name} names {', '.join(missing)}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s#]+)[^)\s]*\)", page.read_text()):
         assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_api_reference_has_every_public_name() -> None:
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    shown = re.findall(r"^::: ([\w.]+)$", pages, re.M)
+    assert len(set(shown)) == len(shown)
+    for name in edgecal.__all__:
+        assert f"edgecal.{name}" in shown or name == "__version__", f"{name} is in no page of docs/api"
+    for name in shown:
+        assert pkgutil.resolve_name(name) is not None
 
 
 def test_the_picture_is_what_the_script_draws() -> None:
