@@ -4,8 +4,17 @@
 PYTHON ?= python3
 DEMO := .venv
 TEST := .venv-test
+DOCS := .venv-docs
+# What `make quick` runs: files that need no PyTorch, no transformers, no compiled kernels and no real model
+QUICK := tests/test_structure.py tests/test_docs.py tests/edgecal/test_conversation.py tests/search/test_losses.py \
+  $(patsubst %,tests/adapters/test_%.py,blas calibrated_recipes calibration export lora merge merge_methods \
+    mergekit_spelling parameter_counts recipe recipe_files) \
+  $(patsubst %,tests/inspection/test_%.py,diagnosis inspection) \
+  $(patsubst %,tests/text/test_%.py,stopping text_stream) \
+  $(patsubst %,tests/weights/test_%.py,calibration_file gguf_blocks gguf_file packed safe_pattern) \
+  tests/cli/test_doctor_cli.py
 
-.PHONY: demo test test-arm lint clean
+.PHONY: demo test quick test-arm lint docs clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/edgecal pull demo
@@ -14,6 +23,10 @@ demo: $(DEMO)/.installed
 
 test: $(TEST)/.installed
 	$(TEST)/bin/python -m pytest
+
+# A subset for while one works, under a minute: no PyTorch, no transformers, and NumPy in the place of compiled kernels.
+quick: $(DEMO)/.quick
+	EDGECAL_BACKEND=numpy $(DEMO)/bin/python -m pytest -k "not numba" $(QUICK)
 
 # Debian only; minutes, for the processor is emulated. Nothing is installed: all goes to the cache folder.
 test-arm:
@@ -24,9 +37,22 @@ lint: $(TEST)/.installed
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/mypy
 
+# Into site/: pages and the API reference. A warning (a link that leads nowhere, a docstring that is no Markdown) is an error.
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
 $(DEMO)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DEMO)
 	$(DEMO)/bin/python -m pip install -q -e ".[demo]"
+	touch $@
+
+$(DEMO)/.quick: $(DEMO)/.installed
+	$(DEMO)/bin/python -m pip install -q -e ".[demo,quick]"
+	touch $@
+
+$(DOCS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install -q -e ".[docs]"
 	touch $@
 
 # PyTorch comes first and alone, so that nothing else in the list can choose another build of it.
@@ -37,4 +63,4 @@ $(TEST)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(DEMO) $(TEST) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(DEMO) $(TEST) $(DOCS) site build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

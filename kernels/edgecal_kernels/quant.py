@@ -55,8 +55,8 @@ class QuantizedTensor:
 
     An adapter's int8 matrix is narrow or flat, and may do without padding. Its tiles may end with their last column
     quad instead of a whole step: (n_tiles, 1, 64 quads). Rows after the last whole tile may lie in quarter tiles of
-    four: `quarter_codes` uint8 (n_quarters, k_padded / 16, 64), a line being [4 rows][16 columns], and `quarter_scale`
-    float16 (n_quarters, n_groups, 4).
+    four: `quarter_codes` uint8 (n_quarters, k_padded / 16, 64), a line being `[4 rows][16 columns]`, and
+    `quarter_scale` float16 (n_quarters, n_groups, 4).
     """
 
     format: str

@@ -60,7 +60,8 @@ def weights(
         w[f"{layer}.mlp.up_proj.weight"] = normal(FFN, HIDDEN)
         w[f"{layer}.mlp.down_proj.weight"] = normal(HIDDEN, FFN)
     w |= {f"model.norm.{kind}": 1 + normal(HIDDEN) for kind in norms}
-    if not tied:
+    has_head = gguf.MODEL_TENSOR.OUTPUT in gguf.MODEL_TENSORS[ARCH[family]]  # some families are always tied
+    if has_head and not tied:
         w["lm_head.weight"] = normal(VOCAB, HIDDEN)
     return w
 
