@@ -11,7 +11,7 @@ from rich.text import Text
 from ._tables import plain, show_table
 
 if TYPE_CHECKING:
-    from ..verification.comparison import Comparison
+    from ..verification.comparison import TensorComparison
     from ..verification.verify import Verification
 
 _KINDS = {"delta": "dW", "logits_last4": "logits", "greedy_ids": "greedy", "input_ids": "prompt"}
@@ -43,7 +43,7 @@ def show(report: Verification, console: Console) -> None:
     console.print(f"all {count} pass" if not failed else f"{failed} of {count} FAIL")
 
 
-def _numbers(row: Comparison) -> tuple[str, str, str, str]:
+def _numbers(row: TensorComparison) -> tuple[str, str, str, str]:
     if row.measure == "equal":
         where = f"id {row.worst[0]}" if row.worst else ""
         return "equal" if row.passed else "differ", "", "", where
@@ -55,7 +55,7 @@ def _number(value: float) -> str:
     return "-" if math.isnan(value) else "0" if value == 0 else f"{value:.1e}"
 
 
-def _style(row: Comparison) -> str:
+def _style(row: TensorComparison) -> str:
     return "green" if row.passed else "bold red"
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
     from ..engine import Engine
     from ..search.losses import ExampleLosses
-    from ..search.search import Progress, Search
+    from ..search.search import Search, SearchProgress
 
 
 @click.command("search")
@@ -207,7 +207,7 @@ def _places(chosen: RecipeOptions) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _best(now: Progress) -> str:
+def _best(now: SearchProgress) -> str:
     return f"best {now.best_objective:.4f} at {_weights(now.best.weights)}"
 
 

@@ -50,7 +50,7 @@ Loss = Callable[[tuple[float, ...]], float]
 
 
 @dataclass(frozen=True)
-class Progress:
+class SearchProgress:
     """After an evaluation. `reused`: it came out of the record. `objective`s are what is minimised."""
 
     done: int
@@ -137,7 +137,7 @@ class Search:
         temperature: float = TEMPERATURE,
         seed: int = 42,
         record: SearchRecord | None = None,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[SearchProgress], None] | None = None,
     ) -> None:
         if method not in METHODS:
             raise OptionError(f"no search for {method!r}; methods: {', '.join(METHODS)}")
@@ -226,8 +226,8 @@ class Search:
         if self.best is None or objective < self.objective(self.best):
             self.best = evaluation
         if self._progress is not None:
-            best_objective = self.objective(self.best)
-            self._progress(Progress(self.done, self.total, evaluation, self.best, reused, objective, best_objective))
+            best = self.best, self.objective(self.best)
+            self._progress(SearchProgress(self.done, self.total, evaluation, best[0], reused, objective, best[1]))
         return evaluation
 
 

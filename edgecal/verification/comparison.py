@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TensorComparison:
     """One tensor. `worst` is the index of the largest error in the whole tensor (not the thinned one), `found` and
     `wanted` are edgecal's and the reference's number there. `limit` is on `measure`: "relative", "absolute" or "equal"
     (ids). Where nothing could be compared the numbers are nan and `note` says why.
@@ -34,15 +34,15 @@ class Comparison:
         return self.tensor.partition("/")[0]
 
 
-def failed(name: str, shape: tuple[int, ...], measure: str, limit: float, note: str) -> Comparison:
-    return Comparison(name, shape, measure, limit, False, note=note)
+def failed(name: str, shape: tuple[int, ...], measure: str, limit: float, note: str) -> TensorComparison:
+    return TensorComparison(name, shape, measure, limit, False, note=note)
 
 
-def compare_ids(name: str, found: list[int], wanted: list[int], what: str) -> Comparison:
+def compare_ids(name: str, found: list[int], wanted: list[int], what: str) -> TensorComparison:
     if found == wanted:
-        return Comparison(name, (len(wanted),), "equal", 0, True)
+        return TensorComparison(name, (len(wanted),), "equal", 0, True)
     i = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
-    return Comparison(
+    return TensorComparison(
         name,
         (len(wanted),),
         "equal",
@@ -94,12 +94,12 @@ class Deviation:
         limit: float,
         steps: tuple[int, int],
         note: str = "",
-    ) -> Comparison:
+    ) -> TensorComparison:
         """`steps`: every how many rows and columns of the whole tensor were compared."""
         both = math.sqrt(self.found_square) * math.sqrt(self.wanted_square)
         relative = self.max_abs / self.max_wanted if self.max_wanted else (0.0 if self.max_abs == 0 else math.inf)
         judged = relative if measure == "relative" else self.max_abs
-        return Comparison(
+        return TensorComparison(
             name,
             shape,
             measure,

@@ -40,7 +40,7 @@ from ..decoding.generate import check_prompt, decode, prefill
 from ..engine import Engine
 from ..errors import RecipeError, VerificationError
 from ..text.tasks import user_message
-from .comparison import Comparison, Deviation, compare_ids, failed
+from .comparison import Deviation, TensorComparison, compare_ids, failed
 
 _BLOCK = 1 << 20  # numbers of a dW that are looked at together
 _SHOWN = 12  # hex digits of a sha256 in a message
@@ -67,7 +67,7 @@ class Verification:
     made_with: str
     thin: int
     tolerances: Tolerances
-    comparisons: list[Comparison]
+    comparisons: list[TensorComparison]
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -244,7 +244,7 @@ def _plan(
     merged: CompiledAdapter | None,
     adapter: RunningAdapter | None,
     tolerances: Tolerances,
-) -> Iterator[tuple[str, Callable[[], Comparison]]]:
+) -> Iterator[tuple[str, Callable[[], TensorComparison]]]:
     for module in reference.of("delta"):
         yield f"delta/{module}", partial(_delta, reference, engine, merged, module, tolerances.delta)
     for name in reference.of("output"):
@@ -260,7 +260,7 @@ def _plan(
 
 def _delta(
     reference: ReferenceFile, engine: Engine, adapter: CompiledAdapter | None, module: str, limit: float
-) -> Comparison:
+) -> TensorComparison:
     name, thin = f"delta/{module}", reference.metadata.thin
     shape = reference.shape(name)
     if module not in engine.model.linears:
@@ -282,7 +282,7 @@ def _delta(
 
 def _output(
     reference: ReferenceFile, engine: Engine, adapter: RunningAdapter | None, place: str, limit: float
-) -> Comparison:
+) -> TensorComparison:
     name, thin = f"output/{place}", reference.metadata.thin
     shape, given = reference.shape(name), reference.shape(f"input/{place}")
     linear = engine.model.linears.get(place.partition("/")[0])
@@ -312,20 +312,20 @@ class _Answer:
                 )
         check_prompt(engine.model, len(self.ids), 1)
 
-    def prompt(self) -> Comparison:
+    def prompt(self) -> TensorComparison:
         """The ids that edgecal makes of the case's text, where the file has the text."""
         name, shape = f"input_ids/{self.case}", (len(self.ids),)
         case = self.reference.metadata.cases[self.case]
         text, instruction = case.get("text"), case.get("instruction")
         if not isinstance(text, str):
-            return Comparison(name, shape, "equal", 0, True, note="no text to encode; the ids are taken as they are")
+            return TensorComparison(name, shape, "equal", 0, True, note="no text to encode: the ids as they are")
         if case.get("raw"):
             found = self.engine.encode(text, raw=True)
         else:
             found = self.engine.encode(user_message(instruction, text) if isinstance(instruction, str) else text)
         return compare_ids(name, found, self.ids, "the prompt's ids")
 
-    def logits(self, limit: float) -> Comparison:
+    def logits(self, limit: float) -> TensorComparison:
         name, thin = f"logits_last4/{self.case}", self.reference.metadata.thin
         shape, vocabulary = self.reference.shape(name), self.engine.model.config.vocab_size
         wanted_shape = (min(4, len(self.ids)), -(-vocabulary // thin))
@@ -335,7 +335,7 @@ class _Answer:
         deviation.add(self._last_logits()[0][:, ::thin], self.reference.read(name), 0)
         return deviation.result(name, shape, "absolute", limit, (1, thin))
 
-    def greedy(self) -> Comparison:
+    def greedy(self) -> TensorComparison:
         """The argmax after every token of the reference's answer, up to the first difference."""
         wanted = self.reference.ids(f"greedy_ids/{self.case}")
         name, shape = f"greedy_ids/{self.case}", (len(wanted),)
@@ -354,7 +354,7 @@ class _Answer:
             found = int(logits.argmax())
             if found != token:
                 gap = float(logits[found] - logits[token])
-                return Comparison(
+                return TensorComparison(
                     name,
                     shape,
                     "equal",
@@ -367,7 +367,7 @@ class _Answer:
                 )
             if i + 1 < len(wanted):
                 logits = decode(self.engine.model, token, cache, self.adapter)
-        return Comparison(name, shape, "equal", 0, True)
+        return TensorComparison(name, shape, "equal", 0, True)
 
     def _last_logits(self) -> tuple[NDArray[np.float32], KVCache]:
         """Logits at the last positions of the prompt and the cache that holds it; computed once."""

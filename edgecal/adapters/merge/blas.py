@@ -3,6 +3,9 @@
 Merging has a thread for each core already. Where OpenBLAS starts its own beside them, they wait for each other in
 loops: the SVD forms took forty times as long on two busy cores. OpenBLAS, which NumPy's wheels bring, is asked through
 the symbol that NumPy's own extension links to; with any other BLAS this does nothing.
+
+threadpoolctl finds more libraries, by going through all that the process has loaded, OpenMP of the kernels among them,
+and would be one more package that everybody installs. OpenBLAS is what NumPy's wheels come with, so two symbols do.
 """
 
 from __future__ import annotations
