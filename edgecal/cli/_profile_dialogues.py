@@ -18,7 +18,6 @@ from .options import load_engine
 if TYPE_CHECKING:
     from ._tasks import TaskOptions
     from .options import ModelOptions, RecipeOptions
-    from .profile import PlanOptions
 
 _ANSWER = 80  # tokens at most of an answer to a dialogue
 
@@ -29,7 +28,9 @@ def analyse(
     file: str,
     limit: int | None,
     asked: TaskOptions,
-    lengths: PlanOptions,
+    new: str | None,
+    threads: str | None,
+    repeats: int,
     loading: ModelOptions,
     chosen: RecipeOptions,
     *,
@@ -40,9 +41,9 @@ def analyse(
     from ..profile.system import SystemAnalysis
     from ._profile_recipes import gather_or_demo
 
-    new = parse_lengths(lengths.new, "-n", least=1) if lengths.new else (_ANSWER,)
-    threads = parse_lengths(lengths.threads, "-t", least=1) if lengths.threads else (None,)
-    if len(new) > 1 or len(threads) > 1:
+    answers = parse_lengths(new, "-n", least=1) if new else (_ANSWER,)
+    numbers = parse_lengths(threads, "-t", least=1) if threads else (None,)
+    if len(answers) > 1 or len(numbers) > 1:
         raise OptionError("--dialogues takes one length of answer (-n) and one number of threads (-t)")
     texts = read_dialogues(file, limit)
     if asked.task == "summarize+tone" and asked.tone is None and asked.language is None:
@@ -50,10 +51,10 @@ def analyse(
     instruction = asked.instruction()
     assert instruction is not None
     recipes, paths = gather_or_demo(model, words, chosen)
-    engine = load_engine(model, replace(loading, threads=threads[0]), paths)
+    engine = load_engine(model, replace(loading, threads=numbers[0]), paths)
     with progress("measuring", still=True) as report:
         analysis = SystemAnalysis(
-            engine, dict(recipes), texts, instruction, repeats=lengths.repeats, max_tokens=new[0], progress=report
+            engine, dict(recipes), texts, instruction, repeats=repeats, max_tokens=answers[0], progress=report
         )
         with suppress(KeyboardInterrupt):  # said below, behind what there is
             analysis.run()

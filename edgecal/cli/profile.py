@@ -200,7 +200,10 @@ def command(
     if dialogues:
         from ._profile_dialogues import analyse
 
-        return analyse(model, recipes, dialogues, limit, asked, lengths, loading, chosen, as_json=output.as_json)
+        new, threads, repeats = lengths.new, lengths.threads, lengths.repeats
+        return analyse(
+            model, recipes, dialogues, limit, asked, new, threads, repeats, loading, chosen, as_json=output.as_json
+        )
     output.check()
     return _measure(model, recipes, lengths.plan(), loading, chosen, output)
 

@@ -300,5 +300,5 @@ def test_what_is_no_safetensors_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="it is a pickle. Loading a pickle runs"):
         read_calibration(tmp_path / "c.pt")
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(64))
-    with pytest.raises(FileFormatError, match="it is a GGUF model"):
+    with pytest.raises(FileFormatError, match="it is a damaged GGUF file"):
         read_calibration(tmp_path / "m.gguf")
