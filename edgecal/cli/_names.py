@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgecal_weights.errors import AdapterError, CalibrationError, ModelNotFoundError
 
 from ._nearest import did_you_mean
-
-if TYPE_CHECKING:
-    from edgecal_weights.checkpoint import Checkpoint
-
-    from .options import ModelOptions
 
 
 @contextmanager
@@ -28,19 +22,6 @@ def model_named(name: str) -> Iterator[str]:
         if name == "demo" or name.startswith("demo:") or _exists(name):
             raise
         raise ModelNotFoundError(f"{error}{did_you_mean(name, ('demo',))}") from error
-
-
-@contextmanager
-def open_model(name: str, loading: ModelOptions) -> Iterator[Checkpoint]:
-    """Its files, for commands that read no weights or read them themselves."""
-    from edgecal_weights.opening import open_checkpoint
-
-    from ._progress import progress
-
-    with model_named(name) as path, progress(f"opening {Path(path).name}", unit="bytes") as report:
-        checkpoint = open_checkpoint(path, revision=loading.revision, offline=loading.offline, progress=report)
-    with checkpoint:
-        yield checkpoint
 
 
 def adapter_path(name: str) -> str:

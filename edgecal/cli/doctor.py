@@ -6,10 +6,9 @@ from __future__ import annotations
 import click
 
 from ._completion import complete_model
-from ._names import open_model
 from ._output import echo_json, screen
 from ._progress import progress
-from .options import ModelOptions, RecipeOptions, calibration_options, hub_options, json_option
+from .options import ModelOptions, RecipeOptions, calibration_options, hub_options, json_option, open_model
 
 
 @click.command("doctor")

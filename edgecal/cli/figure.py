@@ -10,10 +10,9 @@ import click
 from edgecal_weights.files import write_json, write_text
 
 from ._completion import complete_model
-from ._names import open_model
 from ._output import echo, echo_json, note
 from ._progress import progress
-from .options import ModelOptions, RecipeOptions, hub_options, json_option, recipe_options
+from .options import ModelOptions, RecipeOptions, hub_options, json_option, open_model, recipe_options
 
 if TYPE_CHECKING:
     from ..inspection.figure import Measurement

@@ -12,10 +12,9 @@ import click
 
 from ..errors import AdapterError, RecipeError
 from ._completion import complete_model
-from ._names import open_model
 from ._output import echo, echo_json, screen
 from ._progress import progress
-from .options import ModelOptions, RecipeOptions, json_option, recipe_options
+from .options import ModelOptions, RecipeOptions, json_option, open_model, recipe_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +23,8 @@ from ._output import note
 from ._progress import progress
 
 if TYPE_CHECKING:
+    from edgecal_weights.checkpoint import Checkpoint
+
     from ..adapters.recipe import Recipe, Step
     from ..engine import Engine
 
@@ -154,6 +157,17 @@ def load_engine(
             )
         engine.model.config = replace(config, max_position_embeddings=loading.context)
     return engine
+
+
+@contextmanager
+def open_model(name: str, loading: ModelOptions) -> Iterator[Checkpoint]:
+    """Its files, for commands that read no weights or read them themselves."""
+    from edgecal_weights.opening import open_checkpoint
+
+    with model_named(name) as path, progress(f"opening {Path(path).name}", unit="bytes") as report:
+        checkpoint = open_checkpoint(path, revision=loading.revision, offline=loading.offline, progress=report)
+    with checkpoint:
+        yield checkpoint
 
 
 def compile_kernels() -> float:

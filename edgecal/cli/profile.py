@@ -11,7 +11,6 @@ import click
 
 from ..errors import EdgecalError, StorageError
 from ._completion import calibrations, complete_model, complete_paths, methods
-from ._names import open_model
 from ._output import echo, echo_json, note, screen
 from ._progress import progress
 from ._sampling import SAMPLING
@@ -24,6 +23,7 @@ from .options import (
     json_option,
     load_engine,
     model_options_but_threads,
+    open_model,
     recipe_options,
 )
 

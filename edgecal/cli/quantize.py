@@ -10,11 +10,10 @@ from edgecal_kernels.quant import SPECS
 from edgecal_weights.quantizer import EMBEDDING_FORMATS, QUANTIZE_FORMATS, quantize_checkpoint
 
 from ._completion import complete_model
-from ._names import open_model
 from ._output import echo, echo_json, screen
 from ._progress import progress
 from ._tables import show_table
-from .options import ModelOptions, hub_options, json_option
+from .options import ModelOptions, hub_options, json_option, open_model
 
 if TYPE_CHECKING:
     from edgecal_weights.quantize_report import QuantizeReport
