@@ -19,10 +19,12 @@ AT_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {MA
 PATIENCE = 120.0  # a bound for what hangs, not a measure: a busy machine takes its time
 
 
+SOURCES = os.pathsep.join(str(ROOT / folder) for folder in (".", "kernels", "weights"))  # of this checkout, all three
+
+
 def environment(home: Path, **variables: str) -> dict[str, str]:
     """Everything that the command may keep goes to `home`; the NumPy back end starts fastest."""
-    paths = os.pathsep.join(str(ROOT / folder) for folder in (".", "kernels", "weights"))
-    own = {"EDGECAL_CACHE": str(home), "EDGECAL_BACKEND": "numpy", "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
+    own = {"EDGECAL_CACHE": str(home), "EDGECAL_BACKEND": "numpy", "PYTHONPATH": SOURCES, "HF_HUB_OFFLINE": "1"}
     return {**os.environ, **own, "TERM": "dumb", "COLUMNS": "80", **variables}
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from tests.cli.shell import SOURCES
+
 # Numba imports SciPy where it finds it (25 MiB). A test dependency brings it; edgecal's own dependencies do not.
 WITHOUT_SCIPY = "import sys; sys.modules['scipy'] = None; from edgecal.cli import main; main()"
 EDGECAL = [sys.executable, "-c", WITHOUT_SCIPY]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": SOURCES}
 MIB = 2**20
 REST_MIB = 220  # interpreter, libraries, compiled code, tokenizer, adapters; importing NumPy and Numba takes 160
 
@@ -18,12 +22,12 @@ REST_MIB = 220  # interpreter, libraries, compiled code, tokenizer, adapters; im
 @pytest.fixture(scope="module", autouse=True)
 def demo_model() -> None:
     """The packed demo model in the user's cache, and the kernels compiled: what `make demo` sets up."""
-    subprocess.run([*EDGECAL, "pull", "demo"], check=True, capture_output=True, timeout=300)
-    subprocess.run([*EDGECAL, "warmup"], check=True, capture_output=True, timeout=300)
+    subprocess.run([*EDGECAL, "pull", "demo"], check=True, capture_output=True, timeout=600, env=ENVIRONMENT)
+    subprocess.run([*EDGECAL, "warmup"], check=True, capture_output=True, timeout=600, env=ENVIRONMENT)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*EDGECAL, "demo", *arguments], capture_output=True, text=True, timeout=300)
+    return subprocess.run([*EDGECAL, "demo", *arguments], capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
 
 
 def test_the_demo_summarizes_within_its_memory():

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from edgecal import Engine, Settings
-from tests.cli.shell import killed_at_the_end, wait_for_work
+from tests.cli.shell import SOURCES, killed_at_the_end, wait_for_work
 from tests.tiny import write_tiny_adapter, write_tiny_calibration, write_tiny_hf
 
 EDGECAL = [sys.executable, "-c", "from edgecal.cli import main; main()"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": SOURCES}
 PAIR = ("summary", "formal")
 
 
@@ -33,7 +34,7 @@ def folder(tmp_path_factory) -> Path:
 
 def run(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
     command = [*EDGECAL, "generate", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, **options)
 
 
 def adapters(folder: Path) -> list[str]:
@@ -137,7 +138,7 @@ def test_refusals_as_json(folder):
 def test_wrong_usage_exits_with_2(folder):
     assert run(folder / "model", "x", "--nonsense").returncode == 2
     assert run(folder / "model", "--prompts", "x", "-f", "y").returncode == 2
-    assert subprocess.run([*EDGECAL, "nothing"], capture_output=True).returncode == 2
+    assert subprocess.run([*EDGECAL, "nothing"], capture_output=True, env=ENVIRONMENT).returncode == 2
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -149,7 +150,7 @@ def test_ctrl_c_in_the_middle_of_a_stream(folder, as_json):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**ENVIRONMENT, "PYTHONUNBUFFERED": "1"},
     )
     with killed_at_the_end(process):
         if as_json:
@@ -169,5 +170,7 @@ def test_ctrl_c_in_the_middle_of_a_stream(folder, as_json):
 
 def test_a_closed_pipe_is_no_error(folder):
     command = f"{' '.join(EDGECAL[:1])} -c 'from edgecal.cli import main; main()' generate {folder / 'model'} x -n 200"
-    done = subprocess.run(f"{command} | head -c 1", shell=True, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        f"{command} | head -c 1", shell=True, capture_output=True, text=True, timeout=300, env=ENVIRONMENT
+    )
     assert "Traceback" not in done.stderr and "error" not in done.stderr.lower()
