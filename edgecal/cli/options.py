@@ -293,7 +293,7 @@ class RecipeOptions:
 def noted(recipe: Recipe) -> Recipe:
     """The recipe, its notes on stderr: what was read otherwise than it is spelled, what has no effect."""
     for text in recipe.notes:
-        note(f"note: {text}")
+        note(text)
     return recipe
 
 

@@ -16,7 +16,7 @@ from edgecal_kernels import cpu
 from tests.kernels.isas import run_on
 
 SOURCES = Path(edgecal_kernels.__file__).parent
-FIRST = ("decoder", "packed_matmul", "blocks", "small_products", "merging", "sync", "numba_ops", "isa", "dispatch")
+FIRST = ("decoder", "blocks", "small_products", "merging", "isa")
 # A product with int8, whose codes take an offset of the instruction set's own, of one token and of a block of four.
 # The loops are compiled by themselves, so that it takes a second.
 _PROBE = """

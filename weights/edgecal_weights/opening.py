@@ -85,7 +85,7 @@ def locate(path: str | Path, fetch: Callable[[str], Path], *, certain: bool = Fa
             return local
     except (OSError, ValueError) as error:  # a name too long, a NUL in it
         raise ModelNotFoundError(f"{path} cannot be opened: {reason(error)}") from error
-    hint = path_hint(local)
+    hint = path_hint(local.with_name(local.name.partition(":")[0] or local.name))  # without the hub's :QUANT
     if not MODEL_ID.fullmatch(text):
         raise ModelNotFoundError(
             f"{path}: no such file or directory, and not a hub id of the form org/name or org/name:QUANT{hint}"
