@@ -207,12 +207,11 @@ def digest(compiled: CompiledAdapter | None) -> str:
 
 
 def test_what_a_process_has_loaded_does_not_matter() -> None:
-    """Slerp's inner products have other last bits in the compiled kernels: they serve only who hands them over."""
+    """Slerp's inner products may have other last bits in the compiled kernels: they serve only who hands them over."""
     done = subprocess.run([sys.executable, "-c", _WITHOUT_NUMBA], capture_output=True, text=True, check=True)
-    kernels, chosen = backend("numba").merging, Recipe("slerp", ("a0", "a1"), (0.3, 0.7))
-    by_numpy, compiled = (compile_recipe(chosen, adapters(2), None, SHAPES, {}, given) for given in (None, kernels))
+    backend("numba")
+    by_numpy = compile_recipe(Recipe("slerp", ("a0", "a1"), (0.3, 0.7)), adapters(2), None, SHAPES, {})
     assert done.stdout.split() == [digest(by_numpy), "False"]
-    assert digest(by_numpy) != digest(compiled)
 
 
 @pytest.mark.parametrize("name", ["numpy", "numba"])
