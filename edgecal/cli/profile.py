@@ -194,7 +194,7 @@ def command(
     if costs and not recipes and not chosen.adapters and not chosen.given() and (ranks or model != "demo"):
         return _counts(model, ranks, loading, output)
     if ranks:
-        raise click.UsageError("--rank and --lora-rank go with --costs, for counts without recipes; recipes have their own")
+        raise click.UsageError("--rank and --lora-rank go with --costs: they are for counts without recipes")
     if costs:
         return _costs(model, recipes, loading, chosen, output)
     if dialogues:
