@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from tokenizers import decoders, models
 from edgecal.text.text_stream import TextStream
 from tests.backends import BACKENDS, byte_level_backend
 from tests.texts import TEXTS
+from tests.work import counted
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +100,15 @@ def test_stream_work_does_not_grow_with_the_text() -> None:
     backend = byte_level_backend()
     ids = backend.encode(TEXTS["english"]).ids * 2000
 
-    def seconds(n: int) -> float:
+    def calls(n: int) -> int:
         stream = TextStream(backend)
-        start = time.perf_counter()
-        for index in ids[:n]:
-            stream.push(index)
-        return time.perf_counter() - start
+        with counted() as work:
+            for index in ids[:n]:
+                stream.push(index)
+        return work.calls
 
-    short = min(seconds(5000) for _ in range(3))
-    assert seconds(50_000) < 40 * short  # 10 if linear, 100 if every step looked at all before it
+    # 100 times if every step looked at all before it
+    assert calls(20_000) == pytest.approx(10 * calls(2_000), rel=0.01)
 
 
 def test_stream_of_an_unusual_decoder() -> None:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from edgecal_weights.errors import AdapterError, FileFormatError
 from edgecal_weights.peft_adapter import PeftAdapter
 from edgecal_weights.peft_config import HARMLESS, REFUSED, PeftConfig
 from tests.adapter_files import MODULES, random_tensors, tensor_name, write_adapter
+from tests.work import counted
 
 Q0 = "model.layers.0.self_attn.q_proj"
 V1 = "model.layers.1.self_attn.v_proj"
@@ -266,12 +266,11 @@ def test_giant_configuration(tmp_path: Path, tensors: dict[str, np.ndarray]) -> 
 )
 def test_regex_bombs_are_quick(tmp_path: Path, tensors: dict[str, np.ndarray], config: dict[str, Any]) -> None:
     write_adapter(tmp_path, tensors, **config)
-    started = time.perf_counter()
     try:
-        PeftAdapter(tmp_path)
+        with counted(20_000_000):
+            PeftAdapter(tmp_path)
     except AdapterError as error:
         assert str(tmp_path) in str(error)
-    assert time.perf_counter() - started < 5  # seconds, on a busy machine
 
 
 def test_missing_and_wrong_paths(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
