@@ -21,8 +21,11 @@ demo: $(DEMO)/.installed
 	$(DEMO)/bin/edgecal warmup
 	$(DEMO)/bin/edgecal demo
 
+# A file of tests stays in one process, so that what its tests share is made once.
+JOBS ?= 2
+
 test: $(TEST)/.installed
-	$(TEST)/bin/python -m pytest
+	$(TEST)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 # A subset for while one works, under a minute: no PyTorch, no transformers, and NumPy in the place of compiled kernels.
 quick: $(DEMO)/.quick

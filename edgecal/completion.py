@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from .adapters.compiled import RunningAdapter
 from .adapters.recipe import Recipe
 from .decoding.generate import PREFILL_CHUNK, FinishReason, TokenRecord
+from .decoding.repetition import RepetitionDetector
 from .decoding.sampler import SamplingOptions
 from .decoding.speculation import Speculate, check_speculate
 from .errors import OptionError, PromptError
@@ -38,6 +39,25 @@ class Settings:
     raw: bool = False  # the prompt is the model's very input: no chat template
     prefill_chunk: int = PREFILL_CHUNK
     speculate: Speculate = "auto"
+    stop_at_repetition: bool = True  # end an answer that has run into a loop, with finish_reason "repetition"
+
+    def with_options(self, **options: Any) -> Settings:
+        """These settings with some fields changed, those of SamplingOptions by their own names.
+
+        OptionError for a name that neither has, and for a value that no model could be asked.
+        """
+        of_sampling = {f.name for f in fields(SamplingOptions)}
+        own = {name: options.pop(name) for name in {f.name for f in fields(Settings)} & options.keys()}
+        if unknown := options.keys() - of_sampling:
+            known = sorted({f.name for f in fields(Settings)} | of_sampling)
+            raise OptionError(f"there is no option {sorted(unknown)[0]!r}; options: {', '.join(known)}")
+        if isinstance(own.get("stop"), str):
+            own["stop"] = (own["stop"],)
+        changed = replace(self, **own)
+        if options:
+            changed = replace(changed, sampling=replace(changed.sampling, **options))
+        changed.check()
+        return changed
 
     def check(self) -> None:
         """OptionError for what no model could be asked."""
@@ -68,7 +88,8 @@ class Pass:
     """What one forward pass over a prompt cost. Seconds; rates in tokens per second.
 
     `reused_tokens` of the prompt were in the KV cache from an earlier request. `drafted_tokens` were guessed ahead and
-    verified, `accepted_tokens` of them were right and are part of the answer.
+    verified, `accepted_tokens` of them were right and are part of the answer. `kernels_s` of `first_token_s` went into
+    loading kernels that this process had not used before.
     """
 
     prompt_tokens: int
@@ -79,11 +100,13 @@ class Pass:
     reused_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    kernels_s: float = 0.0
 
     @property
     def prefill_rate(self) -> float:
-        """Of the tokens that were read, not of those that were in the cache."""
-        return (self.prompt_tokens - self.reused_tokens) / self.first_token_s if self.first_token_s else 0.0
+        """Of the tokens that were read, not of those that were in the cache, and without the loading of kernels."""
+        seconds = self.first_token_s - self.kernels_s
+        return (self.prompt_tokens - self.reused_tokens) / seconds if seconds > 0 else 0.0
 
     @property
     def decode_rate(self) -> float:
@@ -105,6 +128,7 @@ class Pass:
             "accepted_tokens": self.accepted_tokens,
             "acceptance_rate": self.acceptance_rate,
             "first_token_s": self.first_token_s,
+            "kernels_s": self.kernels_s,
             "total_s": self.total_s,
             "prefill_tokens_per_s": self.prefill_rate,
             "decode_tokens_per_s": self.decode_rate,
@@ -183,9 +207,10 @@ class Completion:
 class Answer:
     """The text of one pass, from its tokens; `cost` says what they took once the last has come."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], prompt_tokens: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, settings: Settings, prompt_tokens: int) -> None:
         self._decoder = TextStream(tokenizer.backend)
-        self._stops = StopStrings(stop, self._decoder.skipped.values())
+        self._stops = StopStrings(settings.stop, self._decoder.skipped.values())
+        self._loops = RepetitionDetector() if settings.stop_at_repetition else None
         self._prompt_tokens = prompt_tokens
         self._first_token_s = 0.0
         self._drafted = self._accepted = 0
@@ -208,12 +233,14 @@ class Answer:
             new += self._decoder.flush()
         new, stopped = self._stops.push(new, special)
         self.finish_reason = "stop" if stopped else token.finish_reason
+        if self.finish_reason is None and self._loops is not None and self._loops.push(new):
+            self.finish_reason = "repetition"
         if self.finish_reason is not None and not stopped:
             new += self._stops.flush()
         self.text += new
         return Piece(new, token, self.finish_reason)
 
-    def cost(self, reused_tokens: int) -> Pass:
+    def cost(self, reused_tokens: int, kernels_s: float) -> Pass:
         assert self._last is not None
         return Pass(
             self._prompt_tokens,
@@ -224,6 +251,7 @@ class Answer:
             reused_tokens,
             self._drafted,
             self._accepted,
+            kernels_s,
         )
 
 

@@ -13,10 +13,12 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgecal_kernels.dispatch import backend as find_backend
+from edgecal_weights.checkpoint import Checkpoint
 from edgecal_weights.opening import open_checkpoint
 
 from . import demo
@@ -31,7 +33,8 @@ from .config import ModelConfig
 from .decoding.batch import BATCH_SIZE, check_batch_size
 from .decoding.generate import check_prompt, drafts_allowed
 from .decoding.prefix_cache import PrefixCache
-from .errors import OptionError, PromptError, RecipeError
+from .decoding.sampler import SamplingOptions, advised
+from .errors import FileFormatError, OptionError, PromptError, RecipeError
 from .loading import load_model
 from .memory import release_free
 from .model import Model
@@ -46,7 +49,11 @@ PREFIX_CACHE = 32 << 20  # bytes of keys and values kept of earlier requests
 
 
 class Engine:
-    """A loaded model with its tokenizer and a shelf of adapters. Make one with `Engine.load`."""
+    """A loaded model with its tokenizer and a shelf of adapters. Make one with `Engine.load`.
+
+    `advised_sampling` is what the model's generation_config.json says, None where it says nothing. Nothing is sampled
+    that way unless `Settings.sampling` is set to it.
+    """
 
     def __init__(
         self,
@@ -56,6 +63,7 @@ class Engine:
         *,
         cache_dtype: str = "fp16",
         prefix_cache: int | None = None,
+        advised_sampling: SamplingOptions | None = None,
     ) -> None:
         if prefix_cache is None:
             prefix_cache = PREFIX_CACHE if model.ops.NAME == "numba" else 0
@@ -63,6 +71,7 @@ class Engine:
             raise OptionError(f"prefix_cache must be a number of bytes, 0 or more (0: off), found {prefix_cache!r}")
         self.runner = Runner(model, tokenizer, PrefixCache(prefix_cache), cache_dtype)
         self.base = dict(base)
+        self.advised_sampling = advised_sampling
         self.adapters: dict[str, LoraAdapter] = {}
         self._compiled: dict[str, list[RunningAdapter | None]] = {}
         self._calibrations: dict[str, Calibration] = {}
@@ -80,6 +89,7 @@ class Engine:
         prefix_cache: int | None = None,
         threads: int | None = None,
         prefill_threads: int | None = None,
+        context: int | None = None,
         revision: str | None = None,
         offline: bool | None = None,
         progress: Callable[[int, int, str], None] | None = None,
@@ -90,18 +100,20 @@ class Engine:
         "int6", "int4", "int4_f16", "int4_affine" ask for a format. `cache_dtype`: "fp16", "fp32", "int8".
         `prefix_cache`: bytes of keys and values to keep of earlier requests for later ones that begin alike; 0 is off,
         None 32 MiB (and off on NumPy, whose last bits depend on how much of a prompt is read at once). `threads` and
-        `prefill_threads` are as for `set_threads`. `progress(done, total, name)` counts bytes of weights. Raises the
-        errors of edgecal.errors.
+        `prefill_threads` are as for `set_threads`. `context`: so many tokens at most, where the model was trained on
+        more. `progress(done, total, name)` counts bytes of weights. Raises the errors of edgecal.errors.
         """
         ops = find_backend(backend)
         chosen = choose_threads(ops.NAME, threads, prefill_threads)
         with open_checkpoint(demo.find(str(source)), revision=revision, offline=offline) as checkpoint:
-            config = ModelConfig.from_dict(checkpoint.config)
+            config = _with_context(ModelConfig.from_dict(checkpoint.config), context)
             tokenizer = Tokenizer.from_checkpoint(checkpoint)
             model = load_model(checkpoint, config, ops, weights=weights, group_size=group_size, progress=progress)
-            base = base_facts(config)
+            base, sampling = base_facts(config), _advised_sampling(checkpoint)
         model.threads = chosen
-        engine = cls(model, tokenizer, base, cache_dtype=cache_dtype, prefix_cache=prefix_cache)
+        engine = cls(
+            model, tokenizer, base, cache_dtype=cache_dtype, prefix_cache=prefix_cache, advised_sampling=sampling
+        )
         for name, path in (adapters or {}).items():
             engine.add_adapter(path, name)
         release_free()
@@ -208,20 +220,21 @@ class Engine:
         self,
         prompt: Prompt,
         *,
-        recipe: Recipe | None = None,
+        recipe: Recipe | str | None = None,
         settings: Settings | None = None,
         cache: KVCache | None = None,
         passes: list[Pass] | None = None,
         progress: Callable[[int], None] | None = None,
+        **options: Any,
     ) -> Generator[Piece, None, None]:
         """Answer `prompt`, piece by piece. Everything that can be refused is refused before the first piece.
 
         A multi-step recipe runs its earlier passes first and streams the last; its prompt is the text that the steps
         work on. `passes`, when given, is filled with what each pass cost. The beginning of the prompt is taken from the
         prefix cache as far as it is there. A given `cache` must hold a prefix of this very prompt under this very
-        recipe, and is used instead.
+        recipe, and is used instead. `recipe` and `options` as for `prepare`.
         """
-        request = self.prepare(prompt, recipe=recipe, settings=settings)
+        request = self.prepare(prompt, recipe=recipe, settings=settings, **options)
         return self.runner.stream(request, [] if passes is None else passes, cache=cache, progress=progress)
 
     def stream_ids(
@@ -247,14 +260,42 @@ class Engine:
         costs = [] if passes is None else passes
         return self.runner.stream(request, costs, cache=cache, prefixes=prefixes, progress=progress)
 
-    def generate(self, prompt: Prompt, *, recipe: Recipe | None = None, settings: Settings | None = None) -> Completion:
-        """The whole answer at once; arguments as for `stream`."""
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        recipe: Recipe | str | None = None,
+        settings: Settings | None = None,
+        **options: Any,
+    ) -> Completion:
+        """The whole answer: `engine.generate("Hi", max_tokens=5, recipe="linear")`. Arguments as for `stream`."""
         passes: list[Pass] = []
-        return completion(list(self.stream(prompt, recipe=recipe, settings=settings, passes=passes)), passes, recipe)
+        recipe = self.find_recipe(recipe)
+        pieces = list(self.stream(prompt, recipe=recipe, settings=settings, passes=passes, **options))
+        return completion(pieces, passes, recipe)
 
-    def prepare(self, prompt: Prompt, *, recipe: Recipe | None = None, settings: Settings | None = None) -> Request:
-        """A prompt made ready to run: encoded, its recipe compiled, everything refused that can be refused."""
-        settings = settings or Settings()
+    def find_recipe(self, name: Recipe | str | None) -> Recipe | None:
+        """A recipe that is named: by a loaded adapter, alone, or by a method, of all loaded adapters in their order.
+
+        Others are returned as they are. RecipeError for an unknown name.
+        """
+        if not isinstance(name, str):
+            return name
+        return Recipe("single", (name,)) if name in self.adapters else Recipe(name, tuple(self.adapters))
+
+    def prepare(
+        self,
+        prompt: Prompt,
+        *,
+        recipe: Recipe | str | None = None,
+        settings: Settings | None = None,
+        **options: Any,
+    ) -> Request:
+        """A prompt made ready to run: encoded, its recipe compiled, everything refused that can be refused.
+
+        A `recipe` may be named as for `find_recipe`; `options` change single `settings`, as in `Settings.with_options`.
+        """
+        settings, recipe = (settings or Settings()).with_options(**options), self.find_recipe(recipe)
         compiled = self.compile(recipe)
         if recipe is not None and recipe.steps:
             if not isinstance(prompt, str):
@@ -341,3 +382,21 @@ class Engine:
         check_batch_size(batch_size)
         costs = [[] for _ in requests] if passes is None else passes
         return self.runner.stream_batch(requests, batch_size, costs)
+
+
+def _with_context(config: ModelConfig, context: int | None) -> ModelConfig:
+    if context is None:
+        return config
+    if isinstance(context, bool) or not isinstance(context, int) or context < 1:
+        raise OptionError(f"context must be a number of tokens, 1 or more, found {context!r}")
+    most = config.max_position_embeddings
+    if context > most:
+        raise OptionError(f"a context of {context}: the model was trained on {most} tokens and knows no more")
+    return replace(config, max_position_embeddings=context)
+
+
+def _advised_sampling(checkpoint: Checkpoint) -> SamplingOptions | None:
+    try:
+        return advised(checkpoint.generation_config)
+    except OptionError as error:
+        raise FileFormatError(f"{checkpoint.path}: generation_config.json: {error}; correct the file") from error

@@ -12,6 +12,7 @@
     ├── AdapterError                 a LoRA adapter is broken, unsupported or does not fit (edgecal_weights)
     │   └── CalibrationError         a calibration for other adapters or another base
     ├── RecipeError                  an unknown method, or one that lacks what it needs
+    ├── BenchmarkError               configuration, data or results of an evaluation
     ├── VerificationError            a reference made for other adapters, another base or recipe
     ├── OptionError                  a setting outside its range
     └── PromptError                  nothing to answer, or a chat template that refuses
@@ -37,6 +38,7 @@ from edgecal_weights.errors import (
 __all__ = [
     "AdapterError",
     "BackendError",
+    "BenchmarkError",
     "CalibrationError",
     "ContextLengthError",
     "EdgecalError",
@@ -56,6 +58,10 @@ __all__ = [
 
 class RecipeError(EdgecalError):
     """An unknown composition method, or a recipe that lacks what its method needs."""
+
+
+class BenchmarkError(EdgecalError):
+    """A benchmark's configuration, data or results cannot be used as they are."""
 
 
 class VerificationError(EdgecalError):

@@ -153,11 +153,12 @@ class _Run:
         self._runner, self._passes, self._prefixes, self._given = runner, passes, prefixes, cache
         self._answer = self._new_answer()
         self._lease: Lease | None = None
+        self._kernels_s = 0.0
         self._observer: Observer | None = None
         self._observed: object = None
 
     def _new_answer(self) -> Answer:
-        return Answer(self._runner.tokenizer, self.request.settings.stop, len(self.request.ids))
+        return Answer(self._runner.tokenizer, self.request.settings, len(self.request.ids))
 
     @property
     def last_pass(self) -> bool:
@@ -174,6 +175,7 @@ class _Run:
         if self._observer is None and self._runner.observer is not None:
             self._observer = self._runner.observer
             self._observed = self._observer.request_began(self.request)
+        self._kernels_s = -self._runner.model.ops.preparing_seconds()
         ids = self.request.ids
         if self._given is not None and self.last_pass:
             self._lease = Lease(None, self._given, list(ids), min(self._given.length, len(ids) - 1))
@@ -185,11 +187,13 @@ class _Run:
         """The text that is certain with this token. With a finish reason in it the pass is over and its cost known."""
         assert self._lease is not None
         self._lease.tokens.append(token.id)
+        if token.index == 0:
+            self._kernels_s += self._runner.model.ops.preparing_seconds()
         piece = self._answer.push(token)
         if self._observer is not None:
             self._observer.token_chosen(self._observed, token, self.last_pass)
         if piece.finish_reason is not None:
-            self._passes.append(self._answer.cost(self._lease.reused))
+            self._passes.append(self._answer.cost(self._lease.reused, self._kernels_s))
             self._release()
             if self.last_pass:
                 self.close()

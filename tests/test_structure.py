@@ -24,7 +24,8 @@ ALLOWED = {
     "edgecal": {"edgecal_kernels", "edgecal_weights", "numpy", "tokenizers", "safetensors"}
     | {"jinja2", "yaml", "click", "rich"},
 }
-ALLOWED["edgecal"] |= {"matplotlib", "nevergrad"}  # extras, imported when a picture or a search is asked for
+# extras, imported when a picture, a search or an evaluation is asked for
+ALLOWED["edgecal"] |= {"matplotlib", "nevergrad", "rouge_score", "py3langid", "huggingface_hub"}
 # Stand-alone PyTorch scripts for the training side and for `edgecal verify --live`, which runs one in a process of its
 # own. They ship with the package and no module of it may import them.
 NOT_IMPORTED = ROOT / "edgecal" / "export_contract"
@@ -32,7 +33,7 @@ NOT_IMPORTED = ROOT / "edgecal" / "export_contract"
 KERNEL_MODULES_FOR_WEIGHTS = {"quant", "errors", "paths"}
 # Inside edgecal: a module may import from those on its left, never from those on its right
 LAYERS = [
-    {"errors", "memory"},
+    {"errors", "memory", "machine"},
     {"config", "text"},
     {"architecture"},
     {"adapters"},
@@ -43,7 +44,7 @@ LAYERS = [
     {"serving"},
     {"engine", "demo"},
     {"conversation", "inspection", "search", "verification"},
-    {"profile"},
+    {"profile", "benchmark"},
     {"cli"},
     {"__main__"},
 ]

@@ -43,7 +43,7 @@ class MethodCount(NamedTuple):
     """A line of paper 1's Table 3. `parameters` beside the adapters of the tasks, `share` of one LoRA's."""
 
     method: str
-    passes: int
+    n_passes: int
     parameters: int
     share: float
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edgecal_kernels import cpu
 from edgecal_weights.files import expand
 
 from ..errors import AdapterError, CalibrationError, RecipeError
@@ -285,8 +285,7 @@ def compile_steps(
 
 def _in_parallel(function: Callable[[str], CompiledPair], modules: list[str]) -> list[CompiledPair]:
     """NumPy computes without the interpreter's lock, so threads are enough; results and errors in order."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with blas.one_thread(), ThreadPoolExecutor(max(1, min(cores, 8, len(modules)))) as pool:
+    with blas.one_thread(), ThreadPoolExecutor(max(1, min(cpu.usable_cores(), 8, len(modules)))) as pool:
         try:
             return list(pool.map(function, modules))
         except BaseException:

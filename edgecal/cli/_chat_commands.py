@@ -14,7 +14,7 @@ from ..errors import OptionError
 from ._chat_input import paths
 from ._names import calibration_path
 from ._nearest import did_you_mean
-from ._sampling import NOTHING, OPTIONS, values_of, with_values
+from ._sampling import NOTHING, OPTIONS, values_of
 from .options import split_adapter
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ class Commands:
         value = OPTIONS[name].parse(words)
         if name == "speculate":
             drafts_allowed(self.conversation.engine.model, value)
-        self.conversation.settings = with_values(self.conversation.settings, {name: value})
+        self.conversation.settings = self.conversation.settings.with_options(**{name: value})
 
 
 def _shown(value: Any) -> str:
@@ -230,6 +230,8 @@ def _shown(value: Any) -> str:
         return " ".join(map(shlex.quote, value)) or "none"
     if isinstance(value, str):
         return value
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return "none" if value is None else f"{value:g}"
 
 

@@ -134,13 +134,13 @@ def _change(change: Change) -> list[str]:
 
 def show_system(analysis: SystemAnalysis, console: Console) -> None:
     """Paper 2's table."""
-    from ..profile import machine
+    from .. import machine
 
     body = []
     for row in analysis.rows:
-        if row.seconds:
+        if row.total_s:
             times = (row.mean_s, row.std_s, row.mean_first_s)
-            cells = [row.name, str(row.passes), *(f"{t:.3f}" for t in times), f"{row.mean_new:.0f}"]
+            cells = [row.name, str(row.n_passes), *(f"{t:.3f}" for t in times), f"{row.mean_new:.0f}"]
             body.append([*cells, *(f"{x / MIB:.0f}" for x in (row.peak_bytes, row.idle_bytes))])
             body[-1].append(f"{row.extra_parameters:,}")
     n = len(analysis.dialogues)
@@ -157,9 +157,9 @@ def show_costs(rows: list[Cost], console: Console) -> None:
     """Paper 1's Table 3."""
     body = []
     for row in rows:
-        counts = (row.adapter_parameters, row.additional_parameters)
-        cells = [row.name, str(row.passes), *(f"{n:,}" for n in counts), f"{100 * row.additional_share:.2f} %"]
-        sizes = (f"{row.additional_bytes / KIB:.1f}", str(row.rank), f"{row.run_time_bytes / MIB:.1f}")
+        counts = (row.adapter_parameters, row.extra_parameters)
+        cells = [row.name, str(row.n_passes), *(f"{n:,}" for n in counts), f"{100 * row.extra_share:.2f} %"]
+        sizes = (f"{row.extra_bytes / KIB:.1f}", str(row.rank), f"{row.run_time_bytes / MIB:.1f}")
         body.append([*cells, *sizes])
     header = ["method", "passes", "adapters'\nparams", "extra\nparams", "extra\nshare", "extra\nKiB"]
     _table(console, "What a method costs beside the adapters", [*header, "rank", "merged\nMiB"], body, ("passes",))
@@ -168,10 +168,10 @@ def show_costs(rows: list[Cost], console: Console) -> None:
 def show_counts(counts: ParameterCounts, model: str, console: Console) -> None:
     """Paper 1's Table 3 of a model that need not be there."""
     rows = counts.table()
-    body = [
-        [row.method, str(row.passes), f"{row.parameters:,}", f"{100 * row.share:.2f} %", f"{row.parameters / 256:,.1f}"]
-        for row in rows
-    ]
+    body = []
+    for row in rows:
+        cells = [row.method, str(row.n_passes), f"{row.parameters:,}", f"{100 * row.share:.2f} %"]
+        body.append([*cells, f"{row.parameters / 256:,.1f}"])
     console.print(plain(f"{model} ({counts.model_type}), by its configuration alone"))
     console.print(f"LoRA of rank {counts.lora_rank}: {counts.lora:,} parameters. Calibrations: rank {counts.rank}")
     header = ["method", "passes", "extra\nparams", "share of\na LoRA", "KiB in\nfp32"]

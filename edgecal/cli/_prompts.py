@@ -24,7 +24,7 @@ from ..adapters.recipe import Recipe
 from ..errors import EdgecalError, PromptError, RecipeError
 from ._output import echo_json
 from ._progress import progress
-from ._sampling import OPTIONS, SAMPLING, with_values
+from ._sampling import OPTIONS, SAMPLING
 
 if TYPE_CHECKING:
     from ..completion import Pass, Piece, Request, Settings
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _LARGEST_FILE = 1 << 30
 _TEXTS = ("prompt", "text", "dialogue")
-_OWN = (*SAMPLING, "max_tokens", "stop")  # the keys that override an option
+_OWN = (*SAMPLING, "max_tokens", "stop", "stop_at_repetition")  # the keys that override an option
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _messages(value: Any) -> list[dict[str, str]]:
 
 def settings_of(line: Line, settings: Settings) -> Settings:
     """`settings` with what the line overrides; OptionError for a value that cannot be."""
-    return with_values(settings, {name: OPTIONS[name].of_json(value) for name, value in line.overrides.items()})
+    return settings.with_options(**{name: OPTIONS[name].of_json(value) for name, value in line.overrides.items()})
 
 
 def answer_all(

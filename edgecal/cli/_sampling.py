@@ -7,7 +7,7 @@ a whole.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import click
@@ -18,11 +18,12 @@ from ..errors import OptionError
 from .options import Decorator, group_of
 
 NOTHING = ("none", "off")
+_SWITCH = {"on": True, "true": True, "off": False, "false": False}
 
 
 @dataclass(frozen=True)
 class Option:
-    """One of them. `kind` is int, float, "texts" (any number of them) or "speculate"."""
+    """One of them. `kind` is int, float, bool, "texts" (any number of them) or "speculate"."""
 
     name: str
     kind: Any
@@ -43,6 +44,10 @@ class Option:
             raise OptionError(f"{self.name} takes one value")
         if self.kind == "speculate":
             return speculate(words[0])
+        if self.kind is bool:
+            if words[0] not in _SWITCH:
+                raise OptionError(f"{self.name} takes on or off, found {words[0]!r}")
+            return _SWITCH[words[0]]
         if self.optional and words[0] in NOTHING:
             return None
         try:
@@ -57,6 +62,8 @@ class Option:
             if not isinstance(value, (str, list)):
                 raise OptionError(f"{self.name!r} must be a text or a list of texts, found {value!r}")
             return (value,) if isinstance(value, str) else tuple(value)
+        if self.kind is bool and not isinstance(value, bool):
+            raise OptionError(f"{self.name!r} must be true or false, found {value!r}")
         if self.kind is int and (isinstance(value, bool) or not isinstance(value, int)):
             raise OptionError(f"{self.name!r} must be a whole number, found {value!r}")
         return value
@@ -68,11 +75,15 @@ class Option:
             arguments = {"multiple": True, "metavar": "TEXT"}
         elif self.kind == "speculate":
             arguments |= {"metavar": "auto|off|N", "callback": lambda context, parameter, value: speculate(value)}
+        elif self.kind is bool:
+            arguments["is_flag"] = True
         else:
             arguments["type"] = self.kind
         if self.help:
             arguments["help"] = self.help
         long = "--" + self.name.replace("_", "-")
+        if self.kind is bool:
+            long = f"{long}/--no-{long[2:]}"
         return click.option(*self.spellings, long, self.name, **(arguments | changed))
 
 
@@ -104,18 +115,10 @@ SPECULATE = Option(
     "auto",
     "Guess tokens ahead from the text so far: where it pays, never, or N at a time. The answer is the same.",
 )
-OPTIONS = {**SAMPLING, **{option.name: option for option in (MAX_TOKENS, STOP, SPECULATE)}}
-
-
-def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    """`settings` with some of OPTIONS changed; OptionError for a value that cannot be."""
-    sampling = {name: values[name] for name in SAMPLING if name in values}
-    others = {name: values[name] for name in values if name not in SAMPLING}
-    if sampling:
-        others["sampling"] = replace(settings.sampling, **sampling)
-    changed = replace(settings, **others)
-    changed.check()
-    return changed
+STOP_AT_REPETITION = Option(
+    "stop_at_repetition", bool, True, "End an answer that has begun to say the same again and again."
+)
+OPTIONS = {**SAMPLING, **{option.name: option for option in (MAX_TOKENS, STOP, STOP_AT_REPETITION, SPECULATE)}}
 
 
 def values_of(settings: Settings) -> dict[str, Any]:
@@ -124,15 +127,33 @@ def values_of(settings: Settings) -> dict[str, Any]:
     return {**values, "stop": list(settings.stop)}
 
 
-def _settings(**values: Any) -> Settings:
-    return with_values(Settings(), {**values, "stop": tuple(values["stop"])})
+@dataclass(frozen=True)
+class SettingsOptions:
+    """What the command line says of an answer. Sampling that it leaves open is settled when the model is known."""
+
+    given: Mapping[str, Any]
+
+    def settings(self, sampling: SamplingOptions | None) -> Settings:
+        """With `sampling` (None: greedy) where nothing was said; OptionError for a value that cannot be.
+
+        Who asks for temperature 0 wants plain greedy decoding: nothing is added to it.
+        """
+        if sampling is None or self.given.get("temperature") == 0:
+            sampling = SamplingOptions()
+        return Settings(sampling=sampling).with_options(**self.given)
+
+
+def _given(**values: Any) -> SettingsOptions:
+    values["stop"] = tuple(values["stop"])
+    return SettingsOptions({name: value for name, value in values.items() if value is not None})
 
 
 sampling_options = group_of(
-    "settings",
-    _settings,
+    "answering",
+    _given,
     MAX_TOKENS.click_option(type=click.IntRange(min=1)),
-    *(option.click_option() for option in SAMPLING.values()),
+    *(option.click_option(default=None, show_default=False) for option in SAMPLING.values()),
     STOP.click_option(),
+    STOP_AT_REPETITION.click_option(),
     SPECULATE.click_option(),
 )

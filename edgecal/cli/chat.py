@@ -18,12 +18,14 @@ from ._answer import CONTROL, AnswerWriter
 from ._completion import complete_model
 from ._output import echo, echo_json
 from ._progress import while_reading
-from ._sampling import sampling_options
+from ._sampling import SettingsOptions, sampling_options
 from .options import ModelOptions, RecipeOptions, answering_options, json_option, load_engine, recipe_options
 
 if TYPE_CHECKING:
+    from ..adapters.recipe import Recipe
     from ..completion import Settings
     from ..conversation import Conversation
+    from ..engine import Engine
     from ._chat_commands import Commands
     from ._chat_input import PipeReader, TerminalReader
     from ._composition import Composition
@@ -45,7 +47,7 @@ def command(
     system: str | None,
     loading: ModelOptions,
     chosen: RecipeOptions,
-    settings: Settings,
+    answering: SettingsOptions,
     as_json: bool,
 ) -> None:
     """Talk with MODEL: a directory, a GGUF file, a hub id (org/name), or demo.
@@ -68,7 +70,7 @@ def command(
     refuse_pipeline(recipe)
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
     engine = load_engine(model, loading, chosen.paths())
-    conversation = Conversation(engine, recipe, settings, system)
+    conversation = Conversation(engine, recipe, _settings(answering, engine, recipe), system)
     composition = Composition(conversation, recipe, tuple(engine.adapters))
     commands = Commands(conversation, composition)
     reader = _make_reader(commands, at_terminal)
@@ -79,6 +81,13 @@ def command(
         session.run(reader)
     finally:
         reader.close()
+
+
+def _settings(answering: SettingsOptions, engine: Engine, recipe: Recipe) -> Settings:
+    """Talk is sampled, the way that the model's makers advise where they do; tasks of adapters are greedy."""
+    from ..decoding.sampler import TALK, SamplingOptions
+
+    return answering.settings(SamplingOptions() if recipe.adapter_names else engine.advised_sampling or TALK)
 
 
 def _make_reader(commands: Commands, at_terminal: bool) -> PipeReader | TerminalReader:
@@ -176,6 +185,7 @@ class _Session:
             "nothing said": "stopped before the answer; the message is not part of the conversation",
             "length": f"stopped after {self.conversation.settings.max_tokens} tokens; /set max_tokens changes that",
             "context": "stopped: the context is full; /reset starts over",
+            "repetition": "stopped: it had begun to repeat itself; /set stop_at_repetition off lets it go on",
         }
         if reason in notes:
             echo(f"[{notes[reason]}]", err=True, dim=True)

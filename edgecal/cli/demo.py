@@ -28,7 +28,7 @@ class Row:
     """One method in the comparison. Bytes, seconds, tokens per second."""
 
     method: str
-    passes: int
+    n_passes: int
     rank: int
     extra_parameters: int
     extra_bytes: int
@@ -147,7 +147,7 @@ def _row(engine: Engine, name: str, recipe: Recipe, answer: Completion, peak: in
     compiled = [adapter for adapter in engine.compile(recipe) if adapter is not None]
     return Row(
         method=name,
-        passes=recipe.passes,
+        n_passes=recipe.passes,
         rank=max((adapter.rank for adapter in compiled), default=0),
         extra_parameters=max((adapter.extra_parameters for adapter in compiled), default=0),
         extra_bytes=max((adapter.extra_bytes for adapter in compiled), default=0),
@@ -175,7 +175,7 @@ def _print_table(rows: list[Row], text: str) -> None:
     cells = [
         (
             row.method,
-            str(row.passes),
+            str(row.n_passes),
             str(row.rank),
             f"{row.extra_parameters:,}",
             f"{row.extra_bytes / 1024:.1f}",

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import PromptError
+from ..machine import Watch, crowded
 from ._answer import AnswerWriter
 from ._completion import complete_model
 from ._output import echo, echo_json
 from ._progress import while_reading
 from ._prompt_text import prompt_text
-from ._sampling import sampling_options
+from ._sampling import SettingsOptions, sampling_options
 from ._tasks import TaskOptions, task_options
 from .options import ModelOptions, RecipeOptions, answering_options, json_option, load_engine, recipe_options
 
@@ -68,7 +69,7 @@ def command(
     raw: bool,
     loading: ModelOptions,
     chosen: RecipeOptions,
-    settings: Settings,
+    answering: SettingsOptions,
     quiet: bool,
     tokens: bool,
     as_json: bool,
@@ -93,11 +94,14 @@ def command(
         from ._prompts import read_lines
 
         lines = read_lines(prompts_file)
-    recipe, settings = chosen.recipe(), replace(settings, raw=raw)
+    recipe = chosen.recipe()
+    answering.settings(None)  # what cannot be is refused before the model is loaded
     if recipe.steps and system is not None:
         raise PromptError("--system does not go with a multi-step recipe, whose steps have prompts of their own")
     kept = None if prefix_cache is None else prefix_cache << 20
     engine = load_engine(model, loading, chosen.paths(), prefix_cache=kept)
+    a_task = bool(recipe.adapter_names) or asked.instruction() is not None
+    settings = replace(answering.settings(None if a_task else engine.advised_sampling), raw=raw)
     if prompts_file is None:
         _answer(engine, text, recipe, settings, quiet=quiet, as_json=as_json, with_tokens=tokens)
         return
@@ -139,7 +143,7 @@ def _answer(
     """Stream the answer; what was said before Ctrl-C stays."""
     passes: list[Pass] = []
     pieces: list[Piece] = []
-    interrupted, writer = False, AnswerWriter()
+    interrupted, writer, watch = False, AnswerWriter(), Watch()
     try:
         for piece in while_reading(
             lambda read: engine.stream(prompt, recipe=recipe, settings=settings, passes=passes, progress=read)
@@ -155,6 +159,10 @@ def _answer(
         writer.end()
         if not quiet and passes:
             echo(timings(passes), err=True)
+            if (said := crowded(watch.report(), engine.threads.decode)) is not None:
+                echo(f"[{said}]", err=True)
+            if pieces[-1].finish_reason == "repetition":
+                echo("[ended: it had begun to repeat itself; --no-stop-at-repetition lets it go on]", err=True)
     if interrupted:
         raise KeyboardInterrupt
 
@@ -166,8 +174,10 @@ def timings(passes: list[Pass]) -> str:
         which = f"pass {i}: " if len(passes) > 1 else ""
         reused = f", {p.reused_tokens} of them from the cache," if p.reused_tokens else ""
         drafts = f"; {p.accepted_tokens} of {p.drafted_tokens} drafted tokens accepted" if p.drafted_tokens else ""
+        loading = f" and {p.kernels_s:.2f} s of loading kernels" if p.kernels_s >= 0.005 else ""
+        read_s = p.first_token_s - p.kernels_s
         lines.append(
-            f"[{which}{p.prompt_tokens} prompt tokens{reused} in {p.first_token_s:.2f} s ({p.prefill_rate:.0f}/s), "
+            f"[{which}{p.prompt_tokens} prompt tokens{reused} in {read_s:.2f} s ({p.prefill_rate:.0f}/s){loading}, "
             f"{p.new_tokens} new tokens at {p.decode_rate:.1f}/s{drafts}]"
         )
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from edgecal_kernels.cached import TYPES
 from edgecal_kernels.dispatch import BACKENDS
 from edgecal_kernels.quant import FORMATS, GROUP_SIZES
 
-from ..errors import OptionError, RecipeError
+from ..errors import RecipeError
 from ._completion import adapters, calibrations, complete_paths, complete_words, methods
 from ._names import adapter_path, calibration_path, model_named
 from ._output import note
@@ -57,7 +57,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a model is loaded; the fields are arguments of Engine.load, but for `context`."""
+    """How a model is loaded; the fields are arguments of Engine.load."""
 
     weights: str = "auto"
     group_size: int = 32
@@ -134,7 +134,7 @@ def load_engine(
     from ..engine import Engine
 
     with model_named(model) as path, progress(f"loading {Path(model).name}", unit="bytes") as report:
-        engine = Engine.load(
+        return Engine.load(
             path,
             weights=loading.weights,
             group_size=loading.group_size,
@@ -144,19 +144,11 @@ def load_engine(
             prefix_cache=prefix_cache,
             threads=loading.threads,
             prefill_threads=loading.prefill_threads,
+            context=loading.context,
             revision=loading.revision,
             offline=loading.offline,
             progress=report,
         )
-    if loading.context is not None:
-        config = engine.model.config
-        if loading.context > config.max_position_embeddings:
-            raise OptionError(
-                f"-c {loading.context}: the model was trained on {config.max_position_embeddings} tokens and knows no "
-                "more"
-            )
-        engine.model.config = replace(config, max_position_embeddings=loading.context)
-    return engine
 
 
 @contextmanager
@@ -171,11 +163,18 @@ def open_model(name: str, loading: ModelOptions) -> Iterator[Checkpoint]:
 
 
 def compile_kernels() -> float:
-    """Make sure that this machine's kernels are on disk; seconds that it took."""
-    from edgecal_kernels.warmup import is_warm, warm_up
+    """Make sure that this machine's kernels are compiled, on disk where that is possible; seconds that it took."""
+    from edgecal_kernels.jit import can_keep, kernel_cache
+    from edgecal_kernels.paths import cache_directory
+    from edgecal_kernels.warmup import compile_all, is_warm, warm_up
 
+    if can_keep() and not kernel_cache().is_relative_to(cache_directory()):
+        note(f"{cache_directory()} cannot be written: compiled kernels are in {kernel_cache()}")
     if is_warm():
         return 0.0
+    if not can_keep():
+        with progress("compiling the kernels for this run alone: no folder can be written", patience=0):
+            return compile_all()
     with progress("compiling the kernels for this machine, once", patience=0):
         return warm_up()
 

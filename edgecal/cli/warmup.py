@@ -13,8 +13,11 @@ from .options import compile_kernels, json_option
 def command(as_json: bool) -> None:
     """Compile the kernels for this machine and keep them on disk. Needed once per machine and version."""
     from edgecal_kernels import cpu, isa
-    from edgecal_kernels.jit import kernel_cache
+    from edgecal_kernels.jit import can_keep, kernel_cache
+    from edgecal_kernels.warmup import warm_up
 
+    if not can_keep():
+        warm_up()  # says what is the matter
     seconds = compile_kernels()
     folder = kernel_cache()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

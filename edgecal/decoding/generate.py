@@ -26,7 +26,7 @@ from .speculation import Speculate, Speculator, StepCosts, check_speculate
 
 PREFILL_CHUNK = 256
 
-FinishReason = Literal["stop", "length", "context"]
+FinishReason = Literal["stop", "length", "context", "repetition"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TokenRecord:
     this token was one of them, so accepted / drafted, summed over the records, is the rate of acceptance.
 
     `finish_reason` is set on the last record: "stop" (an end-of-sequence id, which is then the record's id), "length"
-    (max_tokens) or "context" (no room left).
+    (max_tokens) or "context" (no room left). "repetition" is of those who read the text of it.
     """
 
     id: int

@@ -21,8 +21,9 @@ as the logits are, sums float64: the same seed gives the same text on every plat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -82,6 +83,25 @@ class SamplingOptions:
     @staticmethod
     def _is_natural(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+# For talk with a model that advises nothing: small models answer greedily in loops, and at 1 lose the thread.
+TALK = SamplingOptions(temperature=0.6, top_p=0.9, repetition_penalty=1.05)
+
+
+def advised(generation_config: Mapping[str, Any]) -> SamplingOptions | None:
+    """What a model's generation_config.json says of sampling, as transformers' `generate` takes it; None for nothing.
+
+    Without `do_sample` it is greedy, whatever temperature stands there; with it, top_k is 50 unless given. OptionError
+    for a value outside its range.
+    """
+    named = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    said = {name: generation_config[name] for name in named if generation_config.get(name) is not None}
+    if not said and generation_config.get("do_sample") is None:
+        return None
+    if generation_config.get("do_sample") is not True:
+        return SamplingOptions(repetition_penalty=said.get("repetition_penalty", 1.0))
+    return SamplingOptions(**{"temperature": 1.0, "top_k": 50, **said})
 
 
 class Sampler:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import OptionError
-from .machine import same_machine
+from ..machine import same_machine
 from .results import MethodResult, ProfileReport
 from .statistics import FEWEST, Ratio, median, ratio_of_medians
 
@@ -115,7 +115,7 @@ def _pairs(a: MethodResult, b: MethodResult, several: bool) -> Iterator[tuple[st
         if other is None or not decode.runs or not other.runs:
             continue
         label = decode.label + (f", {decode.threads} threads" if several else "")
-        yield label, "s", [s / decode.new for s in decode.seconds], [s / other.new for s in other.seconds]
+        yield label, "s", [s / decode.new for s in decode.write_s], [s / other.new for s in other.write_s]
         yield f"{label}: p95", "s", [_tail(run) for run in decode.runs], [_tail(run) for run in other.runs]
     prompts = {(c.threads, c.prompt, c.depth, c.tokens_read): c for c in b.prompts}
     for prompt in a.prompts:

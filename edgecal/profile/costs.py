@@ -25,19 +25,19 @@ class Cost:
 
     name: str
     method: str
-    passes: int
+    n_passes: int
     adapters: int
     adapter_parameters: int
     adapter_bytes: int
-    additional_parameters: int
-    additional_bytes: int
+    extra_parameters: int
+    extra_bytes: int
     rank: int
     run_time_bytes: int
 
     @property
-    def additional_share(self) -> float:
+    def extra_share(self) -> float:
         """Of the adapters' parameters; 0 without adapters."""
-        return self.additional_parameters / self.adapter_parameters if self.adapter_parameters else 0.0
+        return self.extra_parameters / self.adapter_parameters if self.adapter_parameters else 0.0
 
 
 def costs(
@@ -60,12 +60,12 @@ def _cost(name: str, recipe: Recipe, architecture: Architecture, adapters: Mappi
     return Cost(
         name=name,
         method=recipe.method,
-        passes=recipe.passes,
+        n_passes=recipe.passes,
         adapters=len(used),
         adapter_parameters=sum(adapter.n_parameters for adapter in used),
         adapter_bytes=sum(adapter.nbytes for adapter in used),
-        additional_parameters=max((adapter.extra_parameters for adapter in there), default=0),
-        additional_bytes=max((adapter.extra_bytes for adapter in there), default=0),
+        extra_parameters=max((adapter.extra_parameters for adapter in there), default=0),
+        extra_bytes=max((adapter.extra_bytes for adapter in there), default=0),
         rank=max((adapter.rank for adapter in there), default=0),
         run_time_bytes=sum({id(adapter): adapter.nbytes for adapter in there}.values()),
     )
@@ -73,4 +73,4 @@ def _cost(name: str, recipe: Recipe, architecture: Architecture, adapters: Mappi
 
 def to_rows(rows: list[Cost]) -> list[dict[str, Any]]:
     """JSON-ready, with the computed share."""
-    return [{**vars(row), "additional_share": row.additional_share} for row in rows]
+    return [{**vars(row), "extra_share": row.extra_share} for row in rows]

@@ -19,7 +19,7 @@ from .schema import decode, encode
 from .split import Split
 from .statistics import Summary, median, summarize
 
-SCHEMA, VERSION = "edgecal-profile", 1
+SCHEMA, VERSION = "edgecal-profile", 2
 LARGEST_FILE = 256 << 20
 
 
@@ -66,14 +66,14 @@ class Memory:
 class PromptCase:
     """A prompt read behind `depth` tokens; one value per repeat, in seconds.
 
-    `seconds` is the reading alone (of all passes), `first_token_s` until the first token of the answer is chosen.
+    `read_s` is the reading alone (of all passes), `first_token_s` until the first token of the answer is chosen.
     """
 
     threads: int
     prompt: int
     depth: int
     tokens_read: int  # of all passes
-    seconds: list[float] = field(default_factory=list)
+    read_s: list[float] = field(default_factory=list)
     first_token_s: list[float] = field(default_factory=list)
     split: Split = field(default_factory=Split)
 
@@ -84,12 +84,12 @@ class PromptCase:
     @property
     def rate(self) -> float:
         """Prompt tokens per second, by the median repeat."""
-        return self.tokens_read / median(self.seconds) if self.seconds else 0.0
+        return self.tokens_read / median(self.read_s) if self.read_s else 0.0
 
 
 @dataclass
 class DecodeCase:
-    """`new` tokens written behind `depth` tokens. `runs`: seconds per token, a list per repeat; `seconds`: each whole
+    """`new` tokens written behind `depth` tokens. `runs`: seconds per token, a list per repeat; `write_s`: each whole
     repeat by a clock around it. `clock_cost`: a token's time with the kernels' clock by the same token's without.
     """
 
@@ -97,7 +97,7 @@ class DecodeCase:
     new: int
     depth: int
     runs: list[list[float]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    write_s: list[float] = field(default_factory=list)
     split: Split = field(default_factory=Split)
     clock_cost: float | None = None
 
@@ -108,7 +108,7 @@ class DecodeCase:
     @property
     def rate(self) -> float:
         """Tokens per second, by the median repeat."""
-        return self.new / median(self.seconds) if self.seconds else 0.0
+        return self.new / median(self.write_s) if self.write_s else 0.0
 
     @property
     def latency(self) -> Summary | None:
@@ -123,7 +123,7 @@ class MethodResult:
     name: str
     method: str
     recipe: dict[str, Any]
-    passes: int
+    n_passes: int
     rank: int
     adapter_parameters: int
     adapter_bytes: int

@@ -11,7 +11,6 @@ exceed 1.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,16 +30,16 @@ _PRODUCT = (512, 576, 256)  # rows and columns of a weight that any second-level
 
 @dataclass(frozen=True)
 class Read:
-    """One plain read of `bytes` in `seconds` by `threads` threads."""
+    """One plain read of `bytes` in `read_s` seconds by `threads` threads."""
 
     threads: int
     bytes: int
-    seconds: float
+    read_s: float
 
     @property
     def rate(self) -> float:
         """Bytes per second."""
-        return self.bytes / self.seconds if self.seconds > 0 else 0.0
+        return self.bytes / self.read_s if self.read_s > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,3 @@ def peak_operations(ops: ModuleType, threads: int | None, seconds: float = 0.2) 
             ops.matmul(x, weight)
             best = min(best, perf_counter() - started)
     return 2.0 * d * k * n_tokens / best
-
-
-def usable_cores() -> int:
-    """Logical cores that this process may run on: what NumPy's library takes unless it is told otherwise."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

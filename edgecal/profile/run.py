@@ -21,7 +21,9 @@ from time import perf_counter
 
 import numpy as np
 
-from .. import __version__
+from edgecal_kernels import cpu
+
+from .. import __version__, machine
 from ..adapters.recipe import Recipe
 from ..cache import KVCache
 from ..decoding.generate import prefill
@@ -30,12 +32,11 @@ from ..engine import Engine
 from ..errors import ContextLengthError, OptionError
 from ..memory import peak_resident, release_free, reset_peak
 from ..threads import choose_threads
-from . import machine
 from .footprint import memory_now, model_facts, weights_resident
 from .loops import read_prompt, write_tokens
 from .plan import Plan
 from .results import Memory, ProfileReport
-from .roofline import PlainRead, peak_operations, usable_cores
+from .roofline import PlainRead, peak_operations
 from .split import marked, split_of
 from .statistics import median
 from .subject import Subject
@@ -70,7 +71,7 @@ class ProfileRun:
         self._check_pipelines()
         for n in self.plan.threads:
             choose_threads(engine.model.ops.NAME, n)
-        self.threads = self.plan.threads or (engine.threads.decode or usable_cores(),)
+        self.threads = self.plan.threads or (engine.threads.decode or cpu.usable_cores(),)
         self._threads_before = engine.threads
         rng = np.random.default_rng(self.plan.seed)
         self.ids = [int(i) for i in rng.integers(0, engine.model.config.vocab_size, self._longest())]
@@ -94,7 +95,7 @@ class ProfileRun:
 
     def _check_pipelines(self) -> None:
         for subject in self.subjects:
-            if subject.result.passes == 1 or not self.plan.prompt_lengths:
+            if subject.result.n_passes == 1 or not self.plan.prompt_lengths:
                 continue
             if not self.plan.new_lengths:
                 raise OptionError(f"{subject.name}: an earlier pass writes what the next one reads: give -n")
@@ -219,7 +220,7 @@ class ProfileRun:
                     write_tokens(model, self.ids[depth + n : depth + n + between], cache, adapter, sampler, marks)
             whole = perf_counter() - started
         if marks is None:
-            case.seconds.append(seconds)
+            case.read_s.append(seconds)
             case.first_token_s.append(whole)
         else:
             case.split = case.split.plus(split_of(marks.steps, whole, 1))
@@ -234,7 +235,7 @@ class ProfileRun:
         if not clocked:
             started = perf_counter()
             steps = write_tokens(model, ids, cache, adapter, sampler)
-            case.seconds.append(perf_counter() - started)
+            case.write_s.append(perf_counter() - started)
             case.runs.append(steps)
             return steps
         with marked(model) as marks:
@@ -253,11 +254,11 @@ class ProfileRun:
 
     def _read_in_all(self, subject: Subject, length: int) -> int:
         """Tokens that all passes of a pipeline read: the later ones read what the one before wrote."""
-        return length + (subject.result.passes - 1) * sum(self.plan.new_lengths[:1])
+        return length + (subject.result.n_passes - 1) * sum(self.plan.new_lengths[:1])
 
     def _notes(self) -> list[str]:
         report, notes = self.report, []
-        if any(s.result.passes > 1 for s in self.subjects):
+        if any(s.result.n_passes > 1 for s in self.subjects):
             notes.append(
                 "a method of several passes: its first token comes after the earlier passes wrote their "
                 f"{sum(self.plan.new_lengths[:1])} tokens; its decoding is the last pass's"

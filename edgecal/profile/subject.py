@@ -27,7 +27,7 @@ class Subject:
             name=name,
             method="zero_shot" if recipe is None else recipe.method,
             recipe={"method": "zero_shot"} if recipe is None else recipe.to_dict(),
-            passes=1 if recipe is None else recipe.passes,
+            n_passes=1 if recipe is None else recipe.passes,
             rank=0,
             adapter_parameters=sum(engine.adapters[n].n_parameters for n in names if n in engine.adapters),
             adapter_bytes=0,

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import machine
 from ..adapters.recipe import Recipe
 from ..engine import Engine, Settings
 from ..errors import OptionError
 from ..memory import peak_resident, release_free, reset_peak, resident
 from ..text.tasks import user_message
-from . import machine
 from .footprint import model_facts
 from .schema import encode
 
@@ -34,26 +34,26 @@ class SystemRow:
 
     name: str
     method: str
-    passes: int
+    n_passes: int
     rank: int
     extra_parameters: int
     extra_bytes: int
     peak_bytes: int
     idle_bytes: int
     peak_is_exact: bool
-    seconds: list[float] = field(default_factory=list)
+    total_s: list[float] = field(default_factory=list)
     first_token_s: list[float] = field(default_factory=list)
     prompt_tokens: list[int] = field(default_factory=list)
     new_tokens: list[int] = field(default_factory=list)
 
     @property
     def mean_s(self) -> float:
-        return float(np.mean(self.seconds)) if self.seconds else 0.0
+        return float(np.mean(self.total_s)) if self.total_s else 0.0
 
     @property
     def std_s(self) -> float:
         """With n - 1 below; 0 for a single answer."""
-        return float(np.std(self.seconds, ddof=1)) if len(self.seconds) > 1 else 0.0
+        return float(np.std(self.total_s, ddof=1)) if len(self.total_s) > 1 else 0.0
 
     @property
     def mean_new(self) -> float:
@@ -90,7 +90,7 @@ class SystemAnalysis:
             raise OptionError(f"repeats must be at least 1, found {repeats}")
         self.engine, self.recipes, self.dialogues = engine, dict(recipes), list(dialogues)
         self.instruction, self.repeats, self.progress = instruction, repeats, progress
-        self.settings = Settings(max_tokens=max_tokens, speculate="off")
+        self.settings = Settings(max_tokens=max_tokens, speculate="off", stop_at_repetition=False)
         self.rows: list[SystemRow] = []
         self.interrupted = False
         self.disturbance: dict[str, Any] = {}
@@ -127,7 +127,7 @@ class SystemAnalysis:
                     gc.collect()
                     started = perf_counter()
                     answer = self._answer(recipe, text)
-                    row.seconds.append(perf_counter() - started)
+                    row.total_s.append(perf_counter() - started)
                     row.first_token_s.append(answer.first_token_s)
                     row.prompt_tokens.append(answer.prompt_tokens)
                     row.new_tokens.append(sum(p.new_tokens for p in answer.passes))
@@ -150,7 +150,7 @@ class SystemAnalysis:
         return SystemRow(
             name=name,
             method="zero_shot" if recipe is None else recipe.method,
-            passes=1 if recipe is None else recipe.passes,
+            n_passes=1 if recipe is None else recipe.passes,
             rank=max((adapter.rank for adapter in compiled), default=0),
             extra_parameters=max((adapter.extra_parameters for adapter in compiled), default=0),
             extra_bytes=max((adapter.extra_bytes for adapter in compiled), default=0),

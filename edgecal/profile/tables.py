@@ -28,7 +28,7 @@ def rows(report: ProfileReport) -> list[Row]:
     for method in report.methods:
         shared: Row = {
             "method": method.name,
-            "passes": method.passes,
+            "n_passes": method.n_passes,
             "rank": method.rank,
             "extra_parameters": method.extra_parameters,
             "extra_bytes": method.extra_bytes,
@@ -42,9 +42,9 @@ def rows(report: ProfileReport) -> list[Row]:
             shared |= {"peak_bytes": m.peak, "peak_weights_bytes": m.weights, "peak_adapters_bytes": m.adapters}
             shared |= {"peak_kv_cache_bytes": m.kv_cache, "peak_rest_bytes": m.rest, "peak_context": m.context}
         for prompt in method.prompts:
-            if prompt.seconds:
+            if prompt.read_s:
                 row = shared | {"measured": "read", "tokens": prompt.prompt, "depth": prompt.depth}
-                row |= {"threads": prompt.threads, "repeats": len(prompt.seconds), "tokens_per_s": prompt.rate}
+                row |= {"threads": prompt.threads, "repeats": len(prompt.read_s), "tokens_per_s": prompt.rate}
                 row |= {"first_token_s": median(prompt.first_token_s)}
                 found.append(row | _parts(prompt.split.parts))
         for decode in method.decodes:
@@ -132,10 +132,10 @@ def prompt_table(report: ProfileReport) -> tuple[list[str], list[list[str]]]:
     for method in report.methods:
         compiled = f"{1e3 * median(method.compile_s):.1f}" if method.compile_s and method.rank else ""
         for case in method.prompts:
-            if case.seconds:
+            if case.read_s:
                 first = f"{median(case.first_token_s):.3f}"
                 named = case_name(report, case.label, case.threads)
-                body.append([method.name, named, first, f"{case.rate:.0f}", str(method.passes), str(method.rank)])
+                body.append([method.name, named, first, f"{case.rate:.0f}", str(method.n_passes), str(method.rank)])
                 body[-1].append(compiled)
     return header, body
 

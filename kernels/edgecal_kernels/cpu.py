@@ -10,11 +10,12 @@ anything.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import sys
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import BackendError
@@ -120,6 +121,54 @@ def detect_isa() -> str:
             )
         return override
     return next(name for name in has if has[name])
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Cores' worth of time that the control groups of this process grant it (docker --cpus), the least of a hierarchy.
+
+    None where nothing limits it. Control groups of version 1 and 2; `root` is where proc and sys are.
+    """
+    groups = root / "sys/fs/cgroup"
+    places = {(groups, _grant_v2), (groups / "cpu", _grant_v1)}  # a container's own group, whatever path is told
+    for line in _lines(root / "proc/self/cgroup"):
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        group = PurePosixPath(path.lstrip("/"))
+        if ".." in group.parts:
+            continue
+        levels = (group, *group.parents)
+        if number == "0":  # version 2
+            places |= {(groups / level, _grant_v2) for level in levels}
+        elif "cpu" in controllers.split(","):
+            places |= {(groups / name / level, _grant_v1) for level in levels for name in ("cpu", controllers)}
+    return min((grant for place, read in places if (grant := read(place)) is not None), default=None)
+
+
+def _grant_v2(group: Path) -> float | None:
+    words = " ".join(_lines(group / "cpu.max")).split()
+    if len(words) != 2 or not all(word.isdecimal() and int(word) for word in words):
+        return None  # "max 100000" is no limit
+    return int(words[0]) / int(words[1])
+
+
+def _grant_v1(group: Path) -> float | None:
+    quota, period = (" ".join(_lines(group / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
+    if not (quota.isdecimal() and period.isdecimal() and int(quota) and int(period)):
+        return None  # a quota of -1 is no limit
+    return int(quota) / int(period)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except (OSError, ValueError):
+        return []
+
+
+def usable_cores() -> int:
+    """Logical cores that this process can keep busy: those it may run on, and not more than it is granted time for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def physical_cores() -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import numba
 
 from . import isa
-from .paths import cache_directory
+from .paths import cache_directory, private_temporary_directory
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 
@@ -47,19 +47,38 @@ def kernel_cache_directory(isa_name: str) -> Path:
 
 @lru_cache(maxsize=1)
 def kernel_cache() -> Path:
-    """`kernel_cache_directory` of this process. It need not exist."""
-    return kernel_cache_directory(isa.active_name())
+    """Where this process keeps its kernels: in the cache folder, or where that cannot be written, in a private folder
+    for temporary files. Where neither can, the cache folder, and `can_keep` is false. It need not exist."""
+    wanted = kernel_cache_directory(isa.active_name())
+    if not _writable(wanted) and (private := private_temporary_directory()) is not None:
+        aside = private / wanted.name
+        if _writable(aside):
+            return aside
+    return wanted
 
 
 @lru_cache(maxsize=1)
 def can_keep() -> bool:
     """Whether compiled kernels can be kept in `kernel_cache()`. Elsewhere they are not: Numba would fall back to the
     folder of the sources, where nothing tells one instruction set from another, and they are compiled anew instead."""
+    return _writable(kernel_cache())
+
+
+def _writable(folder: Path) -> bool:
     try:
-        kernel_cache().mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return False
-    return os.access(kernel_cache(), os.W_OK)
+    return os.access(folder, os.W_OK)
+
+
+_preparing = numba.core.event.TimingListener()  # Numba holds this lock while it compiles, or loads what it compiled
+numba.core.event.register("numba:compiler_lock", _preparing)
+
+
+def preparing_seconds() -> float:
+    """What this process has spent on compiling kernels, or on loading them, so far: the first use of each pays that."""
+    return _preparing.duration if _preparing.done else 0.0
 
 
 def _compiled(function: Callable, **options: Any) -> Any:

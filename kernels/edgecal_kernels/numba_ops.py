@@ -19,6 +19,7 @@ from .cache_write import remember, rope
 from .decoder import Decoder, DecoderWeights
 from .dense import add_lora, dense_product
 from .elementwise import gated, layer_norm, rms_norm
+from .jit import preparing_seconds
 from .packed_matmul import packed_product
 from .packing import pack_int8
 from .quant import Array, QuantizedTensor
@@ -41,6 +42,7 @@ __all__ = [
     "matmul",
     "merging",
     "pack_int8",
+    "preparing_seconds",
     "quantize_rows",
     "remember",
     "rms_norm",

@@ -171,6 +171,11 @@ def build_decoder(weights: DecoderWeights) -> None:
     return None
 
 
+def preparing_seconds() -> float:
+    """What compiling and loading kernels has taken so far: nothing."""
+    return 0.0
+
+
 def use_threads(number: None) -> nullcontext[None]:
     """There is none to set: NumPy's BLAS has settings of its own."""
     return nullcontext()

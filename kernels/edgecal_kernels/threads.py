@@ -7,22 +7,38 @@ own Numba code finds the one that it had.
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 import numba
+import numba.np.ufunc.parallel
 
 from . import cpu
 from .errors import BackendError
 
+_child_of_openmp = False
+
+
+def _after_fork() -> None:
+    """GNU OpenMP's threads stay in the parent, and its next parallel region ends the child by a signal."""
+    global _child_of_openmp
+    launched: Any = numba.np.ufunc.parallel
+    _child_of_openmp = sys.platform == "linux" and launched._is_initialized and numba.threading_layer() == "omp"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
 
 def number_of_threads(wanted: int | None = None) -> int:
-    """`wanted`, else the physical (big) cores, as far as Numba was started with so many threads.
+    """`wanted`, else the physical (big) cores, as far as a quota of time (docker --cpus) and Numba's own limit allow.
 
     Raises BackendError for a number that this process cannot have (NUMBA_NUM_THREADS, by default all logical cores).
     """
     settings: Any = numba.config
     most = int(settings.NUMBA_NUM_THREADS)
-    number = min(cpu.physical_cores(), most) if wanted is None else wanted
+    number = min(cpu.physical_cores(), cpu.usable_cores(), most) if wanted is None else wanted
     if not 1 <= number <= most:
         raise BackendError(f"{number} threads were asked for; this process has 1 to {most} (set NUMBA_NUM_THREADS)")
     return number
@@ -31,7 +47,8 @@ def number_of_threads(wanted: int | None = None) -> int:
 class use_threads:
     """Kernels that this Python thread calls in the block take `number` threads; None: as many as without the block.
 
-    A class for speed: it stands around every forward pass.
+    BackendError in a process that was forked from one in which kernels had run. A class for speed: it stands around
+    every forward pass.
     """
 
     __slots__ = ("_after", "_number")
@@ -41,6 +58,11 @@ class use_threads:
         self._after: int | None = None  # to be set at the end
 
     def __enter__(self) -> None:
+        if _child_of_openmp:
+            raise BackendError(
+                "this process was forked from one that had run compiled kernels, whose threads do not survive that: "
+                'start processes by spawn (multiprocessing.get_context("spawn")), or fork before the first use'
+            )
         if self._number is not None:
             before = numba.get_num_threads()
             if before != self._number:

@@ -42,14 +42,12 @@ def _machine() -> str:
 def compile_all() -> float:
     """Call every kernel with the argument types of a real run, in this process; seconds taken.
 
-    Raises BackendError where Numba is missing or its cache folder cannot be written.
+    Where no folder can keep them they serve this process alone. Raises BackendError where Numba is missing.
     """
     start = perf_counter()
     ops = backend("numba")
     from .jit import can_keep, kernel_cache
 
-    if not can_keep():
-        raise _not_kept("it is not writable")
     x = np.ones((2, 64), np.float32)
     for rows_of_weight in (32, 16384):  # a small one stays in the calling thread
         for format in FORMATS:
@@ -74,10 +72,11 @@ def compile_all() -> float:
     ops.gated(x.copy(), x)
     _decode(ops)
     _merge(ops.merging)
-    try:
-        (kernel_cache() / _MARKER).write_text(_machine())
-    except OSError as error:
-        raise _not_kept(str(error.strerror)) from error
+    if can_keep():
+        try:
+            (kernel_cache() / _MARKER).write_text(_machine())
+        except OSError as error:
+            raise _not_kept(str(error.strerror)) from error
     return perf_counter() - start
 
 
@@ -132,9 +131,16 @@ def _merge(merging: Any) -> None:
 
 
 def warm_up() -> float:
-    """Make sure that the kernels are on disk, compiling in a child process if they are not; seconds taken."""
+    """Make sure that the kernels are on disk, compiling in a child process if they are not; seconds taken.
+
+    Raises BackendError where that fails, or where no folder can be written.
+    """
+    from .jit import can_keep
+
     if is_warm():
         return 0.0
+    if not can_keep():
+        raise _not_kept("neither it nor a folder for temporary files can be written")
     start = perf_counter()
     done = subprocess.run([sys.executable, "-m", "edgecal_kernels.warmup"], capture_output=True, text=True)
     if done.returncode != 0:

@@ -88,7 +88,7 @@ def test_counts_grow_with_the_ranks(rank: int, lora_rank: int) -> None:
 def test_the_table_is_that_of_paper_1() -> None:
     rows = {row.method: row for row in parameter_counts(LLAMA_1B).table()}
     assert [rows[name].parameters for name in ("zero_shot", "linear", "multi_step")] == [0, 0, 0]
-    assert rows["multi_step"].passes == 2 and rows["joint_expert"].parameters == 22_544_384
+    assert rows["multi_step"].n_passes == 2 and rows["joint_expert"].parameters == 22_544_384
     assert rows["learnable_calibration_pp"].share == 176_128 / 22_544_384
     values = json.loads(json.dumps(parameter_counts(LLAMA_1B).to_dict()))
     assert set(values["shares"]) == set(METHODS) and values["lora_rank"] == 32

@@ -173,7 +173,7 @@ def test_every_answer_is_that_of_its_recipe(folder, tmp_path):
 
 def test_the_type_of_the_cache(folder, tmp_path):
     """int8: a second turn reads what the first has written, and /reset begins anew."""
-    options = ("--json", "--cache-dtype", "int8")
+    options = ("--json", "--cache-dtype", "int8", "--temperature", "0")
     done = chat(folder, tmp_path, "hi", "more", "/reset", "hi", options=options)
     said = [turn for turn in turns(done) if "user" in turn]
     engine = Engine.load(folder / "model", backend="numpy", cache_dtype="int8")
@@ -292,7 +292,7 @@ def test_a_model_without_chat_template(tmp_path):
 
 def test_a_conversation_that_outgrows_the_context(tmp_path):
     model = write_tiny_hf(tmp_path / "m", max_position_embeddings=96)
-    done = edgecal("chat", model, "--json", home=tmp_path, input="hello\nmore\n/reset\nhello\n")
+    done = edgecal("chat", model, "--json", "--temp", "0", home=tmp_path, input="hello\nmore\n/reset\nhello\n")
     first, error, _, again = turns(done)
     assert first["finish_reason"] == "context"
     assert error["error"]["type"] == "ContextLengthError"
@@ -453,3 +453,30 @@ def test_ctrl_c_in_a_pipeline_ends_it(folder, tmp_path):
     assert len(first + out) > 1
     assert b"stopped" in err
     assert b"Traceback" not in err
+
+
+def test_talk_is_sampled_and_adapters_are_not(folder, tmp_path):
+    """Small models talk in circles greedily. What the model advises comes first, what a person says before it."""
+    lines = "/set\n"
+
+    def settings(model: Path, *options: str | Path) -> dict:
+        done = edgecal("chat", model, "--json", *options, home=tmp_path, input=lines)
+        return turns(done)[0]["output"]
+
+    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    found = settings(folder / "model")
+    assert [found[name] for name in names] == [0.6, 0, 0.9, 1.05] and found["stop_at_repetition"] is True
+    assert [settings(folder / "model", "--temperature", "0")[name] for name in names] == [0, 0, 1, 1]
+    assert [settings(folder / "model", "--top-k", "5")[name] for name in names] == [0.6, 5, 0.9, 1.05]
+    assert [settings(folder / "model", *pair(folder))[name] for name in names] == [0, 0, 1, 1]
+    advised = write_tiny_hf(tmp_path / "advised")
+    advice = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.1}
+    (advised / "generation_config.json").write_text(json.dumps(advice))
+    assert [settings(advised)[name] for name in names] == [0.7, 20, 0.8, 1.1]
+
+
+def test_a_switch_is_set(folder, tmp_path):
+    done = chat(folder, tmp_path, "/set stop_at_repetition off", "/set stop_at_repetition maybe", options=("--json",))
+    switched, refused = turns(done)
+    assert switched["output"] == {"stop_at_repetition": False}
+    assert "takes on or off, found 'maybe'" in refused["error"]["message"]

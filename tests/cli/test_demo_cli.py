@@ -54,7 +54,7 @@ def test_compare_runs_every_method():
     assert done.returncode == 0, done.stderr
     rows = {row["method"]: row for row in json.loads(done.stdout)}
     assert {"zero_shot", "linear", "learnable_calibration", "projection_merge", "multi_step"} <= set(rows)
-    assert rows["multi_step"]["passes"] == 2 and rows["zero_shot"]["rank"] == 0
+    assert rows["multi_step"]["n_passes"] == 2 and rows["zero_shot"]["rank"] == 0
     assert (rows["linear"]["rank"], rows["concat"]["rank"], rows["projection_merge"]["rank"]) == (16, 32, 4)
     assert rows["learnable_calibration"]["extra_parameters"] == 5184
     assert rows["learnable_calibration_pp"]["extra_parameters"] == 40704

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from edgecal import Engine, Settings
 from tests.cli.shell import SOURCES, killed_at_the_end, wait_for_work
@@ -174,3 +175,35 @@ def test_a_closed_pipe_is_no_error(folder):
         f"{command} | head -c 1", shell=True, capture_output=True, text=True, timeout=300, env=ENVIRONMENT
     )
     assert "Traceback" not in done.stderr and "error" not in done.stderr.lower()
+
+
+def test_a_question_is_sampled_as_the_model_advises_and_a_task_is_not(folder, tmp_path):
+    model = write_tiny_hf(tmp_path / "model")
+    advice = {"do_sample": True, "temperature": 1.5, "eos_token_id": 2}
+    (model / "generation_config.json").write_text(json.dumps(advice))
+
+    def text(*options) -> str:
+        done = run(model, "hello", "-n", 16, "-q", *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    greedy = text("--temperature", 0)
+    explicit = text("--temperature", 1.5, "--top-k", 50, "--seed", 4)
+    assert text("--seed", 4) == explicit != greedy
+    assert text("--task", "summarize") == text("--task", "summarize", "--temperature", 0)
+
+
+def test_an_answer_in_a_loop_ends_and_says_so(folder, tmp_path):
+    """A model whose head knows one word."""
+    model = write_tiny_hf(tmp_path / "model", max_position_embeddings=4096)
+    weights = load_file(model / "model.safetensors")
+    silent = ("o_proj.weight", "down_proj.weight")
+    weights = {name: w * 0 if name.endswith(silent) else w for name, w in weights.items()}
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    done = run(model, "hello", "-n", 2000, "--json")
+    answer = json.loads(done.stdout)
+    assert answer["finish_reason"] == "repetition" and answer["new_tokens"] < 2000
+    said = run(model, "hello", "-n", 2000)
+    assert "it had begun to repeat itself; --no-stop-at-repetition lets it go on" in said.stderr
+    on = json.loads(run(model, "hello", "-n", 2000, "--json", "--no-stop-at-repetition").stdout)
+    assert on["finish_reason"] == "length" and on["text"].startswith(answer["text"])

@@ -86,14 +86,14 @@ def test_recipes_by_options_and_files(folder, adapters):
     assert [m["rank"] for m in json.loads(by_file.stdout)["methods"]] == [4]
     steps = ["--step", "summary: Shorten", "--step", "formal: Polish"]
     pipeline = edgecal("profile", folder / "model", *adapters, *steps, *FAST, "--json", home=folder)
-    assert json.loads(pipeline.stdout)["methods"][0]["passes"] == 2
+    assert json.loads(pipeline.stdout)["methods"][0]["n_passes"] == 2
 
 
 def test_costs_without_weights(folder, adapters):
     words = ("linear", folder / "lcpp.safetensors")
     done = edgecal("profile", folder / "model", *words, *adapters, "--costs", "--json", home=folder)
     rows = json.loads(done.stdout)
-    assert [row["additional_parameters"] > 0 for row in rows] == [False, True]
+    assert [row["extra_parameters"] > 0 for row in rows] == [False, True]
     table = edgecal("profile", folder / "model", *words, *adapters, "--costs", home=folder).stdout
     assert "extra" in table and max(map(len, table.splitlines())) <= 80
 
@@ -119,7 +119,7 @@ def test_dialogues(folder, adapters):
     done = edgecal("profile", folder / "model", *words, *adapters, *arguments, "--json", home=folder)
     found = json.loads(done.stdout)
     assert found["dialogues"] == 2 and found["instruction"].endswith("tone to professional")
-    assert [len(row["seconds"]) for row in found["rows"]] == [4, 4, 4]
+    assert [len(row["total_s"]) for row in found["rows"]] == [4, 4, 4]
     table = edgecal("profile", folder / "model", *words, *adapters, *arguments, home=folder).stdout
     assert "mean s" in table and "peak" in table and max(map(len, table.splitlines())) <= 80
 
@@ -133,7 +133,7 @@ def test_compare_exit_codes(saved, folder):
     for method in slower["methods"]:
         for case in method["decodes"]:
             case["runs"] = [[3 * t for t in run] for run in case["runs"]]
-            case["seconds"] = [3 * t for t in case["seconds"]]
+            case["write_s"] = [3 * t for t in case["write_s"]]
     (folder / "slower.json").write_text(json.dumps(slower))
     worse = edgecal("profile", "--compare", files["json"], folder / "slower.json", "--json", home=folder)
     assert worse.returncode == 1 and json.loads(worse.stdout)["regressed"] is True

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    GenerationConfig,
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -19,7 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from edgecal.decoding.sampler import Sampler, SamplingOptions
+from edgecal.decoding.sampler import Sampler, SamplingOptions, advised
 from edgecal.errors import EdgecalError, OptionError
 
 
@@ -282,3 +283,46 @@ def test_options_outside_their_range(option: str, value: Any, message: str) -> N
         SamplingOptions(**{option: value})
     with pytest.raises(ValueError, match=option):  # OptionError is a ValueError, as callers of NumPy expect
         SamplingOptions(**{option: value})
+
+
+ADVICE = {
+    "nothing": ({"eos_token_id": 2, "max_length": 100}, None),
+    "llama 3.2": (
+        {"do_sample": True, "temperature": 0.6, "top_p": 0.9},
+        {"temperature": 0.6, "top_k": 50, "top_p": 0.9},
+    ),
+    "qwen 2.5": (
+        {"do_sample": True, "repetition_penalty": 1.1, "temperature": 0.7, "top_p": 0.8, "top_k": 20},
+        {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.1},
+    ),
+    "gemma 3": ({"do_sample": True, "top_k": 64, "top_p": 0.95}, {"temperature": 1.0, "top_k": 64, "top_p": 0.95}),
+    "sampling alone": ({"do_sample": True}, {"temperature": 1.0, "top_k": 50}),
+    "greedy": ({"do_sample": False}, {}),
+    "not said to sample": ({"temperature": 0.6, "repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),
+    "null": ({"do_sample": None, "temperature": None}, None),
+    "off": ({"do_sample": True, "top_k": 0, "temperature": 0.0}, {"temperature": 0.0, "top_k": 0}),
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_what_a_model_advises(name: str) -> None:
+    config, expected = ADVICE[name]
+    assert advised(config) == (None if expected is None else SamplingOptions(**expected))
+
+
+@pytest.mark.parametrize("name", [name for name in ADVICE if name not in ("null", "off")])
+def test_it_is_what_transformers_makes_of_it(name: str) -> None:
+    config, _ = ADVICE[name]
+    theirs, ours = GenerationConfig(**config), advised(config) or SamplingOptions()
+    for key, value in GenerationConfig._get_default_generation_params().items():  # as generate() fills it in
+        if getattr(theirs, key, None) is None:
+            setattr(theirs, key, value)
+    assert ours.greedy == (not theirs.do_sample) and ours.repetition_penalty == theirs.repetition_penalty
+    if theirs.do_sample:
+        assert (ours.temperature, ours.top_k, ours.top_p) == (theirs.temperature, theirs.top_k, theirs.top_p)
+
+
+@pytest.mark.parametrize("config", [{"do_sample": True, "top_p": 2}, {"repetition_penalty": "much"}])
+def test_advice_that_makes_no_sense(config: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="must be"):
+        advised(config)

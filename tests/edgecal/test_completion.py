@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import pytest
 from tokenizers import Tokenizer as Backend
 
-from edgecal.completion import Answer
+from edgecal.completion import Answer, Settings
 from edgecal.decoding.generate import TokenRecord
+from edgecal.decoding.sampler import SamplingOptions
+from edgecal.errors import OptionError
 from edgecal.text.tokenizer import Tokenizer
 from tests.backends import BACKENDS
 
@@ -27,7 +29,7 @@ def ids_of(backend: Backend, *parts: str) -> list[int]:
 
 def answer(backend: Backend, ids: Sequence[int], stop: tuple[str, ...], last: str = "length") -> tuple[str, str | None]:
     """Text and finish reason, as a generation over these tokens makes them."""
-    made = Answer(Tokenizer(backend), stop, 1)
+    made = Answer(Tokenizer(backend), Settings(stop=stop), 1)
     text = ""
     for index, token in enumerate(ids):
         reason = last if index == len(ids) - 1 else None
@@ -85,3 +87,41 @@ def test_without_such_stop_strings_a_character_may_go_around_a_special_token(bac
     torn = [*whole[:-2], backend.token_to_id(START), *whole[-2:]]
     assert answer(backend, torn, ("nothing",)) == (backend.decode(torn), "length")
     assert backend.decode(torn) == "x 😀"
+
+
+LOOP = "I like the sea. " * 60
+
+
+def test_an_answer_that_repeats_itself_ends(backend: Backend) -> None:
+    ids = ids_of(backend, f"So it goes. {LOOP}")
+    text, reason = answer(backend, ids, ())
+    assert reason == "repetition" and f"So it goes. {LOOP}".startswith(text) and 200 < len(text) < 400
+    made = Answer(Tokenizer(backend), Settings(stop_at_repetition=False), 1)
+    said = [made.push(TokenRecord(token, index, 0.0, 0.0, 0.0, None)).text for index, token in enumerate(ids)]
+    assert made.finish_reason is None and len("".join(said)) > 900
+    # what was held back for a stop string is part of it
+    text, reason = answer(backend, ids, ("the sea. I like the moon",))
+    assert reason == "repetition" and f"So it goes. {LOOP}".startswith(text)
+
+
+def test_the_end_that_comes_first_counts(backend: Backend) -> None:
+    text, reason = answer(backend, ids_of(backend, LOOP), ("sea. I",))
+    assert reason == "stop" and text == "I like the "
+    _, reason = answer(backend, ids_of(backend, LOOP)[:40], ())
+    assert reason == "length"
+
+
+def test_options_by_name() -> None:
+    changed = Settings(stop=("a",)).with_options(max_tokens=5, temperature=0.5, top_k=3, stop="b")
+    assert changed == Settings(5, SamplingOptions(temperature=0.5, top_k=3), ("b",))
+    assert changed.with_options() == changed
+    sampling = SamplingOptions(seed=3)
+    assert Settings().with_options(sampling=sampling, min_p=0.1).sampling == SamplingOptions(seed=3, min_p=0.1)
+    for options, message in [
+        ({"max_token": 5}, "there is no option 'max_token'; options: .*max_tokens"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"temperature": -1}, "temperature must be"),
+        ({"stop": ("",)}, "stop string"),
+    ]:
+        with pytest.raises(OptionError, match=message):
+            Settings().with_options(**options)

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import edgecal
 from edgecal import Engine, KVCache, Recipe, SamplingOptions, Settings, Step
+from edgecal.completion import Pass
 from edgecal.errors import (
     AdapterError,
     CalibrationError,
@@ -240,3 +241,49 @@ def test_readme_example_is_what_it_says(engine, folder):
     )
     message = edgecal.user_message(edgecal.instruction("summarize+tone", tone="professional"), "A: hi\nB: hello")
     assert engine.generate(message, recipe=recipe).text
+
+
+def test_a_request_in_a_line(engine):
+    """Options by their names, a recipe by the name of its method or of its adapter."""
+    whole = Settings(max_tokens=5, sampling=SamplingOptions(temperature=0.7, seed=3))
+    short = engine.generate("hi", max_tokens=5, temperature=0.7, seed=3, recipe="linear")
+    assert short.text == engine.generate("hi", settings=whole, recipe=Recipe("linear", PAIR)).text
+    assert short.method == "linear" and len(short.tokens) <= 5
+    alone = engine.generate("hi", recipe="formal", max_tokens=4)
+    assert alone.text == engine.generate("hi", recipe=Recipe("single", ("formal",)), max_tokens=4).text
+    assert "".join(piece.text for piece in engine.stream("hi", recipe="formal", max_tokens=4)) == alone.text
+    with pytest.raises(OptionError, match="no option 'max_new_tokens'; options: .*max_tokens"):
+        engine.generate("hi", max_new_tokens=5)
+    with pytest.raises(RecipeError, match="lineer"):
+        engine.generate("hi", recipe="lineer")
+
+
+def test_what_the_model_advises_is_known_and_not_done(tmp_path, engine):
+    assert engine.advised_sampling is None
+    model = write_tiny_hf(tmp_path / "model")
+    advice = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "eos_token_id": 2}
+    (model / "generation_config.json").write_text(json.dumps(advice))
+    advised = Engine.load(model, weights="int8")
+    assert advised.advised_sampling == SamplingOptions(temperature=0.8, top_k=50, top_p=0.9)
+    assert advised.generate("hi", max_tokens=8).text == engine.generate("hi", max_tokens=8).text, "greedy"
+    (model / "generation_config.json").write_text(json.dumps({**advice, "top_p": 7}))
+    with pytest.raises(FileFormatError, match=r"generation_config.json: top_p must be above 0 and at most 1.*found 7"):
+        Engine.load(model)
+
+
+def test_the_first_use_of_kernels_is_not_reading(engine, monkeypatch):
+    """What loading them took is told apart, and is no part of the rate."""
+    clock = iter([0.5, 0.75])
+    monkeypatch.setattr(engine.model.ops, "preparing_seconds", lambda: next(clock))
+    (cost,) = engine.generate("hi", max_tokens=1).passes
+    assert cost.kernels_s == 0.25
+    slow = Pass(10, 1, first_token_s=0.35, total_s=0.35, text="", kernels_s=0.25)
+    assert slow.prefill_rate == pytest.approx(100) and slow.to_dict()["kernels_s"] == 0.25
+
+
+def test_kernels_know_what_their_loading_took():
+    from edgecal_kernels.jit import kernel, preparing_seconds
+
+    before = preparing_seconds()
+    assert kernel(lambda x: x + 1)(1) == 2
+    assert preparing_seconds() > before

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numba
 import pytest
 
 from edgecal_kernels import cpu
 from edgecal_kernels.errors import BackendError
 from edgecal_kernels.threads import number_of_threads, use_threads
+from tests.cli.shell import SOURCES
 
 MOST = numba.config.NUMBA_NUM_THREADS
 
@@ -33,3 +38,50 @@ def test_the_number(monkeypatch):
     for wanted in (0, MOST + 1):
         with pytest.raises(BackendError, match=f"{wanted} threads were asked for; this process has 1 to {MOST}"):
             number_of_threads(wanted)
+
+
+FORK = """
+import multiprocessing, os, sys
+from edgecal_kernels import numba_ops
+from edgecal_kernels.errors import BackendError
+from edgecal_kernels.threads import use_threads
+import numpy as np
+from edgecal_kernels.quant import quantize
+
+def product():
+    x = numba_ops.Activations(np.ones((4, 64), np.float32))
+    with use_threads(2):
+        return round(float(numba_ops.matmul(x, quantize(np.ones((4096, 64), np.float32), "int8")).sum()))
+
+def child(number):
+    try:
+        return product()
+    except BackendError as error:
+        return str(error)
+
+if __name__ == "__main__":
+    before = sys.argv[1] == "before"
+    if before:
+        product()
+    with multiprocessing.get_context(sys.argv[2]).Pool(1) as pool:
+        print(pool.map(child, [0])[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP and fork")
+@pytest.mark.parametrize(
+    ("used", "start", "said"),
+    [
+        ("before", "fork", "forked from one that had run compiled kernels"),
+        ("not", "fork", "10485"),
+        ("before", "spawn", "10485"),
+    ],
+)
+def test_a_process_forked_after_use_is_refused(tmp_path, used, start, said):
+    """OpenMP would end it by a signal, and a pool would wait for its answer forever."""
+    (tmp_path / "fork.py").write_text(FORK)
+    command = [sys.executable, str(tmp_path / "fork.py"), used, start]
+    here = {**os.environ, "PYTHONPATH": SOURCES}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=here)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout

@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edgecal_kernels import jit
+import pytest
+
+from edgecal_kernels import jit, warmup
+from edgecal_kernels.errors import BackendError
+from tests.cli.shell import SOURCES
 
 ANSWERING = """
 import sys
@@ -58,3 +62,42 @@ def test_every_installation_has_a_folder_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "b" / "isa" / "portable.py").write_text("INT8_OFFSET = 1")
     folders += [jit.kernel_cache_directory("portable"), jit.kernel_cache_directory("avx2")]
     assert len(set(folders)) == 5
+
+
+WHERE = """
+from edgecal_kernels import jit
+print(jit.can_keep(), jit.kernel_cache().parent)
+"""
+
+
+def where(tmp_path, cache, temporary):
+    variables = {"EDGECAL_CACHE": str(cache), "TMPDIR": str(temporary), "PYTHONPATH": SOURCES}
+    command = [sys.executable, "-c", WHERE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **variables})
+    assert done.returncode == 0, done.stderr
+    kept, _, folder = done.stdout.strip().partition(" ")
+    return kept == "True", Path(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="users of POSIX")
+def test_where_the_cache_cannot_be_written(tmp_path):
+    """A private folder for temporary files takes its place, and nothing does where that is another's."""
+    (tmp_path / "file").touch()
+    cache, temporary = tmp_path / "file" / "cache", tmp_path / "temporary"
+    temporary.mkdir()
+    private = temporary / f"edgecal-{os.getuid()}"
+    assert where(tmp_path, tmp_path / "cache", temporary) == (True, tmp_path / "cache" / "kernels")
+    assert not private.exists()
+    assert where(tmp_path, cache, temporary) == (True, private) and private.stat().st_mode & 0o777 == 0o700
+    private.chmod(0o777)  # anybody may have put code there
+    assert where(tmp_path, cache, temporary) == (False, cache / "kernels")
+    shutil.rmtree(private)
+    private.symlink_to(tmp_path)
+    assert where(tmp_path, cache, temporary) == (False, cache / "kernels")
+
+
+def test_nothing_writable_is_said(monkeypatch):
+    monkeypatch.setattr(jit, "can_keep", lambda: False)
+    monkeypatch.setattr(warmup, "is_warm", lambda: False)
+    with pytest.raises(BackendError, match=r"cannot be kept in .*neither it nor .*; set EDGECAL_CACHE"):
+        warmup.warm_up()

@@ -21,9 +21,9 @@ def steady(report, factor=1.0, repeats=8, spread=0.01):
         for case in method.decodes:
             steps = [1e-3 * factor * (1 + spread * (i % 3 - 1)) for i in range(repeats)]
             case.runs = [[s] * case.new for s in steps]
-            case.seconds = [s * case.new for s in steps]
+            case.write_s = [s * case.new for s in steps]
         for case in method.prompts:
-            case.seconds = case.first_token_s = [0.01] * repeats
+            case.read_s = case.first_token_s = [0.01] * repeats
     made.reads = []
     return made
 
@@ -106,5 +106,5 @@ def test_what_makes_it_doubtful_is_said(report):
 
 def test_a_machine_that_became_slower_is_said(report):
     a, b = copy.deepcopy(report), copy.deepcopy(report)
-    b.reads = [replace(read, seconds=2 * read.seconds) for read in b.reads]
+    b.reads = [replace(read, read_s=2 * read.read_s) for read in b.reads]
     assert any("the plain read of memory" in note for note in compare(a, b).notes)

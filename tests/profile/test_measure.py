@@ -43,16 +43,16 @@ def test_every_measurement_is_there_once_per_repeat(report):
         assert [(c.new, c.depth) for c in method.decodes] == [(12, 0), (12, 16)]
         assert [(c.prompt, c.depth) for c in method.prompts] == [(24, 0), (24, 16)]
         for case in method.decodes:
-            assert len(case.runs) == len(case.seconds) == PLAN.repeats
+            assert len(case.runs) == len(case.write_s) == PLAN.repeats
             assert all(len(run) == 12 and min(run) > 0 for run in case.runs)
             assert case.split.steps == 12 * PLAN.repeats
             assert case.clock_cost is not None and case.clock_cost > 0
         for case in method.prompts:
-            assert len(case.seconds) == len(case.first_token_s) == PLAN.repeats
-            assert all(a < b for a, b in zip(case.seconds, case.first_token_s, strict=True))
+            assert len(case.read_s) == len(case.first_token_s) == PLAN.repeats
+            assert all(a < b for a, b in zip(case.read_s, case.first_token_s, strict=True))
             assert case.split.steps == PLAN.repeats
     assert report.bandwidth(report.settings["threads"][0]) > 0
-    assert {m.name: (m.passes, m.rank) for m in report.methods} == {
+    assert {m.name: (m.n_passes, m.rank) for m in report.methods} == {
         "base": (1, 0),
         "linear": (1, 4),
         "lcpp": (1, 6),
@@ -78,9 +78,9 @@ def test_the_rate_is_that_of_a_clock_around_it(report):
     shares = []
     for method in report.methods:
         for case in method.decodes:
-            assert case.rate == pytest.approx(case.new / np.median(case.seconds))
+            assert case.rate == pytest.approx(case.new / np.median(case.write_s))
             inside = [sum(run) for run in case.runs]
-            shares += [inner / outer for outer, inner in zip(case.seconds, inside, strict=True)]
+            shares += [inner / outer for outer, inner in zip(case.write_s, inside, strict=True)]
     assert max(shares) <= 1 and np.median(shares) == pytest.approx(1, abs=0.05)
 
 
@@ -162,7 +162,7 @@ def test_an_interrupted_run_keeps_what_it_has(folder):
     measurement = ProfileRun(engine, recipes(folder), PLAN, progress=progress)
     with pytest.raises(KeyboardInterrupt):
         measurement.run()
-    assert measurement.report.interrupted and measurement.report.disturbance["seconds"] > 0
+    assert measurement.report.interrupted and measurement.report.disturbance["total_s"] > 0
     assert measurement.report.methods[0].decodes[0].runs and not measurement.report.methods[1].decodes
     assert engine.model.observer is None
 

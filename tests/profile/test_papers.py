@@ -29,12 +29,12 @@ def test_the_system_analysis_of_all_methods(folder):
         progress=lambda *what: seen.append(what),
     )
     rows = analysis.run()
-    assert [(row.name, row.passes) for row in rows] == [("base", 1), ("linear", 1), ("lcpp", 1), ("two", 2)]
+    assert [(row.name, row.n_passes) for row in rows] == [("base", 1), ("linear", 1), ("lcpp", 1), ("two", 2)]
     for row in rows:
-        assert len(row.seconds) == len(row.new_tokens) == 4
-        assert row.mean_s == np.mean(row.seconds) and row.std_s == np.std(row.seconds, ddof=1)
+        assert len(row.total_s) == len(row.new_tokens) == 4
+        assert row.mean_s == np.mean(row.total_s) and row.std_s == np.std(row.total_s, ddof=1)
         assert row.peak_bytes >= row.idle_bytes * 0.9 and row.idle_bytes > 0
-        assert all(first < total for first, total in zip(row.first_token_s, row.seconds, strict=True))
+        assert all(first < total for first, total in zip(row.first_token_s, row.total_s, strict=True))
     assert rows[2].extra_parameters > 0 == rows[1].extra_parameters
     assert max(rows[3].new_tokens) > 5, "two answers"
     assert seen[-1][:2] == (20, 20)
@@ -51,7 +51,7 @@ def test_it_can_be_interrupted(folder):
     analysis = SystemAnalysis(engine, recipes(folder), ["A"], "Summarize", max_tokens=2, progress=progress)
     with pytest.raises(KeyboardInterrupt):
         analysis.run()
-    assert analysis.interrupted and analysis.rows[0].seconds and analysis.disturbance
+    assert analysis.interrupted and analysis.rows[0].total_s and analysis.disturbance
 
 
 @pytest.mark.parametrize(("dialogues", "repeats"), [([], 1), (["a"], 0)])
@@ -66,15 +66,15 @@ def test_table_3_of_the_demo(smollm2_gguf):
         architecture = Architecture.of(checkpoint)
     adapters = {name: LoraAdapter.load(demo.DATA / name) for name in demo.PAIR}
     rows = {row.name: row for row in costs(architecture, {"base": None, **demo.recipes()}, adapters)}
-    extra = {name: row.additional_parameters for name, row in rows.items() if row.additional_parameters}
+    extra = {name: row.extra_parameters for name, row in rows.items() if row.extra_parameters}
     assert extra == {"learnable_calibration": 5184, "learnable_calibration_pp": 40704, "projection_merge": 23040}
-    assert {rows[name].additional_bytes for name in extra} == {4 * n for n in extra.values()}
-    assert rows["multi_step"].passes == 2 and rows["linear"].passes == 1 and rows["base"].adapters == 0
+    assert {rows[name].extra_bytes for name in extra} == {4 * n for n in extra.values()}
+    assert rows["multi_step"].n_passes == 2 and rows["linear"].n_passes == 1 and rows["base"].adapters == 0
     both = sum(adapter.n_parameters for adapter in adapters.values())
     assert rows["linear"].adapter_parameters == rows["multi_step"].adapter_parameters == both
     assert rows["linear"].adapter_bytes == sum(a.nbytes for a in adapters.values())
     assert rows["projection_merge"].rank == 4 and rows["concat"].rank == 32
-    assert to_rows(list(rows.values()))[0]["additional_share"] == 0
+    assert to_rows(list(rows.values()))[0]["extra_share"] == 0
 
 
 def test_an_adapter_of_another_model_is_refused(smollm2_gguf, folder):

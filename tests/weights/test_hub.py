@@ -213,6 +213,10 @@ def test_choice_of_files(files, quant, chosen):
 def test_pickles_are_refused():
     with pytest.raises(ModelNotFoundError, match="pickles"):
         _model_files("org/name", None, ["config.json", "pytorch_model.bin"])
+    both = ["config.json", "model.safetensors", "adapter_config.json", "adapter_model.bin"]
+    with pytest.raises(ModelNotFoundError, match="a PEFT adapter that transformers applies to it, but .* is a pickle"):
+        _model_files("org/name", None, both)
+    assert "adapter_model.safetensors" in _model_files("org/name", None, [*both, "adapter_model.safetensors"])
 
 
 @pytest.mark.parametrize("name", ["name", "a/b/c", "../b", "org/", "org/name:", "org/na me", "/org/name"])

@@ -38,6 +38,14 @@ if TYPE_CHECKING:
 
 _MAX_PARTS = 256
 _BLOCK_WEIGHTS = 1 << 18  # decoded at once
+# How to sample, in llama.cpp's words and in those of generation_config.json
+_SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
 # Buffers of old converters that follow from the configuration.
 _COMPUTED = re.compile(r"blk\.\d+\.attn_rot_embd|blk\.\d+\.attn\.rot_embd|rope\.freqs")
 
@@ -161,7 +169,10 @@ class GGUFCheckpoint(Checkpoint):
         config = {f"{name}_token_id": self.config.get(f"{name}_token_id") for name in ("bos", "pad")}
         if "tokenizer.ggml.tokens" in self.metadata:
             config["eos_token_id"] = SpecialTokens(self.metadata, self.path).ends() or None
-        return {key: value for key, value in config.items() if value is not None}
+        sampling = {name: self.metadata.get(f"general.sampling.{key}") for key, name in _SAMPLING.items()}
+        if any(value is not None for value in sampling.values()):
+            sampling["do_sample"] = True  # llama.cpp always samples, greedily at temperature 0
+        return {key: value for key, value in {**config, **sampling}.items() if value is not None}
 
     def _find(self, name: str) -> tuple[GGUFFile, GGUFTensor]:
         try:

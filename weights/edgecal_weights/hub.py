@@ -39,6 +39,7 @@ _SIDE_FILES = (
     "chat_template.jinja",
 )
 _TEMPLATE = re.compile(r"additional_chat_templates/[^/]+\.jinja")
+_PICKLED_ADAPTER = "adapter_model.bin"
 _ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 MODEL_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<quant>[\w.-]+))?")
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -84,7 +85,7 @@ def download_adapter(
     def choose(files: Sequence[str]) -> list[str]:
         missing = [name for name in _ADAPTER_FILES if name not in files]
         if missing:
-            hint = "; edgecal does not load pickles (.bin)" if "adapter_model.bin" in files else ""
+            hint = "; edgecal does not load pickles (.bin)" if _PICKLED_ADAPTER in files else ""
             raise ModelNotFoundError(f"{adapter_id} is not a PEFT adapter: it has no {missing[0]}{hint}")
         return list(_ADAPTER_FILES)
 
@@ -120,6 +121,11 @@ def _model_files(repo: str, quant: str | None, files: Sequence[str]) -> list[str
     shards = [name for name in here if _SHARD.fullmatch(name)]
     if not shards:
         shards = [name for name in here if is_model_weights(name)]
+    if shards and ADAPTER_CONFIG in here and _PICKLED_ADAPTER in here and ADAPTER_WEIGHTS not in here:
+        raise ModelNotFoundError(
+            f"{repo} holds a model and a PEFT adapter that transformers applies to it, but {_PICKLED_ADAPTER} is a "
+            "pickle, which runs code when loaded: look for a converted copy, or for the model alone"
+        )
     if shards and MODEL_CONFIG in here:
         if "model.safetensors" in shards:
             shards = ["model.safetensors"]

@@ -1,4 +1,4 @@
-"""The machine that a profile comes from: what it is, and what may have disturbed it.
+"""The machine: what it is, and what may have disturbed what ran on it.
 
 Everything is read from the files in which Linux tells it (and `vcgencmd` on a Raspberry Pi); what a system does not
 tell is left out, never guessed. `root` stands in for / in tests. `Watch` looks before and after a run: a clock that
@@ -8,6 +8,7 @@ was throttled, a temperature, processor time that went to others. On a virtual m
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -17,7 +18,10 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
+from edgecal_kernels import cpu
+
 ROOT = Path("/")
+_TELLING_S = 0.25  # the system counts in hundredths of a second
 # Of all the features that a processor has, those that these kernels or LLVM use for them
 _X86 = ("avx512vnni", "avx512bf16", "avx512bw", "avx512vl", "avxvnni", "avx2", "fma", "f16c", "sse4.2")
 TELLING = (*_X86, "dotprod", "i8mm", "fullfp16", "sve", "sve2", "neon")
@@ -36,8 +40,6 @@ _PI_BITS = {
 
 def facts(root: Path = ROOT) -> dict[str, Any]:
     """What does not change during a run."""
-    from edgecal_kernels import cpu
-
     found: dict[str, Any] = {
         "cpu": cpu.cpu_model(),
         "board": _text(root / "proc/device-tree/model") or _text(root / "sys/class/dmi/id/product_name"),
@@ -50,7 +52,7 @@ def facts(root: Path = ROOT) -> dict[str, Any]:
         "max_mhz": _mhz(root, "cpuinfo_max_freq"),
         "container": container(root),
         "virtual_machine": virtual_machine(root),
-        "cpu_quota": _quota(root),
+        "cpu_quota": cpu.cpu_quota(root),
         "python": platform.python_version(),
         "versions": _versions(),
     }
@@ -157,7 +159,7 @@ class Watch:
         """Facts of the time since: seconds, cores that others kept busy, share of time stolen by the host ..."""
         a, b = self._start, self._look()
         seconds = b["clock"] - a["clock"]
-        found: dict[str, Any] = {"seconds": seconds, "load_average": [a["load"], b["load"]]}
+        found: dict[str, Any] = {"total_s": seconds, "load_average": [a["load"], b["load"]]}
         if a["ticks"] and b["ticks"] and seconds > 0:
             busy, total, steal = (y - x for x, y in zip(a["ticks"], b["ticks"], strict=True))
             hertz = os.sysconf("SC_CLK_TCK")
@@ -171,6 +173,18 @@ class Watch:
             found["throttle_events"] = b["events"] - a["events"]
         found["throttling"] = throttling(self.root)
         return found
+
+
+def crowded(report: dict[str, Any], threads: int | None) -> str | None:
+    """In words, that other programs left no core of their own to each of so many threads; None where they did.
+
+    Threads wait for each other in every product: one that shares its core holds up all.
+    """
+    others, cores = report.get("busy_cores_of_others", 0.0), cpu.usable_cores()
+    if threads is None or threads < 2 or report["total_s"] < _TELLING_S or others + threads <= cores + 0.25:
+        return None
+    fewer = max(1, math.floor(cores - others + 0.25))
+    return f"other programs kept {others:.1f} of {cores} cores busy: --threads {min(fewer, threads - 1)} may be faster"
 
 
 def warnings(report: dict[str, Any], machine: dict[str, Any]) -> list[str]:
@@ -239,15 +253,6 @@ def _meminfo(root: Path, name: str) -> int | None:
         if words[:1] == [f"{name}:"] and len(words) > 1 and words[1].isdecimal():
             return int(words[1]) * 1024
     return None
-
-
-def _quota(root: Path) -> float | None:
-    """Cores that the control group may use, where that is limited."""
-    words = (_text(root / "sys/fs/cgroup/cpu.max") or "").split()
-    if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal() and int(words[1]):
-        return int(words[0]) / int(words[1])
-    quota, period = (_number(root / f"sys/fs/cgroup/cpu/cpu.cfs_{x}_us") for x in ("quota", "period"))
-    return quota / period if quota and period and quota > 0 else None
 
 
 def _ticks(root: Path) -> tuple[int, int, int] | None:

@@ -7,8 +7,9 @@ import os
 import numpy as np
 import pytest
 
+from edgecal import machine
 from edgecal.memory import resident
-from edgecal.profile import machine, roofline
+from edgecal.profile import roofline
 from edgecal.profile.roofline import LEAST, MOST, PlainRead, Point, buffer_bytes, last_level_cache
 
 
@@ -69,7 +70,7 @@ def test_nothing_told_is_nothing_said(tmp_path):
     facts = machine.facts(tmp_path)
     assert {"governor", "board", "container", "max_mhz"}.isdisjoint(facts) and facts["cores"] >= 1
     watch = machine.Watch(tmp_path).report()
-    assert set(watch) == {"seconds", "load_average", "throttling"} and machine.warnings(watch, facts) == []
+    assert set(watch) == {"total_s", "load_average", "throttling"} and machine.warnings(watch, facts) == []
     assert machine.throttle_events(tmp_path) is None and machine.temperatures(tmp_path) == {}
 
 
@@ -95,6 +96,28 @@ def test_time_that_others_took(tmp_path, monkeypatch):
     assert found["busy_cores_of_others"] == pytest.approx(0.5) and found["stolen_share"] == pytest.approx(0.25)
     notes = machine.warnings(found, {})
     assert any("0.5 cores busy" in note for note in notes) and any("25 %" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("others", "threads", "cores", "fewer"),
+    [
+        (1.0, 2, 2, 1),
+        (0.9, 4, 4, 3),
+        (2.2, 4, 4, 2),
+        (7.0, 4, 4, 1),
+        (0.2, 2, 2, None),
+        (1.0, 2, 4, None),
+        (2.0, 1, 2, None),
+        (2.0, None, 2, None),
+    ],
+)
+def test_threads_that_have_no_core_of_their_own(monkeypatch, others, threads, cores, fewer):
+    monkeypatch.setattr(machine.cpu, "usable_cores", lambda: cores)
+    said = machine.crowded({"total_s": 2.0, "busy_cores_of_others": others}, threads)
+    expected = f"other programs kept {others:.1f} of {cores} cores busy: --threads {fewer} may be faster"
+    assert said == (None if fewer is None else expected)
+    assert machine.crowded({"total_s": 0.1, "busy_cores_of_others": others}, threads) is None
+    assert machine.crowded({"total_s": 2.0}, 1) is None, "a system that does not tell"
 
 
 def test_the_buffer_is_larger_than_the_caches(tmp_path):
