@@ -91,10 +91,15 @@ def normalize_row(
     for i in range(whole, d):
         total += (x[at + i] - mean) * (x[at + i] - mean)
     factor = np.float32(1.0) / np.float32(math.sqrt(total / np.float32(d) + np.float32(eps)))
-    for i in range(d):
+    scale = splat(factor)
+    for i in range(0, whole, 16):
+        value = mul(mul(simd.sub(load(x, at + i), shift), scale), load(weight, first + i))
+        if centered:
+            value = add(value, load(bias, first + i))
+        store(out, to + i, value)
+    for i in range(whole, d):
         out[to + i] = (x[at + i] - mean) * factor * weight[first + i]
-    if centered:
-        for i in range(d):
+        if centered:
             out[to + i] += bias[first + i]
 
 

@@ -168,7 +168,7 @@ class GGUFCheckpoint(Checkpoint):
         """Looked up when asked for: a vocabulary that is broken does not stand in the way of the tensors."""
         config = {f"{name}_token_id": self.config.get(f"{name}_token_id") for name in ("bos", "pad")}
         if "tokenizer.ggml.tokens" in self.metadata:
-            config["eos_token_id"] = SpecialTokens(self.metadata, self.path).ends() or None
+            config["eos_token_id"] = self._special.ends() or None
         sampling = {name: self.metadata.get(f"general.sampling.{key}") for key, name in _SAMPLING.items()}
         if any(value is not None for value in sampling.values()):
             sampling["do_sample"] = True  # llama.cpp always samples, greedily at temperature 0
@@ -265,10 +265,15 @@ class GGUFCheckpoint(Checkpoint):
     def tokenizer(self) -> Tokenizer:
         from .gguf_tokenizer import build_tokenizer
 
-        return build_tokenizer(self.metadata, self.path)
+        return build_tokenizer(self.metadata, self.path, lambda: self._special)
 
     def tokenizer_config(self) -> dict[str, Any]:
-        return SpecialTokens(self.metadata, self.path).config()
+        return self._special.config()
+
+    @cached_property
+    def _special(self) -> SpecialTokens:
+        """Read once: a vocabulary is a hundred thousand texts."""
+        return SpecialTokens(self.metadata, self.path)
 
     def close(self) -> None:
         for file in self._files:

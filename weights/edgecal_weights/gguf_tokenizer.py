@@ -20,7 +20,7 @@ a space in files made from vocabularies that have such tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +37,26 @@ from .gguf_special_tokens import CONTROL, UNKNOWN, USER_DEFINED, SpecialTokens
 _MAX_CUT_WORK = 200_000_000
 
 
-def build_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
+def build_tokenizer(
+    metadata: Mapping[str, Any], path: Path, special: Callable[[], SpecialTokens] | None = None
+) -> Tokenizer:
     """Rebuild the tokenizer of a GGUF.
 
     Args:
         metadata: the file's key-value pairs. `tokenizer.ggml.tokens` is a list of V strings, `token_type` V
             integers, `scores` V floats, `merges` a list of strings "left right".
         path: the file, for messages.
+        special: its special tokens, where they are known already.
 
     Raises:
         FileFormatError: a missing key, lengths that differ, duplicate tokens, merges of unknown tokens.
         UnsupportedModelError: another kind of vocabulary or an unknown pre-tokenizer.
     """
-    return _Builder(metadata, path).build()
+    return _Builder(metadata, path, special or (lambda: SpecialTokens(metadata, path))).build()
 
 
 class _Builder:
-    def __init__(self, metadata: Mapping[str, Any], path: Path) -> None:
+    def __init__(self, metadata: Mapping[str, Any], path: Path, special: Callable[[], SpecialTokens]) -> None:
         self.metadata = metadata
         self.path = path
         self.kind = metadata.get("tokenizer.ggml.model")
@@ -62,7 +65,7 @@ class _Builder:
                 f"{path}: tokenizer.ggml.model is {self.kind!r}; served are 'gpt2' (byte-level BPE) and 'llama' "
                 "(SentencePiece BPE)"
             )
-        self.special = SpecialTokens(metadata, path)
+        self.special = special()
         self.fail = self.special.fail
         self.tokens = list(self.special.tokens)
         self.space_runs = self._spell_space_runs() if self.kind == "llama" else set()
