@@ -96,7 +96,10 @@ class ModelConfig:
             )
         family = FAMILIES[name]
         given = {key: value for key, value in config.items() if value is not None or key in _NULL}
+        heads_of_all = "num_key_value_heads" in config and config["num_key_value_heads"] is None
         config = {**family.defaults, **given}
+        if heads_of_all:  # null is as many as there are of queries, whatever a missing key means
+            config.pop("num_key_value_heads", None)
         activation = _check_options(config, family)
         hidden_size, n_heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
         n_layers, n_kv_heads = _size(config, "num_hidden_layers"), _size(config, "num_key_value_heads", n_heads)

@@ -25,7 +25,7 @@ ALLOWED = {
     | {"jinja2", "yaml", "click", "rich"},
 }
 # extras, imported when a picture, a search or an evaluation is asked for
-ALLOWED["edgecal"] |= {"matplotlib", "nevergrad", "rouge_score", "py3langid", "huggingface_hub"}
+ALLOWED["edgecal"] |= {"matplotlib", "nevergrad", "rouge_score", "py3langid", "huggingface_hub", "dask"}
 # Stand-alone PyTorch scripts for the training side and for `edgecal verify --live`, which runs one in a process of its
 # own. They ship with the package and no module of it may import them.
 NOT_IMPORTED = ROOT / "edgecal" / "export_contract"
@@ -33,7 +33,7 @@ NOT_IMPORTED = ROOT / "edgecal" / "export_contract"
 KERNEL_MODULES_FOR_WEIGHTS = {"quant", "errors", "paths"}
 # Inside edgecal: a module may import from those on its left, never from those on its right
 LAYERS = [
-    {"errors", "memory", "machine"},
+    {"errors", "memory", "machine", "pages"},
     {"config", "text"},
     {"architecture"},
     {"adapters"},

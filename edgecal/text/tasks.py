@@ -2,7 +2,7 @@
 
 An adapter answers best when it is asked in the words it was trained on, so these are constants and not
 advice: the export of the demo adapters used exactly them (demo_data/prompts.json), and so do the reference
-outputs.
+outputs. Those of three tasks at once are put together in the same way.
 """
 
 from __future__ import annotations
@@ -20,6 +20,12 @@ TASKS = {
     "reply": "Suggest a reply for the following text",
     "reply+translate": "Suggest a reply for the following text and translate it from English to {language}",
     "reply+tone": "Suggest a reply for the following text and change its tone to {tone}",
+    "summarize+tone+translate": (
+        "Summarize the following text, change its tone to {tone} and translate it from English to {language}"
+    ),
+    "reply+tone+translate": (
+        "Suggest a reply for the following text, change its tone to {tone} and translate it from English to {language}"
+    ),
 }
 
 

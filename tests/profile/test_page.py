@@ -11,9 +11,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from edgecal.pages.plots import Axis, linear_ticks, log_ticks, number
 from edgecal.profile import tables
 from edgecal.profile.page import to_html
-from edgecal.profile.plots import Axis, linear_ticks, log_ticks, number
 from edgecal.profile.roofline import Read
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'&<b>"

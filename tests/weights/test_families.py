@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from edgecal import config as config_module
 from edgecal.architecture import expected_shapes
 from edgecal.config import ModelConfig
 from edgecal.errors import EdgecalError
@@ -53,6 +55,23 @@ def test_missing_keys_are_those_of_transformers(name):
     sizes = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
     few = {"model_type": name, **sizes, "num_attention_heads": 32, "hidden_size": 2048}
     assert ModelConfig.from_dict(few) == ours(AutoConfig.for_model(**few))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_null_heads_of_keys_are_as_many_as_of_queries(name):
+    """A missing key has the family's default, null another meaning."""
+    given = {**SIZES, "num_attention_heads": 8, "num_key_value_heads": None}
+    theirs = AutoConfig.for_model(name, **given)
+    assert ModelConfig.from_dict({"model_type": name, **given}).n_kv_heads == 8 == theirs.num_key_value_heads
+
+
+def test_a_scaling_of_the_familys_own_outlives_reading(monkeypatch):
+    scaling = {"rope_type": "linear", "factor": 4.0}
+    own = replace(FAMILIES["llama"], defaults={**FAMILIES["llama"].defaults, "rope_scaling": scaling})
+    monkeypatch.setitem(config_module.FAMILIES, "llama", own)
+    for written, there in (({}, True), ({"rope_scaling": None}, False)):
+        values = normalize_config({"model_type": "llama", **SIZES, **written}, Path("config.json"))
+        assert (ModelConfig.from_dict(values).rope_scaling is not None) == there
 
 
 @pytest.mark.parametrize(

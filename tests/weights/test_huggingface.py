@@ -101,7 +101,7 @@ def test_directories_written_by_transformers(tmp_path, dtype):
     ("written", "expected"),
     [
         ({"rope_theta": 5.0, "rope_scaling": None}, {"rope_theta": 5.0, "rope_scaling": None}),
-        ({"rope_theta": 5.0}, {"rope_theta": 5.0, "rope_scaling": None}),
+        ({"rope_theta": 5.0}, {"rope_theta": 5.0}),
         (
             {"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}},
             {"rope_theta": 5.0, "rope_scaling": None},
@@ -116,9 +116,9 @@ def test_directories_written_by_transformers(tmp_path, dtype):
             {"rope_parameters": {"rope_theta": 5.0, "partial_rotary_factor": 0.5, "rope_type": "default"}},
             {"rope_theta": 5.0, "partial_rotary_factor": 0.5, "rope_scaling": None},
         ),
-        ({"rope_pct": 0.25}, {"partial_rotary_factor": 0.25, "rope_scaling": None, "rope_pct": 0.25}),
-        ({"torch_dtype": "torch.float16"}, {"dtype": "float16", "rope_scaling": None}),
-        ({"dtype": "bfloat16"}, {"dtype": "bfloat16", "rope_scaling": None}),
+        ({"rope_pct": 0.25}, {"partial_rotary_factor": 0.25, "rope_pct": 0.25}),
+        ({"torch_dtype": "torch.float16"}, {"dtype": "float16"}),
+        ({"dtype": "bfloat16"}, {"dtype": "bfloat16"}),
     ],
 )
 def test_both_spellings_of_the_configuration(tmp_path, written, expected):

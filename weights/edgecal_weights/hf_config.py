@@ -46,7 +46,8 @@ def normalize_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
             if key in scaling:
                 config[key] = scaling.pop(key)
         config["rope_scaling"] = scaling
-    config["rope_scaling"] = _scaling(config.get("rope_scaling"), path)
+    if "rope_scaling" in config:  # a family may have a default of its own
+        config["rope_scaling"] = _scaling(config["rope_scaling"], path)
     if "partial_rotary_factor" not in config and "rope_pct" in config:
         config["partial_rotary_factor"] = config["rope_pct"]
     dtype = config.pop("torch_dtype", None)

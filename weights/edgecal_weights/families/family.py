@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Bias = bool | str
-"""Always, never, or the key of config.json that says so (absent: no)."""
+"""Always, never, or the key of config.json that says so (absent: as `defaults` say, else no)."""
 
 LINEARS = {
     "q": ("self_attn.q_proj", "attn_q"),

@@ -237,3 +237,53 @@ def roofline(
             f"<title>{escape(name)}: {number(b)} Gop/s, {number(b / a)} GB/s</title></circle>"
         )
     return figure(title, height, out, description)
+
+
+def intervals(
+    title: str, rows: Sequence[tuple[str, float, float, float, int]], x_name: str, description: str
+) -> str:
+    """A bar per row with its interval: (name, value, low, high, colour). The name stands above its bar."""
+    if not rows:
+        return ""
+    each = 36
+    height = each * len(rows) + BOTTOM
+    x = Axis(0, max(high for _, _, _, high, _ in rows) * 1.04, 8, WIDTH - RIGHT)
+    out = []
+    for tick in x.ticks:
+        out.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="0" y2="{height - BOTTOM}"/>')
+        out.append(text(x(tick), height - BOTTOM + 15, number(tick), anchor="middle", kind="tick"))
+    out.append(text(WIDTH / 2, height - 3, x_name, anchor="middle", kind="name"))
+    for i, (name, value, low, high, colour) in enumerate(rows):
+        top = each * i + 17
+        out.append(text(x.start, top - 4, f"{name}: {number(value)}", kind="label"))
+        told = f"{escape(name)}: {number(value)}, from {number(low)} to {number(high)}"
+        out.append(
+            f'<rect class="s{colour % COLOURS}" x="{x.start}" y="{top}" width="{x(value) - x.start:.2f}" height="13">'
+            f"<title>{told}</title></rect>"
+        )
+        if high > low:
+            middle = top + 6.5
+            out.append(f'<line class="mark" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{middle}" y2="{middle}"/>')
+            out += [
+                f'<line class="mark" x1="{x(end):.1f}" x2="{x(end):.1f}" y1="{middle - 4}" y2="{middle + 4}"/>'
+                for end in (low, high)
+            ]
+    return figure(title, height, out, description)
+
+
+def scatter(
+    title: str, points: Sequence[tuple[str, float, float, int]], x_name: str, y_name: str, description: str
+) -> str:
+    """A dot per row: (name, x, y, colour); the names are in the legend of the page and under the pointer."""
+    if not points:
+        return ""
+    height = 230
+    xs, ys = [p[1] for p in points], [p[2] for p in points]
+    x, y = axes(height, [0.0, max(xs) * 1.05], ys)
+    out = frame(x, y, x_name, y_name)
+    out += [
+        f'<circle class="s{colour % COLOURS}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="6">'
+        f"<title>{escape(name)}: {number(b)} at {number(a)}</title></circle>"
+        for name, a, b, colour in points
+    ]
+    return figure(title, height, out, description)

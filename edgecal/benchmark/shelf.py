@@ -1,0 +1,53 @@
+"""Engine and shelf of a configuration: loaded once in each process, whoever asks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from edgecal_weights.files import file_sha256
+
+from .. import __version__, demo
+from ..adapters.calibration import Calibration
+from ..adapters.lora import LoraAdapter
+from ..engine import Engine
+from .config import EvalConfig
+from .methods import Shelf
+
+Progress = Callable[[int, int, str], None]
+
+
+def load_shelf(config: EvalConfig) -> Shelf:
+    """Adapters and calibrations, without the model. Raises what loading them raises."""
+    adapters = {name: LoraAdapter.load(demo.find(path), name) for name, path in config.adapters.items()}
+    joint = {name: LoraAdapter.load(demo.find(path), f"joint {name}") for name, path in config.joint.items()}
+    return Shelf(adapters, joint, {path: Calibration.load(demo.find(path)) for path in config.calibrations})
+
+
+def load_engine(config: EvalConfig, threads: int | None = None, progress: Progress | None = None) -> Engine:
+    """The model with every adapter that the configuration names. Raises what loading them raises."""
+    engine = Engine.load(
+        config.model, weights=config.weights, cache_dtype=config.cache_dtype, threads=threads, progress=progress
+    )
+    for name, path in config.adapters.items():
+        engine.add_adapter(path, name)
+    for name, path in config.joint.items():
+        engine.add_adapter(path, f"joint {name}")
+    return engine
+
+
+def fingerprint(config: EvalConfig, shelf: Shelf) -> str:
+    """16 hex digits, equal when the same answers can be expected: the model's files, adapters, calibrations, prompts,
+    settings and the version of edgecal."""
+    digest = hashlib.sha256(f"{__version__} {config.digest}".encode())
+    model = Path(demo.find(config.model)).expanduser()
+    files = [model] if model.is_file() else sorted(model.glob("*")) if model.is_dir() else []
+    for file in files:
+        if file.suffix in (".gguf", ".safetensors", ".json") and file.is_file():
+            digest.update(f"{file.name} {file_sha256(file)}".encode())
+    for name, adapter in sorted({**shelf.adapters, **shelf.joint}.items()):
+        digest.update(f"{name} {adapter.sha256}".encode())
+    for path in sorted(shelf.calibrations):
+        digest.update(file_sha256(demo.find(path)).encode())
+    return digest.hexdigest()[:16]
