@@ -32,9 +32,10 @@ from .completion import Completion, Pass, Piece, Request, Settings, completion, 
 from .config import ModelConfig
 from .decoding.batch import BATCH_SIZE, check_batch_size
 from .decoding.generate import check_prompt, drafts_allowed
+from .decoding.likelihood import Forced, Likelihood, Likelihoods, rolling_windows
 from .decoding.prefix_cache import PrefixCache
 from .decoding.sampler import SamplingOptions, advised
-from .errors import FileFormatError, OptionError, PromptError, RecipeError
+from .errors import ContextLengthError, FileFormatError, OptionError, PromptError, RecipeError
 from .loading import load_model
 from .memory import release_free
 from .model import Model
@@ -340,6 +341,65 @@ class Engine:
             return (*base, "single", contents) if contents else base
         calibration = self._calibration(recipe.calibration)
         return (*base, recipe.key, contents, weakref.ref(calibration) if calibration is not None else None)
+
+    # ------------------------------------------------------------------------------------------- likelihood
+
+    def loglikelihood(
+        self, pairs: Sequence[tuple[str, str]], *, recipe: Recipe | str | None = None
+    ) -> list[Likelihood]:
+        """Of each (context, continuation): the sum of the continuation's log-probabilities, in nats, and whether greedy
+        decoding would have said it.
+
+        As EleutherAI's harness asks: both are raw texts, encoded together, so that a token may not span them; white
+        space at the end of the context belongs to the continuation; an empty context is the beginning of a text. Pairs
+        that begin alike share the work. ContextLengthError for a pair that is too long, PromptError for an empty
+        continuation, RecipeError for multi_step.
+        """
+        sequences = []
+        for number, (context, continuation) in enumerate(pairs, 1):
+            with numbered(number):
+                sequences.append(self._pair(context, continuation))
+        return self._score(sequences, recipe)
+
+    def loglikelihood_rolling(self, texts: Sequence[str], *, recipe: Recipe | str | None = None) -> list[float]:
+        """The sum of the log-probabilities of each whole text, in nats: every token counts once, behind as much of the
+        text as the context holds. Errors as for `loglikelihood`."""
+        windows = [
+            rolling_windows(self.tokenizer.encode(text), self._first_id(), self.model.config.max_position_embeddings)
+            for text in texts
+        ]
+        scores = iter(self._score([one for each in windows for one in each], recipe))
+        return [sum(next(scores).total for _ in each) for each in windows]
+
+    def _pair(self, context: str, continuation: str) -> Forced:
+        if not continuation:
+            raise PromptError("the continuation is empty: there is nothing to score")
+        kept = context.rstrip()
+        continuation = context[len(kept) :] + continuation
+        before = self.tokenizer.encode(kept)
+        ids = self.tokenizer.encode(kept + continuation)
+        start, limit = len(before), self.model.config.max_position_embeddings
+        if not start:
+            ids, start = [self._first_id(), *ids], 1
+        start = min(start, len(ids) - 1)
+        if len(ids) - 1 > limit:
+            raise ContextLengthError(f"it has {len(ids) - 1} tokens and the model's context {limit}")
+        return Forced(tuple(ids), start)
+
+    def _first_id(self) -> int:
+        """What stands before a text: the tokenizer's beginning of text, else its end, as in the harness."""
+        tokenizer = self.tokenizer
+        if tokenizer.bos_id is not None:
+            return tokenizer.bos_id
+        if not tokenizer.eos_ids:
+            raise PromptError(f"{tokenizer.origin} names no token for the beginning or the end of a text")
+        return min(tokenizer.eos_ids)
+
+    def _score(self, sequences: Sequence[Forced], recipe: Recipe | str | None) -> list[Likelihood]:
+        recipe = self.find_recipe(recipe)
+        if recipe is not None and recipe.steps:
+            raise RecipeError("multi_step answers in several passes: a given text has no likelihood under it")
+        return Likelihoods(self.model, self.runner.new_cache())(sequences, self.compile(recipe)[0])
 
     # ----------------------------------------------------------------------------------------- several at once
 

@@ -164,7 +164,7 @@ def _methods(key: str, value: Any, folder: Path | None) -> tuple[MethodSpec, ...
 
 
 def _method(value: Any) -> MethodSpec:
-    values = {"method": value} if isinstance(value, str) else value
+    values: Any = {"method": value} if isinstance(value, str) else value
     known = {f.name for f in fields(MethodSpec)}
     if not isinstance(values, Mapping) or not isinstance(values.get("method"), str) or values.keys() - known:
         raise BenchmarkError(f"a method is a name or {{{', '.join(sorted(known))}}}, found {value!r}")

@@ -204,8 +204,8 @@ def _data(report: Report, folder: Path) -> str:
             made = {"id": line["id"], "input": line["input"], "references": line["references"], "answers": []}
             place[line["task"], line["id"]] = made
             task["examples"].append(made)
-    for task, method in report.cells:
-        tasks[task]["methods"].append(method)
+    for name, method in report.cells:
+        tasks[name]["methods"].append(method)
     for line in results.answers():
         example = place.get((line["task"], line["id"]))
         if example is not None:

@@ -20,8 +20,8 @@ from .statistics import Estimate, difference, estimate
 from .tasks import GROUPS, Task
 
 METRICS = (*ROUGE, "weighted_rouge")
-SHOWN = (*METRICS, *(f"{name}_unicode" for name in METRICS), "length_ratio", "right_language", "copy_rate")
-SHOWN = (*SHOWN, "repetition_rate")
+_BEHAVIOUR = ("length_ratio", "right_language", "copy_rate", "repetition_rate")
+SHOWN = (*METRICS, *(f"{name}_unicode" for name in METRICS), *_BEHAVIOUR)
 FEW = 20  # examples, below which a bootstrap interval is too narrow to be believed
 
 
@@ -200,8 +200,8 @@ def _cost_of(cells: Sequence[Cell]) -> Row:
 
 # ------------------------------------------------------------------------------------------------------ as text
 
-HEADERS = ("method", "R-1", "R-2", "R-L", "WR", "±", "WR, all letters", "language", "good", "length")
-HEADERS = (*HEADERS, "s", "passes", "extra params", "MiB")
+_QUALITY = ("R-1", "R-2", "R-L", "WR", "±", "WR, all letters", "language", "good", "length")
+HEADERS = ("method", *_QUALITY, "s", "passes", "extra params", "MiB")
 
 
 def table_rows(report: Report, task: str) -> list[list[str]]:
@@ -297,7 +297,7 @@ class Difference:
 
 def between_methods(report: Report, other: str, metric: str = "weighted_rouge") -> list[Difference]:
     """Every method against `other`, task by task."""
-    found = []
+    found: list[Difference] = []
     for task in report.tasks:
         base = report.cells.get((task, other))
         if base is None:

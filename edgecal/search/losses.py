@@ -4,13 +4,7 @@ An example is a prompt and its target. The prompt goes through the chat template
 the assistant and ends with the end-of-sequence id; only the target's tokens count. That is the loss that the adapters
 were trained with, so it ranks adapters and weights for a task on a handful of examples.
 
-Teacher forcing runs all tokens of an example in one prefill, which keeps every core busy by itself: there is nothing to
-gain from running two examples side by side. What can be saved is the work that examples share. Prompts for one task
-begin with the same system message and instruction; their ids are sorted, so that those with the longest common
-beginning follow each other, and the KV cache is cut back to that beginning instead of being filled anew. Keys and
-values depend on the adapter, so nothing is kept from one adapter to the next but the memory.
-
-Logits are made for the target only, a few positions at a time: a vocabulary of 128,000 makes half a megabyte per token.
+`decoding/likelihood.py` says how that is computed, and what of the work examples share.
 """
 
 from __future__ import annotations
@@ -26,17 +20,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecal_kernels.quant import Array
 from edgecal_weights.files import parse_json, read_bytes
 
 from ..adapters.compiled import RunningAdapter
 from ..cache import KVCache
-from ..decoding.generate import prefill
+from ..decoding.likelihood import Forced, Likelihoods
 from ..engine import Engine, Prompt
 from ..errors import ContextLengthError, PromptError
 from ..text.tasks import user_message
 
-LOGIT_BYTES = 16 << 20  # of float32 logits at a time
 _LARGEST_FILE = 64 << 20
 _PROMPT_KEYS = ("prompt", "dialogue", "text")
 _TARGET_KEYS = ("target", "summary")
@@ -67,11 +59,6 @@ class Losses:
         return float(self.values.mean())
 
 
-class _Sequence(NamedTuple):
-    ids: tuple[int, ...]  # prompt and target
-    start: int  # index of the first target id
-
-
 class ExampleLosses:
     """Examples made ready for one engine: encoded and sorted once, then called with one adapter after the other.
 
@@ -82,40 +69,15 @@ class ExampleLosses:
     def __init__(self, engine: Engine, examples: Sequence[Example]) -> None:
         if not examples:
             raise PromptError("there are no examples to compute a loss of")
-        self.model = engine.model
         self._sequences = [_encode(engine, number, *example) for number, example in enumerate(examples, 1)]
-        self._order = sorted(range(len(examples)), key=lambda i: self._sequences[i].ids)
-        self._cache = KVCache(engine.model.config, engine.cache_dtype)
-        self._step = max(1, LOGIT_BYTES // (4 * engine.model.config.vocab_size))
+        self._likelihoods = Likelihoods(engine.model, KVCache(engine.model.config, engine.cache_dtype))
 
     def __call__(self, adapter: RunningAdapter | None) -> Losses:
         """The losses under `adapter`, None for the bare base."""
-        began = perf_counter()
-        values = np.empty(len(self._sequences), np.float64)
-        run = saved = 0
-        held: tuple[int, ...] = ()
-        self._cache.truncate(0)
-        for index in self._order:
-            ids, start = self._sequences[index]
-            # The id before the target is run again even if it is held: its logits are what is asked for
-            shared = min(_common_length(held, ids), start - 1)
-            self._cache.truncate(shared)
-            values[index] = self._mean_loss(ids, start, adapter)
-            held = ids[:-1]  # nothing comes after the last one, so it is not run
-            run, saved = run + len(held) - shared, saved + shared
-        return Losses(values, run, saved, perf_counter() - began)
-
-    def _mean_loss(self, ids: tuple[int, ...], start: int, adapter: RunningAdapter | None) -> float:
-        """Of ids[start:]; the cache holds the beginning of `ids`."""
-        prompt = ids[self._cache.length : start - 1]
-        if prompt:
-            prefill(self.model, prompt, self._cache, adapter)
-        targets, total = np.asarray(ids[start:], np.int64), 0.0
-        inputs = np.asarray(ids[start - 1 : -1], np.int64)
-        for at in range(0, len(inputs), self._step):
-            logits = self.model.forward(inputs[at : at + self._step], self._cache, adapter, all_logits=True)
-            total += _summed_loss(logits, targets[at : at + self._step])
-        return total / len(targets)
+        began, score = perf_counter(), self._likelihoods
+        totals = score(self._sequences, adapter)
+        means = [-one.total / (len(s.ids) - s.start) for one, s in zip(totals, self._sequences, strict=True)]
+        return Losses(np.array(means), score.tokens_run, score.tokens_saved, perf_counter() - began)
 
 
 def example_losses(
@@ -179,7 +141,7 @@ def _one_of(keys: tuple[str, ...], values: dict[str, Any]) -> tuple[str, str]:
     return found[0], text
 
 
-def _encode(engine: Engine, number: int, prompt: Prompt, target: str) -> _Sequence:
+def _encode(engine: Engine, number: int, prompt: Prompt, target: str) -> Forced:
     if not target.strip():
         raise PromptError(f"example {number}: the target is empty")
     try:
@@ -191,7 +153,7 @@ def _encode(engine: Engine, number: int, prompt: Prompt, target: str) -> _Sequen
     limit = engine.model.config.max_position_embeddings
     if len(ids) - 1 > limit:
         raise ContextLengthError(f"example {number} has {len(ids) - 1} tokens and the model's context {limit}")
-    return _Sequence(ids, len(prompt_ids))
+    return Forced(ids, len(prompt_ids))
 
 
 def _end(engine: Engine) -> tuple[int, ...]:
@@ -200,15 +162,3 @@ def _end(engine: Engine) -> tuple[int, ...]:
     name = tokenizer.named_tokens.get("eos_token")
     eos = tokenizer.backend.token_to_id(name) if name is not None else None
     return (eos,) if eos is not None else tuple(sorted(tokenizer.eos_ids)[:1])
-
-
-def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _summed_loss(logits: Array, targets: NDArray[np.int64]) -> float:
-    """Sum over T of log(sum(exp(logits))) - logits[target], logits (T, V) overwritten, summed in float64."""
-    logits -= logits.max(axis=1, keepdims=True)
-    chosen = logits[np.arange(len(targets)), targets].astype(np.float64)
-    np.exp(logits, out=logits)
-    return float((np.log(logits.sum(axis=1, dtype=np.float64)) - chosen).sum())

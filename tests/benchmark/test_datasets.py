@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -11,6 +14,8 @@ from edgecal.benchmark import SUB_TASKS, Task, load_examples
 from edgecal.benchmark.datasets import DATASETS
 from edgecal.benchmark.datasets.records import LONGEST_ROW
 from edgecal.errors import BenchmarkError
+from tests.cli.shell import SOURCES
+from tests.weights.fake_hub import Repo, fake_hub
 
 SUMMARY = Task("summarize")
 
@@ -152,6 +157,34 @@ def test_a_table_with_rows_of_other_lengths(tmp_path):
     path.write_text("a,b,Best Generated Conversation\n1,2\n1,2,User 1: a,4\n")
     with pytest.raises(BenchmarkError, match="2 rows were left out; the first: .*line 2: fewer columns than"):
         load_examples(f"persona_chat:{path}", Task("reply"))
+
+
+FETCH = """
+import sys
+from edgecal.benchmark import Task, load_examples
+from edgecal.errors import EdgecalError
+for source in sys.argv[1:]:
+    try:
+        print(load_examples(source, Task("summarize")).examples[0].id)
+    except EdgecalError as error:
+        print("refused:", error)
+"""
+
+
+def test_a_set_of_the_hub(tmp_path):
+    """In a process of its own: the library reads its settings when it is imported."""
+    row = json.dumps({"fname": "test_9", "dialogue": "#Person1#: Hi.", "summary": "a"}).encode()
+    sources = ("dialogsum:hub:org/talk", "dialogsum:hub:org/talk@v1", "dialogsum:hub:org/other", "samsum:hub:org/talk")
+    with fake_hub({"org/talk": Repo({"test.jsonl": row})}) as hub:
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": SOURCES}
+        environment.pop("HF_HUB_OFFLINE", None)
+        command = [sys.executable, "-c", FETCH, *sources]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, pinned, other, missing = done.stdout.splitlines()
+    assert first == pinned == "test_9" and hub.fetched() == {"test.jsonl"}
+    assert other.startswith("refused: test.jsonl of the data set org/other could not be fetched: 401")
+    assert missing.startswith("refused: test.json of the data set org/talk could not be fetched: 404")
 
 
 def test_every_set_says_its_licence():

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from edgecal import Engine, KVCache, Recipe
+from edgecal.decoding import likelihood
 from edgecal.errors import ContextLengthError, PromptError
-from edgecal.search import losses as losses_module
 from edgecal.search.losses import Example, ExampleLosses, example_losses, fingerprint, read_examples
 from tests.tiny import write_tiny_adapter, write_tiny_hf
 
@@ -51,9 +51,9 @@ def direct(engine: Engine, example: Example, adapter) -> float:
 
 
 @pytest.mark.parametrize("recipe", [None, Recipe("single", ("lora",))])
-@pytest.mark.parametrize("logit_bytes", [losses_module.LOGIT_BYTES, 4 * 272 * 3, 1])
+@pytest.mark.parametrize("logit_bytes", [likelihood.LOGIT_BYTES, 4 * 272 * 3, 1])
 def test_equals_the_direct_computation(engine, recipe, logit_bytes, monkeypatch):
-    monkeypatch.setattr(losses_module, "LOGIT_BYTES", logit_bytes)
+    monkeypatch.setattr(likelihood, "LOGIT_BYTES", logit_bytes)
     adapter = engine.compile(recipe)[0]
     values = example_losses(engine, EXAMPLES, adapter)
     assert values.dtype == np.float64
@@ -84,7 +84,7 @@ def test_the_common_beginning_is_run_once(engine):
 
 
 def test_the_logits_of_a_long_target_come_in_pieces(engine, monkeypatch):
-    monkeypatch.setattr(losses_module, "LOGIT_BYTES", 4 * engine.model.config.vocab_size * 8)
+    monkeypatch.setattr(likelihood, "LOGIT_BYTES", 4 * engine.model.config.vocab_size * 8)
     sizes = []
     forward = engine.model.forward
 

@@ -2,7 +2,7 @@
 
 GET  /api/models/ORG/NAME[/revision/REV]        what the repository is, its files, its commit
 GET  /api/models/ORG/NAME/tree/REV              its files with sizes and hashes
-HEAD, GET  /ORG/NAME/resolve/REV/FILE           a file, with Range
+HEAD, GET  [/datasets]/ORG/NAME/resolve/REV/FILE    a file, with Range
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         self.server.requests.append(f"{self.command} /{path}")
-        parts = path.removeprefix("api/models/").split("/")
+        parts = path.removeprefix("api/models/").removeprefix("datasets/").split("/")
         repo = self.server.repos.get("/".join(parts[:2]))
         if repo is None:
             self._refuse(401, "RepoNotFound")

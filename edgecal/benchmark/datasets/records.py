@@ -90,9 +90,9 @@ def _table(path: Path, raw: bytes, kind: str) -> Iterator[Row | LeftOut]:
         line = raw[: error.start].count(b"\n") + 1
         raise BenchmarkError(f"{path}, line {line}: not UTF-8 ({error.reason}); convert it first") from error
     if kind == ".tsv":  # no quoting: a quotation mark is a quotation mark
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                values = line.rstrip("\r").split("\t")
+        for number, written in enumerate(text.split("\n"), 1):
+            if written.strip():
+                values = written.rstrip("\r").split("\t")
                 yield Row(f"{path}, line {number}", number, {str(i): value for i, value in enumerate(values)})
         return
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey="\0more")
