@@ -5,7 +5,7 @@
     evaluation.run()
     report = read_report("results")
 
-docs/benchmark.md has the configuration, the data sets and the metrics. Needs the extra `edgecal[eval]`.
+docs/evaluation.md has the configuration, the data sets and the metrics. Needs the extra `edgecal[eval]`.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def command(
 
     \b
     edgecal eval --quick                       # 5 minutes, nothing else needed
-    edgecal eval eval.yaml --out results       # docs/benchmark.md has the keys
+    edgecal eval eval.yaml --out results       # docs/evaluation.md has the keys
     edgecal eval --compare results other       # paired differences, with intervals
 
     Every answer is kept in FOLDER; a run that was stopped goes on where it was. Needs the extra edgecal[eval].

@@ -37,6 +37,7 @@ svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--dim); font-size: 11.5px; } svg text.label { fill: var(--text); }
 .grid { stroke: var(--line); stroke-width: 1; } .axis { stroke: var(--dim); stroke-width: 1; }
 .l { fill: none !important; stroke-width: 1.6; stroke-linejoin: round; }
+svg:hover .l { opacity: .3; } svg .l:hover { opacity: 1; stroke-width: 3; }
 .roof { fill: none; stroke: var(--strong); stroke-width: 2; }
 .mark { stroke: var(--strong); stroke-width: 1.2; }
 ul.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 3px 12px; padding: 0; margin: 6px 0 0;

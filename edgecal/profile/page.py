@@ -8,6 +8,7 @@ from __future__ import annotations
 from html import escape
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..pages import plots
 from ..pages.page import page, table, text_list
@@ -15,6 +16,10 @@ from . import tables
 from .results import ProfileReport
 from .split import ALL_PARTS, LABELS
 from .statistics import median
+
+
+_NEIGHBOURS = 2
+_CALM = "Median over the repeats and over five neighbouring tokens"
 
 
 def to_html(report: ProfileReport) -> str:
@@ -40,7 +45,7 @@ def _plots(report: ProfileReport) -> list[str]:
         for case in method.decodes[:1]:
             if case.runs:
                 medians = np.median(np.array(case.runs), axis=0)
-                points = [(case.depth + i, 1e3 * float(t)) for i, t in enumerate(medians)]
+                points = [(case.depth + i, 1e3 * float(t)) for i, t in enumerate(_calm(medians))]
                 series.append(plots.Series(method.name, points, colour))
                 rows.append((method.name, [1e3 * t for run in case.runs for t in run], colour))
         depths = [(float(c.depth), 1e3 * latency.p50) for c in method.decodes if (latency := c.latency)]
@@ -48,7 +53,7 @@ def _plots(report: ProfileReport) -> list[str]:
     several = len({x for s in by_depth for x, _ in s.points}) > 1
     first = _first(report)
     return [
-        plots.lines("Latency per token", series, "position", "ms", f"Median over the repeats; {first}.", dots=False),
+        plots.lines("Latency per token", series, "position", "ms", f"{_CALM}; {first}.", dots=False),
         plots.histograms("Distribution", rows, "ms per token", "Marks: p50, p95, p99. Beyond p99.5: at the right."),
         plots.lines("Latency by depth", by_depth, "tokens of context", "ms", "Median.", dots=True) if several else "",
         plots.stacks("Where the time goes", _split(report), "ms per token", f"Mean of a token; {first}."),
@@ -57,6 +62,12 @@ def _plots(report: ProfileReport) -> list[str]:
             "Peak memory", _memory(report), "MiB", "Resident, at the longest context; idle: loaded, nothing asked."
         ),
     ]
+
+
+def _calm(steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Medians of each token and its neighbours: with many methods in one plot, single tokens make a thicket."""
+    padded = np.pad(steps, _NEIGHBOURS, mode="edge")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * _NEIGHBOURS + 1), axis=1)
 
 
 def _first(report: ProfileReport) -> str:

@@ -264,6 +264,11 @@ class ProfileRun:
                 f"{sum(self.plan.new_lengths[:1])} tokens; its decoding is the last pass's"
             )
         memories = [s.result.memory for s in self.subjects if s.result.memory is not None]
+        if len(memories) > 1:
+            notes.append(
+                "all methods ran in one process: memory that earlier ones left with the allocator is in the rest of the "
+                "later ones; profile one alone for its own peak"
+            )
         if any(not memory.peak_is_exact for memory in memories):
             notes.append("this system cannot start a new peak of memory: a method's peak includes what came before it")
         if max(self.threads) > (report.machine.get("cores") or max(self.threads)):
