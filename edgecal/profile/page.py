@@ -17,7 +17,6 @@ from .results import ProfileReport
 from .split import ALL_PARTS, LABELS
 from .statistics import median
 
-
 _NEIGHBOURS = 2
 _CALM = "Median over the repeats and over five neighbouring tokens"
 
