@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapters import Calibration, CompiledAdapter, LoraAdapter, Recipe, Step
+    from .adapters import Calibration, CompiledAdapter, LoraAdapter, Recipe, Shot, Step
     from .adapters.parameter_counts import ParameterCounts, parameter_counts
     from .cache import KVCache
     from .completion import Completion, Pass, Piece, Request, Settings
@@ -50,6 +50,7 @@ __all__ = [
     "Request",
     "SamplingOptions",
     "Settings",
+    "Shot",
     "Step",
     "TokenRecord",
     "Tokenizer",
@@ -60,7 +61,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "adapters": ("Calibration", "CompiledAdapter", "LoraAdapter", "Recipe", "Step"),
+    "adapters": ("Calibration", "CompiledAdapter", "LoraAdapter", "Recipe", "Shot", "Step"),
     "adapters.parameter_counts": ("ParameterCounts", "parameter_counts"),
     "cache": ("KVCache",),
     "completion": ("Completion", "Pass", "Piece", "Request", "Settings"),

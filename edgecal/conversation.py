@@ -102,12 +102,14 @@ class ConversationStats:
 
 
 def refuse_pipeline(recipe: Recipe | None) -> None:
-    """RecipeError for multi_step, which no conversation can have."""
+    """RecipeError for multi_step and in_context, which no conversation can have."""
     if recipe is not None and recipe.steps:
         raise RecipeError(
             "multi_step makes a prompt of its own for each step, which leaves nothing to go on talking about; "
             "use generate, or another method"
         )
+    if recipe is not None and recipe.shots:
+        raise RecipeError("in_context puts its examples in front of one question; use generate, or another method")
 
 
 class Conversation:

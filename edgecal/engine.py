@@ -25,7 +25,7 @@ from . import demo
 from .adapters.calibration import Calibration
 from .adapters.compiled import CompiledAdapter, RunningAdapter
 from .adapters.lora import LoraAdapter
-from .adapters.recipe import Recipe, compile_recipe, compile_steps
+from .adapters.recipe import Recipe, Shot, compile_recipe, compile_steps
 from .architecture import base_facts
 from .cache import KVCache
 from .completion import Completion, Pass, Piece, Request, Settings, completion, numbered, per_prompt
@@ -254,8 +254,8 @@ class Engine:
         `progress` gets the number of tokens read of those that no cache holds. `prefixes` takes the place of the
         engine's prefix cache. RecipeError for multi_step.
         """
-        if recipe is not None and recipe.steps:
-            raise RecipeError("multi_step makes a prompt per step: give it a text, not the ids of a prompt")
+        if recipe is not None and (recipe.steps or recipe.shots):
+            raise RecipeError(f"{recipe.method} makes prompts of its own: give it a text, not the ids of a prompt")
         settings = settings or Settings()
         request = self._request(list(ids), self.compile(recipe)[0], recipe, settings)
         costs = [] if passes is None else passes
@@ -304,6 +304,8 @@ class Engine:
             if not prompt.strip():
                 raise PromptError("the prompt is empty: give some text to work on")
             return self._step(prompt, recipe, compiled, 0, settings)
+        if recipe is not None and recipe.shots:
+            prompt = _after(recipe.shots, prompt, raw=settings.raw)
         return self._request(self.encode(prompt, raw=settings.raw), compiled[0], recipe, settings)
 
     def _step(
@@ -333,7 +335,7 @@ class Engine:
     def _owner(self, recipe: Recipe | None, step: int = 0) -> Hashable:
         """What keys and values depend on beside the tokens, as a key: equal only if they would be equal."""
         base = (weakref.ref(self.model), self.cache_dtype)
-        if recipe is None or recipe.method == "zero_shot":
+        if recipe is None or recipe.method in ("zero_shot", "in_context"):
             return base
         names = (recipe.steps[step].adapter,) if recipe.steps else recipe.adapters
         contents = tuple(self.adapters[name].identity for name in names if name is not None)
@@ -397,8 +399,8 @@ class Engine:
 
     def _score(self, sequences: Sequence[Forced], recipe: Recipe | str | None) -> list[Likelihood]:
         recipe = self.find_recipe(recipe)
-        if recipe is not None and recipe.steps:
-            raise RecipeError("multi_step answers in several passes: a given text has no likelihood under it")
+        if recipe is not None and (recipe.steps or recipe.shots):
+            raise RecipeError(f"{recipe.method} makes prompts of its own: a given text has no likelihood under it")
         return Likelihoods(self.model, self.runner.new_cache())(sequences, self.compile(recipe)[0])
 
     # ----------------------------------------------------------------------------------------- several at once
@@ -442,6 +444,20 @@ class Engine:
         check_batch_size(batch_size)
         costs = [[] for _ in requests] if passes is None else passes
         return self.runner.stream_batch(requests, batch_size, costs)
+
+
+def _after(shots: Sequence[Shot], prompt: Prompt, *, raw: bool) -> Prompt:
+    """The prompt behind examples: turns of a conversation, after its system message."""
+    if raw:
+        raise PromptError("in_context puts examples in front as turns of a conversation: that needs the chat template")
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    n_system = next((i for i, m in enumerate(messages) if m.get("role") != "system"), len(messages))
+    turns = [
+        {"role": role, "content": content}
+        for shot in shots
+        for role, content in (("user", shot.input), ("assistant", shot.output))
+    ]
+    return [*messages[:n_system], *turns, *messages[n_system:]]
 
 
 def _with_context(config: ModelConfig, context: int | None) -> ModelConfig:

@@ -21,8 +21,10 @@ PAGES = [ROOT / page for page in ("CONTRIBUTING.md", "README.md", "kernels/READM
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 # A page names a file from the root, or by the folder that it is about
 FOLDERS = ["", "docs", "kernels", "kernels/edgecal_kernels", "kernels/edgecal_kernels/isa", "weights/edgecal_weights"]
-FOLDERS += ["edgecal", "edgecal/adapters", "edgecal/adapters/merge", "edgecal/benchmark", "edgecal/cli", "weights", "tests"]
-FOREIGN = {"adapter_config.json", "config.json", "tokenizer.json", "modeling_NAME.py", "before.json", "after.json"} | {"notes.json"}
+FOLDERS += ["edgecal", "edgecal/adapters", "edgecal/adapters/merge", "edgecal/benchmark", "edgecal/cli"]
+FOLDERS += ["weights", "tests"]
+FOREIGN = {"adapter_config.json", "config.json", "tokenizer.json", "modeling_NAME.py", "before.json", "after.json"}
+FOREIGN |= {"notes.json"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

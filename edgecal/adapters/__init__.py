@@ -5,7 +5,7 @@ from __future__ import annotations
 from .calibration import Calibration
 from .compiled import CompiledAdapter, CompiledPair, RunningAdapter, RunningPair
 from .lora import LoraAdapter, LoraPair, LoraShape
-from .recipe import Recipe, Step, compile_recipe, compile_steps
+from .recipe import Recipe, Shot, Step, compile_recipe, compile_steps
 
 __all__ = [
     "Calibration",
@@ -17,6 +17,7 @@ __all__ = [
     "Recipe",
     "RunningAdapter",
     "RunningPair",
+    "Shot",
     "Step",
     "compile_recipe",
     "compile_steps",

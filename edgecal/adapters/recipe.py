@@ -43,14 +43,21 @@ class Step(NamedTuple):
     instruction: str
 
 
+class Shot(NamedTuple):
+    """An example of in_context: a whole message of the user, instruction included, and the answer to it."""
+
+    input: str
+    output: str
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What to compose. Raises RecipeError when the method is unknown or does not take what is given.
 
     `weights` None means 1/N for each adapter, or what follows from the options. `calibration` is a path. `steps` belong
-    to multi_step, which names its adapters there and nowhere else. `options` may be given as a mapping. `paths` says
-    where adapters are, for those who load them ({name: path}, kept as pairs); `base_model` names the model that the
-    recipe is for. In a recipe file, relative paths are relative to that file.
+    to multi_step, which names its adapters there and nowhere else; `shots` to in_context. `options` may be given as a
+    mapping. `paths` says where adapters are, for those who load them ({name: path}, kept as pairs); `base_model` names
+    the model that the recipe is for. In a recipe file, relative paths are relative to that file.
 
     `notes` are for whoever wrote the recipe: what was read otherwise than it is spelled, what has no effect. They are
     no part of it: equal recipes may have different notes.
@@ -64,10 +71,11 @@ class Recipe:
     options: tuple[tuple[str, Any], ...] = ()
     paths: tuple[tuple[str, str], ...] = ()
     base_model: str | None = None
+    shots: tuple[Shot, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        for key, kind in (("adapters", str), ("weights", float), ("steps", Step)):
+        for key, kind in (("adapters", str), ("weights", float), ("steps", Step), ("shots", Shot)):
             object.__setattr__(self, key, _as_tuple(key, getattr(self, key), kind))
         if self.calibration is not None:
             if not isinstance(self.calibration, (str, Path)):
@@ -99,6 +107,12 @@ class Recipe:
                 "multi_step needs 'steps', a list of {adapter, instruction}"
                 if not self.steps
                 else f"'steps' belong to multi_step, not to {self.method}"
+            )
+        if (self.method == "in_context") != bool(self.shots):
+            raise RecipeError(
+                "in_context needs 'shots', a list of {input, output}"
+                if not self.shots
+                else f"'shots' belong to in_context, not to {self.method}"
             )
         for name, _path in self.paths:
             if name not in self.adapter_names:
@@ -166,6 +180,8 @@ class Recipe:
             values["calibration"] = self.calibration
         if self.steps:
             values["steps"] = [step._asdict() for step in self.steps]
+        if self.shots:
+            values["shots"] = [shot._asdict() for shot in self.shots]
         if self.options:
             values["options"] = {name: list(v) if isinstance(v, tuple) else v for name, v in self.options}
         if self.base_model is not None:
@@ -350,6 +366,8 @@ def _as_tuple(key: str, value: Any, kind: type) -> tuple[Any, ...] | None:
         raise RecipeError(f"recipe key {key!r} is {value!r}, expected a list")
     if kind is Step:
         return tuple(_as_step(item) for item in value)
+    if kind is Shot:
+        return tuple(_as_shot(item) for item in value)
     if kind is float:
         if not all(type(item) in (int, float) and abs(item) < 1e9 for item in value):
             raise RecipeError(f"recipe key {key!r} is {list(value)!r}, expected numbers")
@@ -357,6 +375,14 @@ def _as_tuple(key: str, value: Any, kind: type) -> tuple[Any, ...] | None:
     if not all(isinstance(item, str) and item for item in value):
         raise RecipeError(f"recipe key {key!r} is {list(value)!r}, expected names")
     return tuple(value)
+
+
+def _as_shot(item: Any) -> Shot:
+    if isinstance(item, Mapping) and set(item) == {"input", "output"}:
+        item = (item["input"], item["output"])
+    if isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(x, str) and x.strip() for x in item):
+        return Shot(*item)
+    raise RecipeError(f"recipe key 'shots' holds {item!r:.200}, expected {{input, output}}, both text")
 
 
 def _as_step(item: Any) -> Step:

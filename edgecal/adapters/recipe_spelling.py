@@ -21,7 +21,7 @@ from ..errors import RecipeError
 from .mergekit_spelling import from_mergekit, is_mergekit
 from .recipe_entries import Entries, all_or_none, beside, refuse_unknown
 
-FLAT = ("method", "adapters", "weights", "calibration", "steps", "options", "base_model")
+FLAT = ("method", "adapters", "weights", "calibration", "steps", "shots", "options", "base_model")
 _ADAPTER = ("name", "path", "weight")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from ..adapters.calibration import Calibration
 from ..adapters.lora import LoraAdapter
 from ..adapters.merge import find_method
-from ..adapters.recipe import Recipe, Step
+from ..adapters.recipe import Recipe, Shot, Step
 from ..errors import AdapterError, BenchmarkError, RecipeError
 from .prompts import PromptSet
 from .tasks import Task
@@ -55,13 +55,17 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class Row:
-    """A method made ready for one task. `shots`: examples in front of the question. `shared`: its calibration serves
-    other tasks as well."""
+    """A method made ready for one task. `n_shots`: so many examples have yet to become the recipe's, for in_context."""
 
     name: str
     recipe: Recipe
-    shots: int = 0
-    shared: bool = False
+    n_shots: int = 0
+
+    def with_shots(self, shots: Sequence[Shot]) -> Row:
+        """The row ready to run; others than in_context are as they are."""
+        if not self.n_shots:
+            return self
+        return Row(self.name, Recipe("in_context", shots=tuple(shots[: self.n_shots])))
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ def _calibrated(spec: MethodSpec, names: tuple[str, ...], shelf: Shelf) -> Row:
             continue
         shared = len(calibration.adapter_lists) > 1
         recipe = Recipe(spec.method, () if only else names, calibration=path)
-        return Row(f"shared {spec.name}" if shared else spec.name, recipe, shared=shared)
+        return Row(f"shared {spec.name}" if shared else spec.name, recipe)
     raise Impossible(f"no {kind} file that was trained for these adapters")
 
 

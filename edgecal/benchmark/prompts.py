@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..adapters.recipe import Shot
 from ..adapters.recipe_file import read_recipe
 from ..errors import BenchmarkError, RecipeError
 from ..text.tasks import user_message
@@ -51,14 +52,17 @@ class PromptSet:
         known = ", ".join(self.templates)
         raise BenchmarkError(f"the prompt set {self.name} has no words for {task.kind}; it has: {known}")
 
-    def messages(self, task: Task, text: str, shots: tuple[tuple[str, str], ...] = ()) -> list[Message]:
-        """The conversation that asks for `task` on `text`, after `shots` of (text, answer): in-context learning."""
-        instruction = self.instruction(task)
-        asked = (lambda text: text) if self.layout == "system" else (lambda text: user_message(instruction, text))
-        messages = [{"role": "system", "content": instruction}] if self.layout == "system" else []
-        for example, answer in shots:
-            messages += [{"role": "user", "content": asked(example)}, {"role": "assistant", "content": answer}]
-        return [*messages, {"role": "user", "content": asked(text)}]
+    def messages(self, task: Task, text: str) -> list[Message]:
+        """The conversation that asks for `task` on `text`."""
+        system = [{"role": "system", "content": self.instruction(task)}] if self.layout == "system" else []
+        return [*system, {"role": "user", "content": self._asked(task, text)}]
+
+    def shot(self, task: Task, text: str, answer: str) -> Shot:
+        """An example of `task` for in_context, in the same words."""
+        return Shot(self._asked(task, text), answer)
+
+    def _asked(self, task: Task, text: str) -> str:
+        return text if self.layout == "system" else user_message(self.instruction(task), text)
 
 
 def load_prompts(name: str) -> PromptSet:

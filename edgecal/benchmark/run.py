@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..adapters.recipe import Shot
 from ..errors import BenchmarkError
 from .config import EvalConfig
 from .datasets import Examples, load_examples
@@ -21,7 +22,7 @@ from .prompts import PromptSet, load_prompts
 from .results import ResultFolder
 from .shelf import fingerprint, load_engine, load_shelf
 from .tasks import Task
-from .work import Chunk, Shot, answer_chunk
+from .work import Chunk, answer_chunk
 
 Progress = Callable[[int, int, str], None]
 _CHUNK = 2  # batches in a chunk: so much is lost when the process is killed
@@ -80,7 +81,7 @@ class Evaluation:
         known = {(line["task"], line["id"]) for line in self.folder.read("examples.jsonl")}
         for task in self.config.tasks:
             rows, lacking = rows_for(self.config.methods, task, shelf, self.prompts)
-            shots, examples = self._examples(task, max((row.shots for row in rows), default=0))
+            shots, examples = self._examples(task, max((row.n_shots for row in rows), default=0))
             plan.examples[task.name], plan.lacking[task.name] = examples, lacking
             self.folder.append(
                 "examples.jsonl",
@@ -90,13 +91,13 @@ class Evaluation:
                     if (task.name, e.id) not in known
                 ),
             )
-            for row in rows:
+            for row in [row.with_shots(shots) for row in rows]:
                 left = [e for e in examples.examples if (task.name, row.name, e.id) not in done]
                 plan.total += len(examples.examples)
                 plan.done += len(examples.examples) - len(left)
                 size = _CHUNK * self.config.batch
                 plan.chunks += [
-                    Chunk(task, row, tuple(left[i : i + size]), shots[: row.shots]) for i in range(0, len(left), size)
+                    Chunk(task, row, tuple(left[i : i + size])) for i in range(0, len(left), size)
                 ]
         if not any(plan.examples[task.name].examples for task in self.config.tasks) or not plan.total:
             reasons = "; ".join(f"{t}: {m}: {why}" for t, found in plan.lacking.items() for m, why in found.items())
@@ -121,7 +122,7 @@ class Evaluation:
             drawn = rng.sample(usable, min(n_shots, max(0, len(usable) - 1)))
             rest = [e for e in found.examples if e not in drawn][: config.limit]
             found = Examples(found.source, rest, found.left_out)
-        return tuple((e.text, e.references[0]) for e in drawn if e.references), found
+        return tuple(self.prompts.shot(task, e.text, e.references[0]) for e in drawn if e.references), found
 
     def keep(self, plan: Plan, lines: list[dict[str, Any]], cost: dict[str, Any]) -> None:
         """A chunk's answers, whole or not at all as far as one write is."""

@@ -19,17 +19,15 @@ from .prompts import PromptSet
 from .tasks import Task
 
 Line = dict[str, Any]
-Shot = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some examples of a task for one method. `shots` are the (text, answer) in front of every question."""
+    """Some examples of a task for one method."""
 
     task: Task
     row: Row
     examples: tuple[Example, ...]
-    shots: tuple[Shot, ...] = ()
 
 
 def answer_chunk(
@@ -74,8 +72,7 @@ def _request(engine: Engine, prompts: PromptSet, chunk: Chunk, example: Example,
     recipe = chunk.row.recipe
     if recipe.steps:  # its steps have words of their own
         return engine.prepare(example.text, recipe=recipe, settings=settings)
-    messages = prompts.messages(chunk.task, example.text, chunk.shots)
-    return engine.prepare(messages, recipe=recipe, settings=settings)
+    return engine.prepare(prompts.messages(chunk.task, example.text), recipe=recipe, settings=settings)
 
 
 def _cost(

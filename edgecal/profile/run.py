@@ -266,7 +266,7 @@ class ProfileRun:
         memories = [s.result.memory for s in self.subjects if s.result.memory is not None]
         if len(memories) > 1:
             notes.append(
-                "all methods ran in one process: memory that earlier ones left with the allocator is in the rest of the "
+                "all methods ran in one process: memory that earlier ones left with the allocator is in the rest of "
                 "later ones; profile one alone for its own peak"
             )
         if any(not memory.peak_is_exact for memory in memories):

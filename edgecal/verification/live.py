@@ -49,6 +49,8 @@ def live_reference(
         )
     if recipe.steps:
         raise VerificationError("multi_step is a pipeline of prompts; verify the method 'single' of each adapter")
+    if recipe.shots:
+        raise VerificationError("in_context changes the prompt and no weight; verify zero_shot with such a prompt")
     if recipe.method.startswith("dare_"):
         raise VerificationError(f"{recipe.method} draws random masks; PyTorch draws others, so there is no reference")
     arguments = ["--base", str(_files_of(model)), "--method", recipe.method, "--new-tokens", str(new_tokens)]

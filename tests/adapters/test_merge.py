@@ -282,7 +282,7 @@ def test_every_merge_function_is_registered() -> None:
 
 
 def test_unknown_methods() -> None:
-    with pytest.raises(RecipeError, match="unknown method 'lineer'.*did you mean 'linear'.*known methods: zero_shot"):
+    with pytest.raises(RecipeError, match="unknown method 'lineer'.*did you mean 'linear'.*known methods: in_context"):
         find_method("lineer")
     with pytest.raises(RecipeError, match="unknown method 'xyz'; known methods"):
         find_method("xyz")

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from edgecal import Engine, Recipe, Settings
+from edgecal import Engine, Recipe, Settings, Shot
 from edgecal.benchmark import EvalConfig, Evaluation, between_methods, between_runs, load_prompts, read_report
 from edgecal.benchmark.methods import ABLATIONS, PAPER, MethodSpec, rows_for
 from edgecal.benchmark.page import to_html
@@ -168,7 +168,8 @@ def test_every_row_of_the_papers_as_a_recipe(folder, config):
         "Change the tone of the following text to professional",
     ]
     assert recipes["learnable_calibration_only"].adapters == () and recipes["learnable_calibration_only"].calibration
-    assert [row.shots for row in made if row.name == "in_context"] == [1]
+    (shown,) = (row for row in made if row.n_shots)
+    assert shown.name == "in_context" and shown.with_shots([Shot("a", "b")] * 3).recipe.shots == (("a", "b"),)
     _, lacking = rows_for(specs, Task("reply", tone="witty"), shelf, prompts)
     assert lacking["linear"] == "no adapter for 'reply'" and "zero_shot" not in lacking
     single, lacking = rows_for(specs, Task("summarize"), shelf, prompts)

@@ -76,9 +76,8 @@ def test_layouts():
     words = user.instruction(task)
     assert user.messages(task, "x") == [{"role": "user", "content": user_message(words, "x")}]
     assert system.messages(task, "x") == [{"role": "system", "content": words}, {"role": "user", "content": "x"}]
-    shots = (("in", "out"),)
-    assert [m["role"] for m in user.messages(task, "x", shots)] == ["user", "assistant", "user"]
-    assert [m["content"] for m in system.messages(task, "x", shots)] == [words, "in", "out", "x"]
+    assert user.shot(task, "in", "out") == (user_message(words, "in"), "out")
+    assert system.shot(task, "in", "out") == ("in", "out")
 
 
 def test_a_set_of_ones_own(tmp_path):

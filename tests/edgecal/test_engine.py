@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import edgecal
-from edgecal import Engine, KVCache, Recipe, SamplingOptions, Settings, Step
+from edgecal import Engine, KVCache, Recipe, SamplingOptions, Settings, Shot, Step
 from edgecal.completion import Pass
 from edgecal.errors import (
     AdapterError,
@@ -287,3 +287,46 @@ def test_kernels_know_what_their_loading_took():
     before = preparing_seconds()
     assert kernel(lambda x: x + 1)(1) == 2
     assert preparing_seconds() > before
+
+
+SHOTS = (Shot("Say a", "a"), Shot("Say b", "b"))
+
+
+def test_examples_in_context_are_turns_before_the_question(engine):
+    recipe = Recipe("in_context", shots=SHOTS)
+    turns = [
+        {"role": "user", "content": "Say a"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "Say b"},
+        {"role": "assistant", "content": "b"},
+    ]
+    question = {"role": "user", "content": "Say c"}
+    engine.prefixes.clear()
+    shown = engine.generate("Say c", recipe=recipe, max_tokens=6)
+    assert shown.text == engine.generate([*turns, question], max_tokens=6).text and shown.method == "in_context"
+    again = engine.generate("Say d", recipe=recipe, max_tokens=6)
+    assert again.reused_tokens > len(engine.encode(turns)) - 8, "their tokens are counted, and read once"
+    assert again.prompt_tokens > len(engine.encode("Say d"))
+    system = {"role": "system", "content": "Be short"}
+    with_system = engine.prepare([system, question], recipe=recipe)
+    assert with_system.ids == engine.encode([system, *turns, question])
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    batch = engine.generate_batch(["Say c", "Say d"], recipes=recipe, settings=Settings(max_tokens=6))
+    assert [one.text for one in batch] == [shown.text, again.text]
+
+
+def test_where_examples_cannot_stand(engine):
+    recipe = Recipe("in_context", shots=SHOTS)
+    with pytest.raises(PromptError, match="needs the chat template"):
+        engine.generate("x", recipe=recipe, raw=True)
+    with pytest.raises(RecipeError, match="in_context makes prompts of its own"):
+        engine.stream_ids([1, 2], recipe=recipe)
+    with pytest.raises(RecipeError, match="in front of one question"):
+        edgecal.Conversation(engine, recipe)
+    with pytest.raises(RecipeError, match="in_context needs 'shots', a list of {input, output}"):
+        Recipe("in_context")
+    with pytest.raises(RecipeError, match="'shots' belong to in_context, not to linear"):
+        Recipe("linear", PAIR, shots=SHOTS)
+    for wrong in ([{"input": "a"}], [("a", "")], [3], "ab"):
+        with pytest.raises(RecipeError, match="'shots'"):
+            Recipe("in_context", shots=wrong)
