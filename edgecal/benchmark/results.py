@@ -4,6 +4,7 @@
     examples.jsonl   task, id, text, references of every example that was used
     answers.jsonl    one line per answer: task, method, id, text, scores, timings, fingerprint; or `error`
     costs.jsonl      per method and task: passes, parameters, bytes, and for each chunk seconds and peak memory
+    verdicts.jsonl   what judges said of the answers, where they were asked
     notes.json       what was left out, and why
 
 An answer counts once its line is whole: a process that is killed loses what it was computing and nothing else.
@@ -38,7 +39,7 @@ class ResultFolder:
         except OSError as error:
             raise BenchmarkError(f"{self.path} cannot be made: {error.strerror or error}") from error
         for name in ("answers.jsonl", "costs.jsonl", "examples.jsonl"):
-            self._mend(self.path / name)
+            self.mend(name)
         other = next((line for line in self.answers() if line.get("fingerprint") != fingerprint), None)
         if other is not None:
             raise BenchmarkError(
@@ -47,9 +48,9 @@ class ResultFolder:
             )
         write_json(self.path / "config.json", config, indent=1)
 
-    @staticmethod
-    def _mend(file: Path) -> None:
+    def mend(self, name: str) -> None:
         """Cut off a last line that a killed process left without its end."""
+        file = self.path / name
         if not file.exists():
             return
         with file.open("rb+") as opened:

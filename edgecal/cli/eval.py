@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,6 +32,13 @@ _FORMATS = ("table", "markdown", "csv", "latex")
 @click.option("--against", default="linear", show_default=True, metavar="METHOD", help="Differences are to this one.")
 @click.option("--report", "only_report", type=click.Path(), metavar="FOLDER", help="Tables and page of a folder again.")
 @click.option("--compare", nargs=2, type=click.Path(), metavar="A B", help="Two folders: what differs, with intervals.")
+@click.option(
+    "--judge",
+    "judges",
+    multiple=True,
+    metavar="MODEL",
+    help="With --report: ask a model about every answer; NAME@URL is a server's. A second one: their agreement.",
+)
 @click.option("--list", "listed", is_flag=True, help="Tasks, data sets, methods and prompt sets.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="So many processes on this machine.")
 @click.option("--scheduler", metavar="ADDRESS", help="The workers of a dask scheduler, tcp://host:8786.")
@@ -47,6 +54,7 @@ def command(
     against: str,
     only_report: str | None,
     compare: tuple[str, str] | None,
+    judges: tuple[str, ...],
     listed: bool,
     workers: int | None,
     scheduler: str | None,
@@ -66,6 +74,8 @@ def command(
 
     if sum(map(bool, (config, quick, only_report, compare, listed))) != 1:
         raise click.UsageError("give a configuration, or one of --quick, --report, --compare, --list")
+    if judges and only_report is None:
+        raise click.UsageError("--judge goes with --report FOLDER: answers first, then verdicts")
     if listed:
         _list(as_json)
         return
@@ -74,14 +84,20 @@ def command(
         return
     if only_report is None:
         only_report = _run(_config(config, limit, tasks), out or _folder(config), threads, workers, scheduler)
+    for spelled in judges:
+        _judge(only_report, spelled, threads)
     report = read_report(only_report)
     page = _write_page(report, Path(only_report), against)
     if as_json:
         from ..benchmark.tables import rows
 
-        echo_json({"path": only_report, "page": str(page), "rows": rows(report), "notes": report.notes})
+        verdicts = _verdicts(only_report)
+        values = {"path": only_report, "page": str(page), "rows": rows(report), "notes": report.notes}
+        echo_json(values | ({"judges": verdicts} if verdicts else {}))
         return
     _show(report, form, against)
+    if form == "table":
+        _show_verdicts(only_report)
     echo(f"page: {page}", err=form != "table")
 
 
@@ -148,6 +164,51 @@ def _show(report: Report, form: str, against: str) -> None:
     for task, lacking in report.notes.get("lacking", {}).items():
         for name, why in lacking.items():
             note(f"{task}: no {name}: {why}")
+
+
+def _judge(folder: str, spelled: str, threads: int | None) -> None:
+    from ..benchmark.judge import find_judge, judge_answers
+
+    if "@" not in spelled:
+        compile_kernels()
+    with model_named(spelled) as path, progress("loading the judge"):
+        judge = find_judge(path, **({} if "@" in spelled else {"threads": threads}))
+    with progress("judging") as report:
+        judge_answers(folder, judge, progress=report)
+
+
+def _verdicts(folder: str) -> list[dict[str, Any]]:
+    """A row for each judge, task and method."""
+    from ..benchmark.judge import VERDICTS, judged
+    from ..benchmark.results import ResultFolder
+
+    found = judged(ResultFolder(folder).read(VERDICTS))
+    return [
+        {"judge": judge, "task": task, "method": method, "n": len(said), "yes_share": said.count(1) / len(said)}
+        | {"no_verdict": said.count(None)}
+        for (judge, task, method), said in found.items()
+    ]
+
+
+def _show_verdicts(folder: str) -> None:
+    from ..benchmark.judge import VERDICTS, agreement
+    from ..benchmark.results import ResultFolder
+
+    rows = _verdicts(folder)
+    if not rows:
+        return
+    cells = []
+    for row in rows:
+        names = (row[name] for name in ("judge", "task", "method"))
+        cells.append([*names, str(row["n"]), f"{100 * row['yes_share']:.1f}", str(row["no_verdict"])])
+    headers = ("judge", "task", "method", "answers", "yes %", "no verdict")
+    show_table(screen(), headers, cells, title="judged", left=(0, 1, 2), spare=("answers",))
+    names = list(dict.fromkeys(row["judge"] for row in rows))
+    lines = list(ResultFolder(folder).read(VERDICTS))
+    for second in names[1:]:
+        found = agreement(lines, names[0], second)
+        kappa = "" if found.kappa is None else f", kappa {found.kappa:.2f}"
+        echo(f"{names[0]} and {second} agree on {100 * found.share:.1f} % of {found.n} answers{kappa}")
 
 
 def _differences(found: list[Difference], title: str) -> None:

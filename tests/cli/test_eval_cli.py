@@ -71,3 +71,14 @@ def test_refusals_are_one_line(folder, arguments, code, message):
     done = edgecal("eval", *[str(a).replace("FOLDER", str(folder)) for a in arguments], home=folder)
     assert done.returncode == code and message in done.stderr
     assert code == 2 or done.stderr.count("\n") == 1
+
+
+def test_verdicts_are_asked_for_and_shown(results, folder):
+    refused = edgecal("eval", folder / "eval.yaml", "--judge", folder / "model", home=folder)
+    assert refused.returncode == 2 and "--judge goes with --report" in refused.stderr
+    done = edgecal("eval", "--report", folder / "results", "--judge", folder / "model", "--json", home=folder)
+    assert done.returncode == 0, done.stderr
+    judges = json.loads(done.stdout)["judges"]
+    assert sum(row["n"] for row in judges) == 54 and all(0 <= row["yes_share"] <= 1 for row in judges)
+    shown = edgecal("eval", "--report", folder / "results", home=folder)
+    assert "judged" in shown.stdout and "no verdict" in shown.stdout.replace("\n", " ")
