@@ -89,7 +89,7 @@ class Pass:
 
     `reused_tokens` of the prompt were in the KV cache from an earlier request. `drafted_tokens` were guessed ahead and
     verified, `accepted_tokens` of them were right and are part of the answer. `kernels_s` of `first_token_s` went into
-    loading kernels that this process had not used before.
+    loading kernels that this process had not used before, `decode_kernels_s` of the time after it.
     """
 
     prompt_tokens: int
@@ -101,6 +101,7 @@ class Pass:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     kernels_s: float = 0.0
+    decode_kernels_s: float = 0.0
 
     @property
     def prefill_rate(self) -> float:
@@ -110,8 +111,8 @@ class Pass:
 
     @property
     def decode_rate(self) -> float:
-        """Tokens per second after the first; 0 when there was only one."""
-        seconds = self.total_s - self.first_token_s
+        """Tokens per second after the first, without the loading of kernels; 0 when there was only one."""
+        seconds = self.total_s - self.first_token_s - self.decode_kernels_s
         return (self.new_tokens - 1) / seconds if seconds > 0 else 0.0
 
     @property
@@ -129,6 +130,7 @@ class Pass:
             "acceptance_rate": self.acceptance_rate,
             "first_token_s": self.first_token_s,
             "kernels_s": self.kernels_s,
+            "decode_kernels_s": self.decode_kernels_s,
             "total_s": self.total_s,
             "prefill_tokens_per_s": self.prefill_rate,
             "decode_tokens_per_s": self.decode_rate,
@@ -240,7 +242,7 @@ class Answer:
         self.text += new
         return Piece(new, token, self.finish_reason)
 
-    def cost(self, reused_tokens: int, kernels_s: float) -> Pass:
+    def cost(self, reused_tokens: int, kernels_s: float, decode_kernels_s: float) -> Pass:
         assert self._last is not None
         return Pass(
             self._prompt_tokens,
@@ -252,6 +254,7 @@ class Answer:
             self._drafted,
             self._accepted,
             kernels_s,
+            decode_kernels_s,
         )
 
 

@@ -153,7 +153,7 @@ class _Run:
         self._runner, self._passes, self._prefixes, self._given = runner, passes, prefixes, cache
         self._answer = self._new_answer()
         self._lease: Lease | None = None
-        self._kernels_s = 0.0
+        self._kernels_s = self._kernels_at_first = 0.0
         self._observer: Observer | None = None
         self._observed: object = None
 
@@ -175,7 +175,7 @@ class _Run:
         if self._observer is None and self._runner.observer is not None:
             self._observer = self._runner.observer
             self._observed = self._observer.request_began(self.request)
-        self._kernels_s = -self._runner.model.ops.preparing_seconds()
+        self._kernels_s = -self._kernels_spent()
         ids = self.request.ids
         if self._given is not None and self.last_pass:
             self._lease = Lease(None, self._given, list(ids), min(self._given.length, len(ids) - 1))
@@ -188,16 +188,22 @@ class _Run:
         assert self._lease is not None
         self._lease.tokens.append(token.id)
         if token.index == 0:
-            self._kernels_s += self._runner.model.ops.preparing_seconds()
+            self._kernels_at_first = self._kernels_spent()
+            self._kernels_s += self._kernels_at_first
         piece = self._answer.push(token)
         if self._observer is not None:
             self._observer.token_chosen(self._observed, token, self.last_pass)
         if piece.finish_reason is not None:
-            self._passes.append(self._answer.cost(self._lease.reused, self._kernels_s))
+            later = self._kernels_spent() - self._kernels_at_first
+            self._passes.append(self._answer.cost(self._lease.reused, self._kernels_s, later))
             self._release()
             if self.last_pass:
                 self.close()
         return piece
+
+    def _kernels_spent(self) -> float:
+        """What loading kernels has taken in this process so far."""
+        return float(self._runner.model.ops.preparing_seconds())
 
     def go_on(self) -> None:
         """To the next pass, made from the text of this one. Raises what makes its prompt impossible."""

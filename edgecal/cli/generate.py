@@ -174,7 +174,8 @@ def timings(passes: list[Pass]) -> str:
         which = f"pass {i}: " if len(passes) > 1 else ""
         reused = f", {p.reused_tokens} of them from the cache," if p.reused_tokens else ""
         drafts = f"; {p.accepted_tokens} of {p.drafted_tokens} drafted tokens accepted" if p.drafted_tokens else ""
-        loading = f" and {p.kernels_s:.2f} s of loading kernels" if p.kernels_s >= 0.005 else ""
+        kernels_s = p.kernels_s + p.decode_kernels_s
+        loading = f" and {kernels_s:.2f} s of loading kernels" if kernels_s >= 0.005 else ""
         read_s = p.first_token_s - p.kernels_s
         lines.append(
             f"[{which}{p.prompt_tokens} prompt tokens{reused} in {read_s:.2f} s ({p.prefill_rate:.0f}/s){loading}, "

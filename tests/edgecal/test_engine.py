@@ -273,12 +273,13 @@ def test_what_the_model_advises_is_known_and_not_done(tmp_path, engine):
 
 def test_the_first_use_of_kernels_is_not_reading(engine, monkeypatch):
     """What loading them took is told apart, and is no part of the rate."""
-    clock = iter([0.5, 0.75])
+    clock = iter([0.5, 0.75, 0.875])  # when the pass begins, at its first token, at its end
     monkeypatch.setattr(engine.model.ops, "preparing_seconds", lambda: next(clock))
-    (cost,) = engine.generate("hi", max_tokens=1).passes
-    assert cost.kernels_s == 0.25
-    slow = Pass(10, 1, first_token_s=0.35, total_s=0.35, text="", kernels_s=0.25)
-    assert slow.prefill_rate == pytest.approx(100) and slow.to_dict()["kernels_s"] == 0.25
+    (cost,) = engine.generate("hi", max_tokens=3).passes
+    assert (cost.kernels_s, cost.decode_kernels_s) == (0.25, 0.125)
+    slow = Pass(10, 6, first_token_s=0.35, total_s=0.6, text="", kernels_s=0.25, decode_kernels_s=0.15)
+    assert slow.prefill_rate == pytest.approx(100) and slow.decode_rate == pytest.approx(50)
+    assert (slow.to_dict()["kernels_s"], slow.to_dict()["decode_kernels_s"]) == (0.25, 0.15)
 
 
 def test_kernels_know_what_their_loading_took():
