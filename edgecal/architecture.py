@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from edgecal_weights.checkpoint import Checkpoint
 from edgecal_weights.families import LINEARS, OUTSIDE
 from edgecal_weights.families.family import QK_NORMS
+from edgecal_weights.lora_file import EMBEDDING, HEAD
 
 from .config import ModelConfig
 from .errors import FileFormatError
@@ -19,7 +20,7 @@ from .errors import FileFormatError
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model without its weights. `shapes`: (d, k) by module path, layer by layer; `facts`: see `base_facts`."""
+    """A model without its weights. `shapes`: see `adaptable_shapes`; `facts`: see `base_facts`."""
 
     config: ModelConfig
     shapes: dict[str, tuple[int, int]]
@@ -30,7 +31,7 @@ class Architecture:
         """Raises UnsupportedModelError, or FileFormatError when the checkpoint lacks a tensor."""
         config = ModelConfig.from_dict(checkpoint.config)
         check_tensors(checkpoint, config)
-        return cls(config, linear_shapes(config), base_facts(config))
+        return cls(config, adaptable_shapes(config), base_facts(config))
 
 
 def base_facts(config: ModelConfig) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def base_facts(config: ModelConfig) -> dict[str, Any]:
         "num_hidden_layers": config.n_layers,
         "vocab_size": config.vocab_size,
         "head_dim": config.head_dim,
+        "tie_word_embeddings": config.tie_word_embeddings,
     }
 
 
@@ -79,8 +81,16 @@ def outer_parts(config: ModelConfig) -> dict[str, Part]:
     return parts if config.tie_word_embeddings else {**parts, "head": Part(OUTSIDE["head"][0], table, False)}
 
 
+def adaptable_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(d, k) of every module that an adapter may address, by path: the linear ones, layer by layer, between the
+    embedding and the head. The embedding turns a token into a vector, so that its d is hidden_size and its k the
+    vocabulary, the head the other way round; a tied head is a module of its own here, as in PEFT."""
+    table = config.hidden_size, config.vocab_size
+    return {EMBEDDING: table, **linear_shapes(config), HEAD: table[::-1]}
+
+
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(d, k) of every module that an adapter may address, as `Model.linear_shapes` has them, without a model."""
+    """(d, k) of the linear modules of all layers, by path, layer by layer."""
     shapes = {}
     for layer in range(config.n_layers):
         parts = layer_parts(config, layer)

@@ -101,7 +101,7 @@ class Engine:
         "int6", "int4", "int4_f16", "int4_affine" ask for a format. `cache_dtype`: "fp16", "fp32", "int8".
         `prefix_cache`: bytes of keys and values to keep of earlier requests for later ones that begin alike; 0 is off,
         None 32 MiB (and off on NumPy, whose last bits depend on how much of a prompt is read at once). `threads` and
-        `prefill_threads` are as for `set_threads`. `context`: so many tokens at most, where the model was trained on
+        `prefill_threads` are as for `set_threads`. `context`: the most tokens, where the model was trained on
         more. `progress(done, total, name)` counts bytes of weights. Raises the errors of edgecal.errors.
         """
         ops = find_backend(backend)
@@ -156,7 +156,7 @@ class Engine:
     def add_adapter(self, path: str | Path, name: str | None = None) -> LoraAdapter:
         """Load a PEFT directory (or "demo:summarize") and check that it fits; one of the same name is replaced."""
         adapter = LoraAdapter.load(demo.find(str(path)), name)
-        adapter.check_against(self.model.linear_shapes)
+        adapter.check_against(self.model.adaptable_shapes)
         self.adapters[adapter.name] = adapter
         self._compiled.clear()
         return adapter
@@ -174,7 +174,7 @@ class Engine:
         """
         if recipe is None:
             return [None]
-        shapes, kernels = self.model.linear_shapes, self.model.ops.merging
+        shapes, kernels = self.model.adaptable_shapes, self.model.ops.merging
         if recipe.steps:
             return compile_steps(recipe, self.adapters, shapes, self.base, kernels)
         calibration = self._calibration(recipe.calibration)

@@ -176,7 +176,7 @@ class Watch:
 
 
 def crowded(report: dict[str, Any], threads: int | None) -> str | None:
-    """In words, that other programs left no core of their own to each of so many threads; None where they did.
+    """In words, that other programs left no core of its own to each of `threads`; None where they did.
 
     Threads wait for each other in every product: one that shares its core holds up all.
     """

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from edgecal_kernels.clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, NORM, OUTPUT, QKV, ROPE, Clock
 from edgecal_kernels.decoder_weights import COMPONENTS, DecoderWeights, Place
 from edgecal_kernels.quant import Array, QuantizedTensor
+from edgecal_weights.lora_file import EMBEDDING
 
 from .adapters.compiled import CompiledAdapter, Pack, RunningAdapter, RunningPair, run_form
-from .architecture import Part, layer_parts, outer_parts
+from .architecture import Part, adaptable_shapes, layer_parts, outer_parts
 from .cache import BLOCK, KVCache
 from .config import ModelConfig
 from .errors import AdapterError, OptionError, PromptError
@@ -187,8 +188,13 @@ class Model:
 
     @property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """(d, k) of every module that an adapter may address."""
+        """(d, k) of the linear modules of all layers."""
         return {name: linear.shape for name, linear in self.linears.items()}
+
+    @property
+    def adaptable_shapes(self) -> dict[str, tuple[int, int]]:
+        """(d, k) of every module that an adapter may address: these, the embedding and the head."""
+        return adaptable_shapes(self.config)
 
     @property
     def weight_bytes(self) -> int:
@@ -233,7 +239,7 @@ class Model:
         self._check(ids, [adapter])
         first_logit = 0 if all_logits else n_tokens - 1
         with self._pass("decode" if all_logits or n_tokens == 1 else "prefill", n_tokens, [cache]):
-            if self._steps(n_tokens, [cache]):
+            if self._steps(n_tokens, [cache], [adapter]):
                 positions = range(cache.length, cache.length + n_tokens)
                 logits = self._step(ids.tolist(), [self._place(cache, pos, adapter) for pos in positions], first_logit)
             else:
@@ -252,7 +258,7 @@ class Model:
         each = adapters or [None] * len(ids)
         self._check(ids, each)
         with self._pass("decode", 1, caches):
-            if self._decoder is not None and self._steps(1, caches):
+            if self._decoder is not None and self._steps(1, caches, each):
                 places = [self._place(cache, cache.length, a) for cache, a in zip(caches, each, strict=True)]
                 most, tokens = self._decoder.MAX_ROWS, [int(token) for token in ids]
                 starts = range(0, len(tokens), most)
@@ -306,22 +312,32 @@ class Model:
         span = slice(cache.length, cache.length + len(ids))
         cos, sin = self.rope_table(span.stop)
         rope = cos[:, span], sin[:, span]
-        x = self.ops.embed(self.embed_tokens, ids)  # (T, D)
-        if self.config.embedding_scale != 1:
-            x = x * np.float32(self.config.embedding_scale)
+        x = self._embed(ids, adapter)
         self.clock.mark(EMBED)
         for layer in self.layers:
             x = layer(x, rope, cache, adapter)
         normed = self.norm(x[first_logit:])
         self.clock.mark(NORM)
-        return self.lm_head(self.ops.Activations(normed), None)
+        return self.lm_head(self.ops.Activations(normed), adapter)
+
+    def _embed(self, ids: NDArray[np.integer], adapter: RunningAdapter | None) -> Array:
+        """The vectors (T, D) of token ids. An adapter of the embedding adds a column of its A times its B to each."""
+        x = self.ops.embed(self.embed_tokens, ids)
+        pair = adapter.pairs.get(EMBEDDING) if adapter is not None else None
+        if pair is not None and isinstance(pair.a, np.ndarray) and isinstance(pair.b, np.ndarray):
+            columns = np.ascontiguousarray(pair.a[:, ids].T)  # (T, R): what A makes of tokens as unit vectors
+            self.ops.add_lora(columns, np.eye(pair.rank, dtype=np.float32), pair.b, x)
+        if pair is not None and pair.bias is not None:
+            x = x + pair.bias
+        return x * np.float32(self.config.embedding_scale) if self.config.embedding_scale != 1 else x
 
     # ------------------------------------------------------------ a few tokens at once: the same arithmetic, compiled
 
-    def _steps(self, n_tokens: int, caches: Sequence[KVCache]) -> bool:
-        """Whether the decoder takes so many tokens with these caches."""
+    def _steps(self, n_tokens: int, caches: Sequence[KVCache], adapters: Sequence[RunningAdapter | None]) -> bool:
+        """Whether the decoder takes `n_tokens` with these caches and adapters (none of embedding or head)."""
         fits = self._decoder is not None and n_tokens <= self._decoder.MAX_ROWS
-        return fits and all(cache.dtype != "fp32" for cache in caches)
+        inside = not any(adapter is not None and adapter.changes_vocabulary for adapter in adapters)
+        return fits and inside and all(cache.dtype != "fp32" for cache in caches)
 
     def _step(self, ids: Sequence[int], places: Sequence[Place], first_logit: int) -> Array:
         assert self._decoder is not None

@@ -1,4 +1,4 @@
-"""Threads of a model: so many for decoding, maybe others for reading prompts.
+"""Threads of a model: a number for decoding, maybe another for reading prompts.
 
 Decoding waits for memory, reading a prompt computes, so the best numbers may differ (more cores than memory channels,
 a processor whose small cores help with products only). They belong to the model and hold in whatever Python thread
@@ -22,7 +22,7 @@ class Threads:
     prefill: int | None
 
     def of(self, n_tokens: int) -> int | None:
-        """For a pass that runs so many tokens of one sequence."""
+        """For a pass that runs `n_tokens` of one sequence."""
         return self.decode if n_tokens <= FEW_TOKENS else self.prefill
 
 

@@ -26,6 +26,8 @@ def peft_factors(path: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str
     """({module: {"A", "B"}}, adapter_config.json) of a PEFT directory; an embedding's are among them."""
     factors: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in load_file(path / "adapter_model.safetensors").items():
+        if name.endswith(".base_layer.weight"):  # the base's own, which the converter leaves out
+            continue
         module, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
         factors.setdefault(module, {})[rest.removeprefix("embedding_")[0]] = tensor
     return factors, json.loads((path / "adapter_config.json").read_text())

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgecal_kernels.quant import Array, QuantizedTensor
+from edgecal_weights.lora_file import EMBEDDING, HEAD
 
 from ..errors import AdapterError, QuantizationError
 
@@ -104,6 +105,11 @@ class RunningAdapter:
     recipe_key: str
     extra_parameters: int = 0
     extra_bytes: int = 0
+
+    @property
+    def changes_vocabulary(self) -> bool:
+        """Whether it has a pair of the embedding or of the head."""
+        return EMBEDDING in self.pairs or HEAD in self.pairs
 
     @property
     def rank(self) -> int:

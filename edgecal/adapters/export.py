@@ -20,6 +20,7 @@ import numpy as np
 
 from edgecal_weights.file_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from edgecal_weights.files import expand, reason, staging_directory, write_json
+from edgecal_weights.peft_adapter import tensor_name
 from edgecal_weights.safetensors_file import write_safetensors
 
 from ..errors import AdapterError, StorageError
@@ -83,7 +84,7 @@ def _tensors(compiled: CompiledAdapter, dtype: str) -> dict[str, np.ndarray[Any,
                 largest = float(np.abs(values).max())
                 advice = f"the largest is {largest:g}, fp16 ends at 65504; write fp32" if np.isfinite(largest) else ""
                 raise AdapterError(f"lora_{factor} of {module} has numbers that {dtype} cannot hold: {advice}")
-            tensors[f"base_model.model.{module}.lora_{factor}.weight"] = stored
+            tensors[tensor_name(module, factor)] = stored
     if not tensors:
         raise AdapterError(f"{compiled.method} compiled to nothing that an adapter could hold")
     return tensors

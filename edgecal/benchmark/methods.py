@@ -55,7 +55,7 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class Row:
-    """A method made ready for one task. `n_shots`: so many examples have yet to become the recipe's, for in_context."""
+    """A method made ready for one task. `n_shots`: examples that the recipe has yet to get, for in_context."""
 
     name: str
     recipe: Recipe

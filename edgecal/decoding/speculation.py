@@ -138,7 +138,7 @@ class StepCosts:
         return self._xy / self._xx
 
     def ratio(self, rows: int) -> float:
-        """What a pass of so many rows takes, in passes of one."""
+        """What a pass of `rows` takes, in passes of one."""
         return 1.0 + (rows - 1) * self.slope
 
     def measured(self, rows: int, seconds: float) -> None:

@@ -163,6 +163,13 @@ def of_module(tensors: Term, metadata: dict[str, str], module: str, d: int, k: i
     return term
 
 
+def factors_of(module: Any, name: str) -> tuple[Tensor, Tensor]:
+    """(a (r, k), b (d, r)) of a module under an adapter; an embedding has k tokens and d outputs."""
+    if name in module.lora_embedding_A:
+        return module.lora_embedding_A[name], module.lora_embedding_B[name]
+    return module.lora_A[name].weight, module.lora_B[name].weight
+
+
 @torch.no_grad()
 def first_of_equals(values: Tensor, k: int, largest: bool = True) -> tuple[Tensor, Tensor]:
     """torch.topk with an order among equals, which it does not promise: numbers of 16 bits have many at the border."""
@@ -198,7 +205,8 @@ def merge(
         model.load_adapter(path, adapter_name=name)
     for module in model.modules():
         if hasattr(module, "lora_A"):  # PEFT's own arithmetic in float64 as well
-            module.lora_A.double(), module.lora_B.double()
+            for factors in (module.lora_A, module.lora_B, module.lora_embedding_A, module.lora_embedding_B):
+                factors.double()
     if method in PEFT_TYPES:
         given = {PEFT_OPTIONS[key]: value for key, value in options.items() if value is not None}
         with patch.object(torch, "topk", first_of_equals):
@@ -208,12 +216,13 @@ def merge(
             continue
         key = path.removeprefix("base_model.model.")
         if method in PEFT_TYPES:
-            deltas[key] = module.get_delta_weight("merged").float()
+            delta = module.get_delta_weight("merged").float()
+            deltas[key] = delta.T if module.lora_embedding_A else delta
             continue
         parts = [
-            Factors(module.lora_A[n].weight, module.lora_B[n].weight, module.scaling[n], w, i)
+            Factors(*factors_of(module, n), module.scaling[n], w, i)
             for i, (n, w) in enumerate(zip(names, weights, strict=True))
-            if n in module.lora_A
+            if n in module.lora_A or n in module.lora_embedding_A
         ]
         put(key, parts, parts[0].b.shape[0], parts[0].a.shape[1])
     model.unload()
@@ -224,9 +233,13 @@ def merge(
 
 
 def apply(modules: dict[str, Any], deltas: dict[str, Tensor], biases: dict[str, Tensor]) -> None:
-    """W + dW in the place of W: no further copy of the model."""
+    """W + dW in the place of W: no further copy of the model. An adapter of the embedding or of the head changes that
+    one alone, also where they share a matrix."""
+    tables = [path for path in deltas if path.rpartition(".")[2] in ("embed_tokens", "lm_head")]
+    if tables and (head := modules.get("lm_head")) is not None:
+        head.weight = torch.nn.Parameter(head.weight.data.clone())
     for path, delta in deltas.items():
-        modules[path].weight.data += delta
+        modules[path].weight.data += delta.T if path.endswith("embed_tokens") else delta
     for path, bias in biases.items():
         old = modules[path].bias
         modules[path].bias = torch.nn.Parameter(bias if old is None else old.data + bias)

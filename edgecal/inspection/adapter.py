@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgecal_weights.lora_file import LoraFile, LoraModule
+from edgecal_weights.lora_file import EMBEDDING, HEAD, LoraFile, LoraModule
 from edgecal_weights.lora_formats import open_lora
 
 from ..adapters.calibration import component
 from ..adapters.lora import LoraAdapter, LoraShape
-from ..architecture import base_facts, linear_shapes
+from ..architecture import adaptable_shapes, base_facts
 from ..config import ModelConfig
 from ..errors import AdapterError
 from .tensors import TensorFacts
@@ -33,8 +33,9 @@ class ModuleGroup:
 
 @dataclass(frozen=True)
 class AdapterMatch:
-    """The adapter beside a model. `missing`: modules that the model does not have; `misshapen`: module, its (d, k) in
-    the model and in the adapter; `absent`: modules of the model that the configuration asks for and the file lacks.
+    """The adapter beside a model. `of_the_model`: its linear modules, and embedding and head if they are changed.
+    `missing`: modules that the model does not have; `misshapen`: module, its (d, k) in the model and in the adapter;
+    `absent`: modules of the model that the configuration asks for and the file lacks.
 
     `refusal` is what loading it would say, None when it fits.
     """
@@ -141,7 +142,7 @@ def ranges(numbers: list[int]) -> str:
 
 
 def _match(file: LoraFile, config: ModelConfig, model: str) -> AdapterMatch:
-    shapes = linear_shapes(config)
+    shapes = adaptable_shapes(config)
     own = {path: (m.out_features, m.in_features) for path, m in file.modules.items()}
     misshapen = [(path, shapes[path], shape) for path, shape in own.items() if shapes.get(path, shape) != shape]
     adapter = LoraAdapter(
@@ -161,7 +162,7 @@ def _match(file: LoraFile, config: ModelConfig, model: str) -> AdapterMatch:
     return AdapterMatch(
         model=model,
         matched=sum(shapes.get(path) == shape for path, shape in own.items()),
-        of_the_model=len(shapes),
+        of_the_model=len(shapes) - sum(module in shapes and module not in own for module in (EMBEDDING, HEAD)),
         missing=[path for path in own if path not in shapes],
         misshapen=misshapen,
         absent=[path for path in shapes if path not in own and file.targets(path)],

@@ -22,16 +22,18 @@ import numpy as np
 
 from edgecal_weights.checkpoint import Checkpoint
 from edgecal_weights.files import expand
+from edgecal_weights.lora_file import EMBEDDING, HEAD
 
 from ..adapters.calibration import Calibration, component
 from ..adapters.gram import Factors, cosine
 from ..adapters.lora import LoraAdapter
-from ..architecture import Architecture
+from ..architecture import Architecture, linear_shapes
+from ..config import ModelConfig
 from ..errors import AdapterError, EdgecalError
 from .adapter import inspect_adapter
 
 _BLOCK = 1 << 22  # numbers of W in memory at a time
-_FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_a", ".lora_b")
+_FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B", ".lora_a", ".lora_b")
 STRONG = 1.0  # |dW| / |W| from which on an adapter replaces the base rather than changing it
 
 
@@ -156,7 +158,7 @@ def diagnose(
     for module in changed:
         if progress is not None:
             progress(module)
-        bases[module] = base = weight_norm(checkpoint, f"{module}.weight")
+        bases[module] = base = weight_norm(checkpoint, _weight_of(module, architecture.config))
         shape = shapes[module]
         present = {n: a for n, a in loaded.items() if module in a.shapes and a.shapes[module][:2] == shape}
         factors = {}
@@ -179,13 +181,18 @@ def diagnose(
     problems, notes = _judge(reports, term)
     return Diagnosis(
         model=model or str(checkpoint.path),
-        n_modules=len(shapes),
+        n_modules=len(linear_shapes(architecture.config)),
         adapters=reports,
         overlaps=[Overlap(*key, total.modules, total.cosine()) for key, total in sums.items()],
         calibration=term,
         problems=problems,
         notes=notes,
     )
+
+
+def _weight_of(module: str, config: ModelConfig) -> str:
+    """The tensor that a module is made of; a tied head is the embedding."""
+    return f"{EMBEDDING if module == HEAD and config.tie_word_embeddings else module}.weight"
 
 
 def weight_norm(checkpoint: Checkpoint, name: str) -> float:
@@ -237,8 +244,8 @@ def _look(
         missing=match.missing,
         misshapen=[module for module, *_shapes in match.misshapen],
         absent=match.absent,
-        untouched=[module for module in architecture.shapes if module not in adapter.shapes],
-        ignored=[t.name for t in report.tensors if not t.name.endswith(_FACTORS)],
+        untouched=[module for module in linear_shapes(architecture.config) if module not in adapter.shapes],
+        ignored=[t.name for t in report.tensors if not t.name.endswith((*_FACTORS, ".base_layer.weight"))],
     )
 
 

@@ -191,7 +191,7 @@ class ProfileReport:
     interrupted: bool = False
 
     def bandwidth(self, threads: int) -> float | None:
-        """Bytes per second of a plain read by so many threads."""
+        """Bytes per second of a plain read by this number of threads."""
         rates = [read.rate for read in self.reads if read.threads == threads]
         return median(rates) if rates else None
 

@@ -129,7 +129,7 @@ class PlainRead:
 
 
 def peak_operations(ops: ModuleType, threads: int | None, seconds: float = 0.2) -> float:
-    """Operations per second of this back end's int8 product of a small weight and many tokens, by so many threads.
+    """Operations per second of this back end's int8 product of a small weight and many tokens, by `threads`.
 
     The flat part of the roof, as these kernels reach it: not what the processor could do in theory. `threads` None: as
     many as NumPy's library takes.

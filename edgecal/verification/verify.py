@@ -263,9 +263,9 @@ def _delta(
 ) -> TensorComparison:
     name, thin = f"delta/{module}", reference.metadata.thin
     shape = reference.shape(name)
-    if module not in engine.model.linears:
+    if module not in engine.model.adaptable_shapes:
         return failed(name, shape, "relative", limit, "the model has no such module")
-    d, k = engine.model.linear_shapes[module]
+    d, k = engine.model.adaptable_shapes[module]
     if shape != (-(-d // thin), k):
         return failed(name, shape, "relative", limit, f"expected {(-(-d // thin), k)} for a {(d, k)} module")
     pair = adapter.pairs.get(module) if adapter is not None else None

@@ -318,5 +318,5 @@ def _share_out(
 
 
 def walk(n_threads: int, plan: int, n: int, first_logit: int, adapted: int, clock: int, logits: int) -> None:
-    """A step, by so many threads; the arguments are those of `Decoder.step`."""
+    """A step by `n_threads`; the arguments are those of `Decoder.step`."""
     _share_out(walk_code(), n_threads, plan, n, first_logit, adapted, clock, logits)

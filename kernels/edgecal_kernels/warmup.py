@@ -55,7 +55,7 @@ def compile_all() -> float:
             for rows in (x[:1], x):
                 ops.matmul(ops.Activations(rows), weight)
     cached = Cached("fp16", 1, 1, 2048, 16)
-    for n_tokens in (1, 2048):  # so many that rotating and writing them is shared by the threads
+    for n_tokens in (1, 2048):  # 2048 is enough for threads to share rotating and writing them
         q = np.ones((n_tokens, 1, 16), np.float32)
         ops.rope(q, q[:, 0, :8], q[:, 0, :8])
         ops.remember(cached, 0, 0, q, q)

@@ -165,7 +165,11 @@ def test_completion(folder, monkeypatch):
     assert complete(folder, "gen") == ["generate"]
     assert complete(folder, "generate", "de") == ["demo"]
     assert complete(folder, "generate", "mod") == ["file"]
-    assert complete(folder, "generate", "demo", "--task", "summarize+") == ["summarize+translate", "summarize+tone"]
+    assert complete(folder, "generate", "demo", "--task", "summarize+") == [
+        "summarize+translate",
+        "summarize+tone",
+        "summarize+tone+translate",
+    ]
     found = complete(folder, "generate", "demo", "--method", "learnable_calibration_pp")
     assert sorted(found) == ["learnable_calibration_pp", "learnable_calibration_pp_only"]
     assert complete(folder, "generate", "demo", "--adapter", "demo:s") == ["demo:summarize"]

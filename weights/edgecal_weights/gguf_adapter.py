@@ -28,9 +28,8 @@ from .families import BY_ARCHITECTURE, FAMILIES, Family
 from .files import expand, file_sha256
 from .gguf_config import hf_name
 from .gguf_file import GGUFFile, GGUFTensor
-from .lora_file import LARGEST_RANK, LoraFile, LoraModule, StoredTensor, check_finite, transposed_into
+from .lora_file import EMBEDDING, LARGEST_RANK, LoraFile, LoraModule, StoredTensor, check_finite, transposed_into
 
-_EMBEDDING = "model.embed_tokens"
 _KNOWN_KEYS = ("adapter.type", "adapter.lora.alpha")
 
 
@@ -87,7 +86,7 @@ class GGUFAdapter(LoraFile):
         decode: Decode = decode_floats,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         stored_a, stored_b = (self._decode(tensor) for tensor in self._places[module])
-        lora_a = transposed_into(a, stored_a) if module == _EMBEDDING else _into(a, stored_a)
+        lora_a = transposed_into(a, stored_a) if module == EMBEDDING else _into(a, stored_a)
         return lora_a, _into(b, self._in_order(module, stored_b))
 
     def targets(self, module: str) -> bool:
@@ -169,7 +168,7 @@ class GGUFAdapter(LoraFile):
                 raise AdapterError(f"{self.path}: {tensor.name} has type {tensor.type}; edgecal reads {known}")
             if len(tensor.shape) != 2:
                 raise AdapterError(f"{self.path}: {tensor.name} has shape {tensor.shape}, expected a matrix")
-        (rank, k), (d, rank_b) = a.shape[::-1] if module == _EMBEDDING else a.shape, b.shape
+        (rank, k), (d, rank_b) = a.shape[::-1] if module == EMBEDDING else a.shape, b.shape
         if rank != rank_b or rank > LARGEST_RANK:
             raise AdapterError(
                 f"{self.path}: {a.name} has shape {a.shape} and {b.name} {b.shape}, whose ranks must be equal and at "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,8 +19,12 @@ from numpy.typing import NDArray
 
 from .binary_file import Decode, decode_floats
 from .errors import AdapterError
+from .families import OUTSIDE
 from .safetensors_file import SafetensorsFile
 
+EMBEDDING, HEAD = OUTSIDE["embedding"][0], OUTSIDE["head"][0]
+"""The two modules outside the layers. A LoRA of the embedding has A (r, vocabulary) and B (hidden, r), and adds
+scaling * B A[:, token] to a token's vector."""
 FLOATS = ("F32", "F16", "BF16")
 LARGEST_RANK = 16_384
 
@@ -104,6 +108,54 @@ class LoraFile(ABC):
 
     @abstractmethod
     def close(self) -> None: ...
+
+
+class WithTiedHead(LoraFile):
+    """An adapter of a base whose head is its embedding, and of both: the head has the embedding's LoRA transposed.
+
+    (E + s A^T B^T) x for the head is E x + s A^T (B^T x), so that its A is B^T and its B is A^T.
+    """
+
+    def __init__(self, file: LoraFile, scaling: float) -> None:
+        self._file = file
+        self.path, self.sha256 = file.path, file.sha256
+        table = file.modules[EMBEDDING]
+        head = replace(table, scaling=scaling, out_features=table.in_features, in_features=table.out_features, nbytes=0)
+        self.modules = {**file.modules, HEAD: head}
+
+    @property
+    def format(self) -> str:  # type: ignore[override]
+        return self._file.format
+
+    @property
+    def home(self) -> Path:
+        return self._file.home
+
+    @property
+    def base_model_name(self) -> str | None:
+        return self._file.base_model_name
+
+    def read(
+        self,
+        module: str,
+        a: NDArray[np.float32] | None = None,
+        b: NDArray[np.float32] | None = None,
+        buffer: NDArray[np.uint8] | None = None,
+        decode: Decode = decode_floats,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        if module != HEAD:
+            return self._file.read(module, a, b, buffer, decode)
+        of_a, of_b = self._file.read(EMBEDDING, None, None, buffer, decode)
+        return transposed_into(a, of_b), transposed_into(b, of_a)
+
+    def targets(self, module: str) -> bool:
+        return self._file.targets(module)
+
+    def tensors(self) -> list[StoredTensor]:
+        return self._file.tensors()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def check_finite(path: Path, name: str, values: NDArray[np.float32]) -> None:

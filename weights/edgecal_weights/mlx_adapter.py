@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,14 @@ from .errors import AdapterError, ModelNotFoundError
 from .file_kind import ADAPTER_CONFIG, MLX_WEIGHTS
 from .files import expand, file_sha256
 from .lora_file import (
+    EMBEDDING,
     FLOATS,
+    HEAD,
     LARGEST_RANK,
     LoraFile,
     LoraModule,
     StoredTensor,
+    WithTiedHead,
     check_finite,
     stored_tensors,
     transposed_into,
@@ -103,6 +107,12 @@ class MLXAdapter(LoraFile):
 
     def tensors(self) -> list[StoredTensor]:
         return stored_tensors(self._file)
+
+    def on_base(self, base: Mapping[str, Any]) -> LoraFile:
+        """mlx-lm multiplies with the changed embedding where it is the head as well."""
+        if base.get("tie_word_embeddings") and EMBEDDING in self.modules and HEAD not in self.modules:
+            return WithTiedHead(self, self.modules[EMBEDDING].scaling)
+        return self
 
     def close(self) -> None:
         self._file.close()

@@ -1,7 +1,9 @@
 """A LoRA adapter as PEFT writes it: adapter_config.json beside adapter_model.safetensors.
 
 For each changed linear module of d outputs and k inputs the file holds
-`base_model.model.<module>.lora_A.weight` (r, k) and `.lora_B.weight` (d, r); the change is scaling * B @ A.
+`base_model.model.<module>.lora_A.weight` (r, k) and `.lora_B.weight` (d, r); the change is scaling * B @ A. For the
+embedding they are called `lora_embedding_A` and `lora_embedding_B`, without a `.weight`, and PEFT puts the base's own
+matrix beside the factors of embedding and head (`.base_layer.weight`): a copy, frozen, which is not read.
 Every tensor must be of this kind and belong to a module that the configuration targets, because PEFT passes
 over the others with a warning at most, and an adapter half of which has no effect looks like a bad adapter
 rather than a bad file.
@@ -10,7 +12,9 @@ rather than a bad file.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +23,25 @@ from .binary_file import Decode, decode_floats
 from .errors import AdapterError, ModelNotFoundError
 from .file_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MLX_WEIGHTS, PICKLE_ENDINGS, PICKLE_RISK, describe
 from .files import expand, file_sha256, path_hint
-from .lora_file import FLOATS, LARGEST_RANK, LoraFile, LoraModule, StoredTensor, check_finite, stored_tensors
+from .lora_file import (
+    EMBEDDING,
+    FLOATS,
+    HEAD,
+    LARGEST_RANK,
+    LoraFile,
+    LoraModule,
+    StoredTensor,
+    WithTiedHead,
+    check_finite,
+    stored_tensors,
+)
 from .peft_config import PeftConfig
 from .safetensors_file import SafetensorsFile
 
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
-_FACTOR = re.compile(r"base_model\.model\.([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\.lora_(A|B)\.weight")
+_MODULE = r"base_model\.model\.([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)"
+_FACTOR = re.compile(rf"{_MODULE}\.lora_(?:(A|B)\.weight|embedding_(A|B))")
+_COPY = re.compile(rf"{_MODULE}\.base_layer\.weight")
 _LONGEST_NAME = 256
 
 # Endings of tensors that belong to something else than plain LoRA, for a message that says to what.
@@ -33,8 +50,6 @@ _FOREIGN = {
     ".lora_magnitude_vector.weight": "DoRA",
     ".lora_B.bias": "a bias in lora_B (lora_bias)",
     ".lora_A.bias": "a bias in lora_A",
-    ".lora_embedding_A": "LoRA on an embedding",
-    ".lora_embedding_B": "LoRA on an embedding",
     ".lora_diag": "KaSA",
     ".token_adapter.trainable_tokens_delta": "trained rows of the embedding (trainable_token_indices)",
     ".bias": "trained biases of the base",
@@ -81,8 +96,8 @@ class PeftAdapter(LoraFile):
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if module not in self.modules:
             raise KeyError(module)
-        lora_a = self._file.read(_tensor(module, "A"), a, buffer, decode)
-        return lora_a, self._file.read(_tensor(module, "B"), b, buffer, decode)
+        lora_a = self._file.read(tensor_name(module, "A"), a, buffer, decode)
+        return lora_a, self._file.read(tensor_name(module, "B"), b, buffer, decode)
 
     def targets(self, module: str) -> bool:
         return self.config.targets(module)
@@ -90,37 +105,66 @@ class PeftAdapter(LoraFile):
     def tensors(self) -> list[StoredTensor]:
         return stored_tensors(self._file)
 
+    def on_base(self, base: Mapping[str, Any]) -> LoraFile:
+        tied = base.get("tie_word_embeddings")
+        if tied is False and HEAD in self.modules and not self.config.targets(HEAD):
+            raise AdapterError(
+                f"{self.path} was trained on a base whose head is its embedding (ensure_weight_tying); this base has a "
+                "head of its own, which PEFT would leave alone. Give the base that it was trained on"
+            )
+        if tied and self.config.ties_head and HEAD not in self.modules:
+            return WithTiedHead(self, self.config.scaling(HEAD))
+        return self
+
     def close(self) -> None:
         self._file.close()
 
     def _factor_names(self) -> list[str]:
-        return [_tensor(module, factor) for module in self.modules for factor in "AB"]
+        return [tensor_name(module, factor) for module in self.modules for factor in "AB"]
 
     def _modules(self) -> dict[str, LoraModule]:
         found: dict[str, set[str]] = {}
+        copies = []
         for name in self._file.names():
             if name.endswith(_TRAINING_ONLY):
                 continue
-            match = _FACTOR.fullmatch(name) if len(name) <= _LONGEST_NAME else None
-            if match is None:
+            short = name if len(name) <= _LONGEST_NAME else ""
+            if (copy := _COPY.fullmatch(short)) is not None and copy[1] in (EMBEDDING, HEAD):
+                copies.append(copy[1])
+                continue
+            match = _FACTOR.fullmatch(short)
+            if match is None or (match[3] is not None) != (match[1] == EMBEDDING):
                 raise AdapterError(f"{self.path}: {_describe_foreign(name)}")
-            found.setdefault(match[1], set()).add(match[2])
+            found.setdefault(match[1], set()).add(match[2] or match[3])
         if not found:
             raise AdapterError(f"{self.path} holds no LoRA tensors; it would have no effect")
         for module, factors in found.items():
             if factors != {"A", "B"}:
-                missing = _tensor(module, "A" if "B" in factors else "B")
+                missing = tensor_name(module, "A" if "B" in factors else "B")
                 raise AdapterError(f"{self.path}: {missing} is missing, its partner is there")
-        return {module: self._module(module) for module in found}
+        modules = {module: self._module(module) for module in found}
+        for module in copies:
+            self._check_copy(module, modules.get(module))
+        return modules
+
+    def _check_copy(self, module: str, lora: LoraModule | None) -> None:
+        """A copy of the base's matrix means nothing, but only beside a LoRA of it and in its shape."""
+        name = f"base_model.model.{module}.base_layer.weight"
+        shape = self._file.shape(name)
+        if lora is None:
+            raise AdapterError(f"{self.path}: {_describe_foreign(name)}")
+        wanted = (lora.in_features, lora.out_features)[:: 1 if module == EMBEDDING else -1]
+        if shape != wanted:
+            raise AdapterError(f"{self.path}: {name} has shape {shape}, the LoRA beside it is for {wanted}")
 
     def _module(self, module: str) -> LoraModule:
-        if not self.config.targets(module):
+        if not self.config.targets(module) and not (module == HEAD and self.config.ties_head):
             raise AdapterError(
                 f"{self.path} holds tensors for {module}, which the target_modules of {self.config.path} do "
                 "not select; PEFT would ignore them. Are the two files of one adapter?"
             )
-        a, b = (self._file.entry(_tensor(module, factor)) for factor in "AB")
-        for name, entry in ((_tensor(module, "A"), a), (_tensor(module, "B"), b)):
+        a, b = (self._file.entry(tensor_name(module, factor)) for factor in "AB")
+        for name, entry in ((tensor_name(module, "A"), a), (tensor_name(module, "B"), b)):
             if entry.dtype not in FLOATS:
                 raise AdapterError(f"{self.path}: {name} has type {entry.dtype}; edgecal reads F32, F16 and BF16")
             if len(entry.shape) != 2 or 0 in entry.shape:
@@ -137,14 +181,16 @@ class PeftAdapter(LoraFile):
         wanted = self.config.rank(module)
         if rank != wanted:
             raise AdapterError(
-                f"{self.path}: {_tensor(module, 'A')} has rank {rank}, {self.config.path} says {wanted}; its "
+                f"{self.path}: {tensor_name(module, 'A')} has rank {rank}, {self.config.path} says {wanted}; its "
                 "scaling would be wrong"
             )
         return LoraModule(rank, self.config.scaling(module), d, k, a.dtype, a.nbytes + b.nbytes)
 
 
-def _tensor(module: str, factor: str) -> str:
-    return f"base_model.model.{module}.lora_{factor}.weight"
+def tensor_name(module: str, factor: str) -> str:
+    """What PEFT calls factor "A" or "B" of a module."""
+    kind = f"lora_embedding_{factor}" if module == EMBEDDING else f"lora_{factor}.weight"
+    return f"base_model.model.{module}.{kind}"
 
 
 def _describe_foreign(name: str) -> str:

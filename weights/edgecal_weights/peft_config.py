@@ -22,7 +22,7 @@ from typing import Any
 
 from .errors import AdapterError
 from .files import read_object
-from .lora_file import LARGEST_RANK
+from .lora_file import EMBEDDING, HEAD, LARGEST_RANK
 from .safe_pattern import PatternBudget, SafePattern
 
 _LARGEST_FILE = 4 << 20
@@ -32,7 +32,7 @@ HARMLESS = {
     "auto_mapping": "names the Python class of the base",
     "base_model_name_or_path": "read here, for messages",
     "corda_config": "initialization; init_lora_weights decides",
-    "ensure_weight_tying": "concerns embeddings, whose tensors are refused",
+    "ensure_weight_tying": "read here",
     "eva_config": "initialization",
     "exclude_modules": "read here",
     "inference_mode": "freezes the weights",
@@ -130,18 +130,21 @@ class PeftConfig:
         return alpha / (math.sqrt(rank) if self._values.get("use_rslora") else rank)
 
     def targets(self, module: str) -> bool:
-        """Whether PEFT would put a LoRA on this linear module. The head is not among "all-linear"."""
+        """Whether PEFT would put a LoRA on this module. Head and embedding are not among "all-linear"."""
         if self._excluded is not None and _selects(self._excluded, module):
             return False
-        if self._targets is None:
-            return True
+        if self._targets is None or self._targets == "all-linear":
+            return module not in (EMBEDDING, HEAD)
         if isinstance(self._targets, SafePattern):
             return self._targets.matches(module)
-        if self._targets == "all-linear":
-            return module.rsplit(".", 1)[-1] != "lm_head"
         if module in self._targets:  # a full path stands above layers_to_transform
             return True
         return _selects(self._targets, module) and (self._layers is None or self._layer(module) in self._layers)
+
+    @property
+    def ties_head(self) -> bool:
+        """Whether on a base whose head is its embedding the head has the embedding's LoRA as well."""
+        return bool(self._values.get("ensure_weight_tying")) and self.targets(EMBEDDING)
 
     def _layer(self, module: str) -> int | None:
         """The first number in the path that follows layers_pattern, or any two names."""

@@ -40,7 +40,7 @@ class Examples:
 
 
 def load_examples(source: str, task: Task, split: str = "test", *, seed: int = 0, limit: int | None = None) -> Examples:
-    """`limit`: the first so many of them. BenchmarkError for an unknown set, a task that it has no references for, a
+    """No more than `limit`. BenchmarkError for an unknown set, a task that it has no references for, a
     file that cannot be read, or one without any example."""
     dataset, path = _find(source, split, task)
     found: list[Example] = []
