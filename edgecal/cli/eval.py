@@ -199,8 +199,8 @@ def _show_verdicts(folder: str) -> None:
         return
     cells = []
     for row in rows:
-        names = (row[name] for name in ("judge", "task", "method"))
-        cells.append([*names, str(row["n"]), f"{100 * row['yes_share']:.1f}", str(row["no_verdict"])])
+        told = [row[name] for name in ("judge", "task", "method")]
+        cells.append([*told, str(row["n"]), f"{100 * row['yes_share']:.1f}", str(row["no_verdict"])])
     headers = ("judge", "task", "method", "answers", "yes %", "no verdict")
     show_table(screen(), headers, cells, title="judged", left=(0, 1, 2), spare=("answers",))
     names = list(dict.fromkeys(row["judge"] for row in rows))
