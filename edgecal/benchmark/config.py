@@ -24,6 +24,7 @@ from .. import demo
 from ..adapters.merge import find_method
 from ..adapters.recipe_file import read_recipe
 from ..errors import BenchmarkError, RecipeError
+from .datasets import DATASETS
 from .methods import OWN, PAPER, MethodSpec
 from .prompts import load_prompts
 from .tasks import Task, parse_tasks
@@ -127,10 +128,13 @@ def _text(key: str, value: Any, folder: Path | None) -> str:
 def _place(key: str, value: Any, folder: Path | None) -> str:
     """A path beside the file, where there is one; else as it is: demo:NAME, a hub id, a set of the package."""
     text = _text(key, value, folder)
-    head, separator, rest = text.rpartition(":")
-    if folder is not None and not head.endswith("hub") and (folder / rest).exists() and rest:
-        return f"{head}{separator}{(folder / rest).absolute()}"
-    return text
+    name, _, place = text.partition(":")
+    of_a_set = name in DATASETS and place
+    place = place if of_a_set else text
+    if folder is None or not (folder / place).exists():
+        return text
+    there = str((folder / place).absolute())
+    return f"{name}:{there}" if of_a_set else there
 
 
 def _places(key: str, value: Any, folder: Path | None) -> dict[str, str]:

@@ -54,7 +54,11 @@ def _read(builder: Any, address: Any, offset: int, of: ir.Type, align: int = 4) 
 
 @intrinsic
 def address(context: Any, place: Any) -> Any:
-    """The address of an array's first element; an address is returned as it is."""
+    """The address of an array's first element; an address is returned as it is.
+
+    It keeps nothing alive: an array made in the same kernel is given back after its last mention, so that has to come
+    after the last use of its address (a mention inside of a loop counts until the loop ends).
+    """
 
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         if isinstance(sig.args[0], types.Integer):

@@ -69,9 +69,10 @@ def multiply(
     fitting = max(_CHUNK_BYTES // (max(steps, 1) * TOKEN_BYTES) // TOKENS, 1) * TOKENS
     most = min(fitting, (last - first + TOKENS - 1) // TOKENS * TOKENS)
     buffer = np.empty(most * steps * TOKEN_BYTES, np.uint8)
-    packed = blocks.address(buffer)
     while first < last:
         n = min(most, last - first)
+        # In the loop, or Numba gives the buffer back before it is used: an address keeps no array alive
+        packed = blocks.address(buffer)
         here = further(x, first * k)
         _pack_tokens(here, n, k, OFFSETS[format], packed)
         _multiply_packed(format, codes, scale, extra, sizes, here, packed, n, out + first * d * 4, tiles)

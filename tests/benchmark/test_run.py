@@ -211,6 +211,23 @@ def test_a_key_that_is_missing(tmp_path):
         EvalConfig.from_file(tmp_path / "bad.yaml")
 
 
+def test_places_are_beside_the_file_where_they_exist(tmp_path):
+    for name in ("model", "summarize", "talk", "demo"):
+        (tmp_path / name).mkdir()
+    values = {
+        "model": "demo:summarize",
+        "tasks": ["summarize"],
+        "adapters": {"summarize": "demo:summarize"},
+        "joint": {"summarize+french": "summarize"},
+        "data": {"summarize": "dialogsum:talk", "reply": "samsum:hub:org/talk", "summarize+tone": "mini"},
+    }
+    found = EvalConfig.from_dict(values, tmp_path)
+    assert (found.model, found.adapters["summarize"]) == ("demo:summarize", "demo:summarize"), "none of these is a path"
+    assert found.joint["summarize+french"] == str(tmp_path / "summarize")
+    assert found.data["summarize"] == f"dialogsum:{tmp_path / 'talk'}"
+    assert (found.data["reply"], found.data["summarize+tone"]) == ("samsum:hub:org/talk", "mini")
+
+
 def test_a_configuration_survives_json(config):
     assert EvalConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from edgecal_kernels.decoder_weights import ACTIVATIONS
 from edgecal_kernels.dispatch import backend
 from edgecal_kernels.errors import BackendError
 from edgecal_kernels.quant import FORMATS, quantize
+from tests.cli.shell import SOURCES
 from tests.kernels.isas import run_on
 
 # Largest error relative to the largest output: only the order of float32 additions differs.
@@ -187,3 +191,37 @@ def test_unknown_names_are_refused(monkeypatch):
     monkeypatch.setenv("EDGECAL_ISA", "mmx")
     with pytest.raises(BackendError, match=", ".join(cpu.known_isas())):
         cpu.detect_isa()
+
+
+FREED = """
+import numpy as np
+from edgecal_kernels import numba_ops as ops, reference
+from edgecal_kernels.cached import Cached
+from edgecal_kernels.quant import FORMATS, quantize
+
+rng = np.random.default_rng(0)
+x = rng.standard_normal((260, 576), np.float32)
+for format in FORMATS:
+    weight = quantize(rng.standard_normal((1536, 576), np.float32), format)
+    found = ops.matmul(ops.Activations(x), weight)
+    assert np.allclose(found, reference.matmul(reference.Activations(x), weight), atol=1e-3), format
+cached = Cached("fp16", 1, 3, 272, 64)
+q, k = rng.standard_normal((260, 9, 64), np.float32), rng.standard_normal((260, 3, 64), np.float32)
+ops.remember(cached, 0, 0, k, k)
+other = Cached("fp16", 1, 3, 272, 64)
+reference.remember(other, 0, 0, k, k)
+assert np.allclose(ops.attention(q, cached, 0, 0), reference.attention(q, other, 0, 0), atol=1e-3)
+a, b = rng.standard_normal((16, 576), np.float32), np.asfortranarray(np.ones((1536, 16), np.float32))
+ops.add_lora(x, a, b, np.zeros((260, 1536), np.float32))
+print("all right")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_no_kernel_uses_memory_that_it_has_given_back():
+    """Every array is a mapping of its own here, gone as soon as it is freed: a kernel that kept an address and let the
+    array go ends in a segmentation fault, where it would usually read what is still there."""
+    variables = {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_TRIM_THRESHOLD_": "4096", "PYTHONPATH": SOURCES}
+    command = [sys.executable, "-c", FREED]
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0 and done.stdout == "all right\n", done.stderr[-2000:]
