@@ -21,6 +21,7 @@ from .work import Chunk, Line, answer_chunk
 
 _INSTALL = "several processes need the extra: pip install 'edgecal[cluster]'"
 TIMEOUT = 30  # seconds for a scheduler to answer
+_PATIENCE = 4  # times as long without any worker
 _loaded: dict[str, Any] = {}  # of a worker, by configuration: there is one
 
 
@@ -42,21 +43,48 @@ def run_on_cluster(
         return
     threads = max(1, cpu.usable_cores() // workers) if workers else None
     values = evaluation.config.to_dict()
-    with _client(workers, scheduler) as (client, as_completed):
-        futures = [
-            client.submit(_answer, values, evaluation.prompts, chunk, threads, pure=False) for chunk in plan.chunks
-        ]
-        for future in as_completed(futures, loop=client.loop):
-            lines, cost = future.result()
-            evaluation.keep(plan, lines, cost)
-            if progress is not None:
-                progress(plan.done, plan.total, f"{cost['task']}: {cost['method']}")
+    with _client(workers, scheduler) as client:
+        left = {client.submit(_answer, values, evaluation.prompts, chunk, threads, pure=False) for chunk in plan.chunks}
+        while left:
+            done = _next(client, left)
+            left -= done
+            for future in done:
+                lines, cost = _result(future)
+                evaluation.keep(plan, lines, cost)
+                if progress is not None:
+                    progress(plan.done, plan.total, f"{cost['task']}: {cost['method']}")
+
+
+def _next(client: Any, left: set[Any]) -> set[Any]:
+    """Those that are done, once there is one. BenchmarkError when no worker has been there for a while."""
+    from dask.distributed import wait
+
+    missing = 0
+    while missing < _PATIENCE:
+        try:
+            return set(wait(left, timeout=TIMEOUT, return_when="FIRST_COMPLETED").done)
+        except TimeoutError:
+            missing = 0 if client.scheduler_info()["workers"] else missing + 1
+    raise BenchmarkError(f"no worker is left: {len(left)} chunks are not answered; the same command goes on with them")
+
+
+def _result(future: Any) -> tuple[list[Line], Line]:
+    from dask.distributed import KilledWorker
+
+    try:
+        lines, cost = future.result()
+    except KilledWorker as error:
+        raise BenchmarkError(
+            "several workers died while they answered the same chunk, which may be more than their memory holds: try "
+            f"fewer workers or a smaller 'batch' ({str(error)[:120]}...)"
+        ) from error
+    return lines, cost
 
 
 @contextmanager
 def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
     try:
-        from dask.distributed import Client, LocalCluster, as_completed
+        from dask.distributed import Client, LocalCluster
     except ImportError as error:
         raise BenchmarkError(_INSTALL) from error
     with ExitStack() as stack:
@@ -67,7 +95,8 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
             client = stack.enter_context(Client(scheduler, timeout=TIMEOUT, set_as_default=False))
         except (OSError, TimeoutError, ValueError) as error:
             raise BenchmarkError(f"the scheduler {scheduler} does not answer: {error}"[:400]) from error
-        yield client, as_completed
+        stack.enter_context(client.as_current())
+        yield client
 
 
 def _answer(values: dict[str, Any], prompts: PromptSet, chunk: Chunk, threads: int | None) -> tuple[list[Line], Line]:
