@@ -53,7 +53,7 @@ class Engine:
     """A loaded model with its tokenizer and a shelf of adapters. Make one with `Engine.load`.
 
     `advised_sampling` is what the model's generation_config.json says, None where it says nothing. Nothing is sampled
-    that way unless `Settings.sampling` is set to it.
+    that way unless `Settings.sampling` is set to it. `note` is what a person should know about how it was loaded.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Engine:
         self.runner = Runner(model, tokenizer, PrefixCache(prefix_cache), cache_dtype)
         self.base = dict(base)
         self.advised_sampling = advised_sampling
+        self.note = ""
         self.adapters: dict[str, LoraAdapter] = {}
         self._compiled: dict[str, list[RunningAdapter | None]] = {}
         self._calibrations: dict[str, Calibration] = {}
@@ -103,18 +104,22 @@ class Engine:
         None 32 MiB (and off on NumPy, whose last bits depend on how much of a prompt is read at once). `threads` and
         `prefill_threads` are as for `set_threads`. `context`: the most tokens, where the model was trained on
         more. `progress(done, total, name)` counts bytes of weights. Raises the errors of edgecal.errors.
+
+        What has to be converted (a GGUF, float weights) is kept packed in the cache folder, so that the next load maps
+        it; `engine.note` says so, and edgecal_weights.converted how much is kept at most.
         """
         ops = find_backend(backend)
         chosen = choose_threads(ops.NAME, threads, prefill_threads)
         with open_checkpoint(demo.find(str(source)), revision=revision, offline=offline) as checkpoint:
             config = _with_context(ModelConfig.from_dict(checkpoint.config), context)
             tokenizer = Tokenizer.from_checkpoint(checkpoint)
-            model = load_model(checkpoint, config, ops, weights=weights, group_size=group_size, progress=progress)
+            model, note = load_model(checkpoint, config, ops, weights=weights, group_size=group_size, progress=progress)
             base, sampling = base_facts(config), _advised_sampling(checkpoint)
         model.threads = chosen
         engine = cls(
             model, tokenizer, base, cache_dtype=cache_dtype, prefix_cache=prefix_cache, advised_sampling=sampling
         )
+        engine.note = note
         for name, path in (adapters or {}).items():
             engine.add_adapter(path, name)
         release_free()

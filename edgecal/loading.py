@@ -10,6 +10,7 @@ import numpy as np
 
 from edgecal_kernels.quant import FORMATS, Array, QuantizedTensor
 from edgecal_weights.checkpoint import Checkpoint
+from edgecal_weights.converted import run_form
 from edgecal_weights.quantizer import pack_tensor, plan
 
 from .architecture import check_tensors, expected_shapes
@@ -28,14 +29,28 @@ def load_model(
     weights: str = "auto",
     group_size: int = 32,
     progress: Callable[[int, int, str], None] | None = None,
-) -> Model:
-    """Read every weight in the asked form; see `Engine.load` for `weights`. `progress` counts weights.
+) -> tuple[Model, str]:
+    """The model with every weight in the asked form (see `Engine.load` for `weights`), and what a person should know.
 
-    Raises OptionError for an unknown form, FileFormatError for missing, misshapen or non-finite tensors.
+    Weights that have to be converted are kept so for the next time (see edgecal_weights.converted), which is what there
+    is to know; else the text is empty. `progress` counts bytes while they are converted, then weights. Raises
+    OptionError for an unknown form, FileFormatError for missing, misshapen or non-finite tensors.
     """
     if weights not in WEIGHTS:
         raise OptionError(f"weights {weights!r} is not known; choose one of {', '.join(WEIGHTS)}")
     check_tensors(checkpoint, config)
+    with run_form(checkpoint, weights, group_size, progress) as form:
+        return _read(form.checkpoint, config, ops, weights, group_size, progress), form.note
+
+
+def _read(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    ops: ModuleType,
+    weights: str,
+    group_size: int,
+    progress: Callable[[int, int, str], None] | None,
+) -> Model:
     shapes = expected_shapes(config)
     total, done = sum(math.prod(shape) for shape in shapes.values()), 0
     decisions = {} if weights == "fp32" else {d.name: d for d in plan(checkpoint, weights, group_size)}

@@ -10,6 +10,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a real hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["EDGECAL_CONVERTED"] = "0"  # what converts is to be tested, not what an earlier test has kept
 
 
 @pytest.fixture(scope="session")

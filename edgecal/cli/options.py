@@ -134,7 +134,7 @@ def load_engine(
     from ..engine import Engine
 
     with model_named(model) as path, progress(f"loading {Path(model).name}", unit="bytes") as report:
-        return Engine.load(
+        engine = Engine.load(
             path,
             weights=loading.weights,
             group_size=loading.group_size,
@@ -149,6 +149,9 @@ def load_engine(
             offline=loading.offline,
             progress=report,
         )
+    if engine.note:
+        note(f"{Path(model).name}: {engine.note}")
+    return engine
 
 
 @contextmanager

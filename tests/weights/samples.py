@@ -154,6 +154,18 @@ def random_blocks(type_name: str, rows: int, k: int, rng: np.random.Generator) -
     return raw.reshape(rows, -1)
 
 
+def gguf_of(path, tensors, types, rng):
+    """A GGUF whose matrices are random blocks of types[name] or types[""]."""
+
+    def stored(name, w):
+        kind = types.get(name, types[""])
+        if w.ndim == 1 or kind == "F32":
+            return w, None
+        return random_blocks(kind, *w.shape, rng), gguf.GGMLQuantizationType[kind]
+
+    return write_gguf(path, "llama", tensors, stored=stored)
+
+
 def gguf_header(
     n_tensors: int, n_keys: int, body: bytes = b"", *, magic: bytes = b"GGUF", version: int = 3
 ) -> bytes:

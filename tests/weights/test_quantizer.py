@@ -9,7 +9,6 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import gguf
 import numpy as np
 import pytest
 
@@ -26,7 +25,7 @@ from edgecal_weights.quantize_report import source_name
 from edgecal_weights.quantizer import pack_tensor, plan, quantize_checkpoint
 
 from .hf_files import write_hf
-from .samples import random_blocks, weights, write_gguf
+from .samples import gguf_of, weights
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 EMBEDDING = "model.embed_tokens.weight"
@@ -105,18 +104,6 @@ def test_tied_head_is_not_stored(tmp_path, rng):
         quantize_checkpoint(source, tmp_path / "out")
     with open_checkpoint(tmp_path / "out") as packed:
         assert "lm_head.weight" not in packed.names() and packed.config["tie_word_embeddings"] is True
-
-
-def gguf_of(path, tensors, types, rng):
-    """A GGUF whose matrices are random blocks of types[name] or types[""]."""
-
-    def stored(name, w):
-        kind = types.get(name, types[""])
-        if w.ndim == 1 or kind == "F32":
-            return w, None
-        return random_blocks(kind, *w.shape, rng), gguf.GGMLQuantizationType[kind]
-
-    return write_gguf(path, "llama", tensors, stored=stored)
 
 
 def test_keep_takes_gguf_codes_over(tensors, tmp_path, rng):

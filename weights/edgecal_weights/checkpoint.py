@@ -45,6 +45,10 @@ class Checkpoint(ABC):
     """generation_config.json, or what the source knows of it; may be empty."""
 
     @abstractmethod
+    def weight_files(self) -> list[Path]:
+        """The files that hold the tensors."""
+
+    @abstractmethod
     def names(self) -> list[str]:
         """Hugging Face tensor names. Where the configuration ties the head, a copy of it may be stored all the same."""
 

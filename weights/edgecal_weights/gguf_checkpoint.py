@@ -180,6 +180,9 @@ class GGUFCheckpoint(Checkpoint):
         except KeyError:
             raise FileFormatError(f"{self.path} has no tensor for {name}") from None
 
+    def weight_files(self) -> list[Path]:
+        return [file.path for file in self._files]
+
     def names(self) -> list[str]:
         return list(self._place)
 

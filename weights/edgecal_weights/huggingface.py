@@ -142,6 +142,9 @@ class HFCheckpoint(Checkpoint):
         except KeyError:
             raise FileFormatError(f"{self.path} has no tensor {name}") from None
 
+    def weight_files(self) -> list[Path]:
+        return [shard.path for shard in self._shards.values()]
+
     def names(self) -> list[str]:
         return list(self._place)
 

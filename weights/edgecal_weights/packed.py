@@ -268,6 +268,9 @@ class PackedCheckpoint(Checkpoint):
             offset = self._offsets[array]
             yield np.frombuffer(self._map, dtype, math.prod(shape), offset).reshape(shape)
 
+    def weight_files(self) -> list[Path]:
+        return [self.file_path]
+
     def names(self) -> list[str]:
         return list(self._specs)
 
