@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adapters import Calibration, CompiledAdapter, LoraAdapter, Recipe, Shot, Step
     from .adapters.parameter_counts import ParameterCounts, parameter_counts
+    from .async_engine import AsyncEngine
     from .cache import KVCache
     from .completion import Completion, Pass, Piece, Request, Settings
     from .config import ModelConfig
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncEngine",
     "Calibration",
     "CompiledAdapter",
     "Completion",
@@ -63,6 +65,7 @@ __all__ = [
 _HOMES = {
     "adapters": ("Calibration", "CompiledAdapter", "LoraAdapter", "Recipe", "Shot", "Step"),
     "adapters.parameter_counts": ("ParameterCounts", "parameter_counts"),
+    "async_engine": ("AsyncEngine",),
     "cache": ("KVCache",),
     "completion": ("Completion", "Pass", "Piece", "Request", "Settings"),
     "config": ("ModelConfig",),

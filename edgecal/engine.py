@@ -39,6 +39,7 @@ from .errors import ContextLengthError, FileFormatError, OptionError, PromptErro
 from .loading import load_model
 from .memory import release_free
 from .model import Model
+from .scheduler import answer_together
 from .serving import Runner
 from .text.tasks import user_message
 from .text.tokenizer import Tokenizer
@@ -448,7 +449,7 @@ class Engine:
         """
         check_batch_size(batch_size)
         costs = [[] for _ in requests] if passes is None else passes
-        return self.runner.stream_batch(requests, batch_size, costs)
+        return answer_together(self.runner, requests, batch_size, costs)
 
 
 def _after(shots: Sequence[Shot], prompt: Prompt, *, raw: bool) -> Prompt:

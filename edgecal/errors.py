@@ -15,6 +15,7 @@
     ├── BenchmarkError               configuration, data or results of an evaluation
     ├── VerificationError            a reference made for other adapters, another base or recipe
     ├── OptionError                  a setting outside its range
+    ├── BusyError                    too many requests are waiting, or the engine is being stopped
     └── PromptError                  nothing to answer, or a chat template that refuses
         └── ContextLengthError       the prompt and the answer do not fit the context
 
@@ -39,6 +40,7 @@ __all__ = [
     "AdapterError",
     "BackendError",
     "BenchmarkError",
+    "BusyError",
     "CalibrationError",
     "ContextLengthError",
     "EdgecalError",
@@ -72,9 +74,17 @@ class OptionError(EdgecalError, ValueError):
     """A setting (sampling, chunk size, threads ...) outside its range."""
 
 
+class BusyError(EdgecalError):
+    """A running engine lets no further request in, now or for good."""
+
+
 class PromptError(EdgecalError):
     """There is nothing to answer, or the chat template refuses the messages."""
 
 
 class ContextLengthError(PromptError):
-    """Prompt and answer do not fit the model's context."""
+    """Prompt and answer do not fit the model's context of `limit` tokens. `n_tokens` are the prompt's, where known."""
+
+    def __init__(self, message: str, n_tokens: int | None = None, limit: int | None = None) -> None:
+        super().__init__(message)
+        self.n_tokens, self.limit = n_tokens, limit

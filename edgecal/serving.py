@@ -2,21 +2,20 @@
 
 What `decoding` does is ids only. Around it, a pass of a request takes a KV cache on lease when its turn comes, its
 tokens become text, a stop string ends it, the cache goes back to where it came from, and the next pass of a pipeline is
-made from the text of this one. All of that is `_Run`, whoever drives it: `Runner.stream` one request with drafts,
-`Runner.stream_batch` several in one loop, in which a pipeline's next pass enters as soon as the one before is complete.
+made from the text of this one. All of that is `Run`, whoever drives it: `Runner.stream` one request, `scheduler` any
+number of them in one loop.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from .cache import KVCache
-from .completion import Answer, Pass, Piece, Request, numbered
-from .decoding.batch import Job, generate_batch
-from .decoding.generate import TokenRecord, generate
+from .completion import Answer, Pass, Piece, Request
+from .decoding.batch import Job
+from .decoding.generate import TokenRecord, drafts_allowed, generate
 from .decoding.prefix_cache import Lease, PrefixCache
 from .decoding.sampler import Sampler
 from .decoding.speculation import StepCosts
@@ -76,7 +75,7 @@ class Runner:
 
         `passes` is filled with what each pass cost. `cache`, `prefixes` and `progress` are as in `Engine.stream_ids`.
         """
-        run = _Run(self, request, passes, self.prefixes if prefixes is None else prefixes, cache)
+        run = Run(self, request, passes, self.prefixes if prefixes is None else prefixes, cache)
         try:
             while True:
                 settings, last_pass = run.request.settings, run.last_pass
@@ -104,38 +103,8 @@ class Runner:
         finally:
             run.close()
 
-    def stream_batch(
-        self, requests: Sequence[Request], batch_size: int, passes: Sequence[list[Pass]]
-    ) -> Generator[tuple[int, Piece], None, None]:
-        """Answer requests together, each piece with the index of its request. `passes` are a list for each."""
-        running: dict[Job, tuple[int, _Run]] = {}
-        waiting: deque[Job] = deque()
-        for index, request in enumerate(requests):
-            run = _Run(self, request, passes[index], self.prefixes)
-            waiting.append(run.job())
-            running[waiting[-1]] = index, run
-        try:
-            for job, token in generate_batch(
-                self.model, waiting, eos_ids=self.tokenizer.eos_ids, batch_size=batch_size
-            ):
-                index, run = running[job]
-                piece, last_pass = run.push(token), run.last_pass
-                if piece.finish_reason is not None:
-                    job.stopped = True
-                    if not last_pass:  # the next one, before those that have not begun
-                        with numbered(index + 1):
-                            run.go_on()
-                        waiting.appendleft(run.job())
-                        running[waiting[0]] = index, run
-                    del running[job]
-                if last_pass:
-                    yield index, piece
-        finally:
-            for _, run in running.values():
-                run.close()
 
-
-class _Run:
+class Run:
     """A request on its way, pass by pass: `open`, `push` every token; behind the last one of a pass `go_on`, or not.
 
     `close` may be called at any time. A given `cache` is used by the last pass and stays with whoever gave it.
@@ -164,11 +133,20 @@ class _Run:
     def last_pass(self) -> bool:
         return self.request.following is None
 
-    def job(self) -> Job:
-        """The pass as a batch takes it."""
-        request, settings = self.request, self.request.settings
-        sampler = Sampler(settings.sampling, request.ids)
-        return Job(request.ids, sampler, self.open, request.adapter, settings.max_tokens, settings.prefill_chunk)
+    def job(self, *, drafts: bool = False) -> Job:
+        """The pass as a batch takes it; with `drafts` it guesses ahead while it is alone, as its settings say."""
+        request, settings, runner = self.request, self.request.settings, self._runner
+        drafts = drafts and drafts_allowed(runner.model, settings.speculate)
+        return Job(
+            request.ids,
+            Sampler(settings.sampling, request.ids),
+            self.open,
+            request.adapter,
+            settings.max_tokens,
+            settings.prefill_chunk,
+            settings.speculate,
+            runner.costs if drafts else None,
+        )
 
     def open(self) -> KVCache:
         """The pass begins: its KV cache, with as much of its prompt as is known."""

@@ -1,14 +1,16 @@
 """Several prompts in one loop: a forward pass reads the weights once and moves every one of them a token on.
 
 Each has its own adapter, sampler and KV cache; an output row has the same bits in any company, so each gets the tokens
-that it would get alone. Who is complete leaves at once and the next one waiting takes the place (continuous batching;
-Orca, Yu et al. 2022), so a long answer among short ones holds nobody up. Prompts are read one after the other between
-the steps: they keep all cores busy by themselves.
+that it would get alone. Who is complete leaves at once and the next one takes the place (continuous batching; Orca, Yu
+et al. 2022), so a long answer among short ones holds nobody up. Prompts are read one after the other: they keep all
+cores busy by themselves. They are read at once, or a few tokens between two steps of the others, so that nobody who is
+being answered waits for a long one (chunked prefill; Sarathi, Agrawal et al. 2023).
 
-Whoever reads the records decides who takes part: between any two tokens a job may be appended to the queue, and any
-job, running or waiting, may be told to stop.
+Whoever reads the records decides who takes part: between any two tokens a job may be added, and any job may be told to
+stop.
 
-Nothing is drafted here (see `speculation`): the rows that a draft would add are taken by other prompts.
+Tokens are guessed ahead (see `speculation`) by a job that has the model to itself, where it allows it: in a batch the
+rows that a draft would add are taken by others.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from ..adapters.compiled import RunningAdapter
 from ..cache import KVCache
 from ..errors import OptionError
 from ..model import Model
-from .generate import PREFILL_CHUNK, FinishReason, TokenRecord, finish_reason, prefill
+from .generate import PREFILL_CHUNK, Alone, FinishReason, TokenRecord, finish_reason, prefill
 from .sampler import Sampler
+from .speculation import Speculate, StepCosts
 
 BATCH_SIZE = 8
 LARGEST_BATCH = 256
@@ -35,7 +38,8 @@ LARGEST_BATCH = 256
 class Job:
     """One prompt to answer. `open` is called when its turn comes and gives a KV cache with a true prefix of `ids`.
 
-    Set `stopped` at any time, and there are no more records of it.
+    Set `stopped` at any time, and there are no more records of it. With `costs`, what passes of several tokens take, it
+    guesses ahead as `speculate` says while no other job runs.
     """
 
     ids: list[int]
@@ -44,38 +48,63 @@ class Job:
     adapter: RunningAdapter | None = None
     max_tokens: int = 256
     chunk: int = PREFILL_CHUNK
+    speculate: Speculate = "auto"
+    costs: StepCosts | None = None
     stopped: bool = False
     _cache: KVCache | None = field(default=None, repr=False)
-    _token: int = -1
-    _index: int = -1
+    _chosen: list[int] = field(default_factory=list, repr=False)
     _start: float = 0.0
+    _read_s: float = 0.0
+    _alone: Alone | None = field(default=None, repr=False)
 
     @property
     def cache(self) -> KVCache:
         assert self._cache is not None, "the job has not begun"
         return self._cache
 
-    def begin(self, model: Model, eos_ids: Collection[int]) -> TokenRecord:
-        """Read the prompt and choose the first token."""
-        self._cache = self.open()
-        self._cache.truncate(len(self.ids) - 1)
-        self._start = perf_counter()
-        logits = prefill(model, self.ids[self._cache.length :], self._cache, self.adapter, chunk=self.chunk)
-        return self.choose(logits, perf_counter() - self._start, eos_ids, model.config.max_position_embeddings)
+    @property
+    def token(self) -> int:
+        """The latest."""
+        return self._chosen[-1]
+
+    def read(self, model: Model, most: int | None) -> Array | None:
+        """Read on in the prompt, by a chunk or by at most `most` tokens; logits (V,) once it is read."""
+        if self._cache is None:
+            self._start = perf_counter()
+            self._cache = self.open()
+            self._cache.truncate(len(self.ids) - 1)
+            self._cache.reserve(len(self.ids))
+        began, held = perf_counter(), self.cache.length
+        n_tokens = min(self.chunk, most or self.chunk)
+        logits = prefill(model, self.ids[held : held + max(n_tokens, 1)], self.cache, self.adapter, chunk=n_tokens)
+        self._read_s += perf_counter() - began
+        return logits if self.cache.length == len(self.ids) else None
 
     def choose(self, logits: Array, model_s: float, eos_ids: Collection[int], limit: int) -> TokenRecord:
-        """The record of the next token, whose logits took `model_s`; stopped if it is the last."""
+        """The record of the next token, whose logits took `model_s`, or for the first the whole prompt."""
         began = perf_counter()
-        self._token = self.sampler(logits)
-        self.sampler.accept(self._token)
+        token, index = self.sampler(logits), len(self._chosen)
+        self.sampler.accept(token)
         now = perf_counter()
-        self._index += 1
-        reason: FinishReason | None = finish_reason(
-            self._token, self._index, self.cache.length, eos_ids, self.max_tokens, limit
-        )
-        if reason is not None:
-            self.stopped = True
-        return TokenRecord(self._token, self._index, now - self._start, model_s, now - began, reason)
+        reason: FinishReason | None = finish_reason(token, index, self.cache.length, eos_ids, self.max_tokens, limit)
+        self._chosen.append(token)
+        return TokenRecord(token, index, now - self._start, model_s if index else self._read_s, now - began, reason)
+
+    def advance(self, model: Model, eos_ids: Collection[int]) -> list[TokenRecord]:
+        """A pass for this job alone, with tokens that were guessed ahead."""
+        assert self.costs is not None
+        if self._alone is None:
+            self._alone = Alone(
+                model, self.ids, self.sampler, self.adapter, self.cache, eos_ids, self.max_tokens, self.speculate,
+                self.costs, self._start, self._chosen,
+            )  # fmt: skip
+        records = self._alone.advance()
+        self._chosen += [record.id for record in records]
+        return records
+
+    def leave_alone(self) -> None:
+        """Others have come: from now on it takes part in their steps."""
+        self._alone = None
 
 
 def check_batch_size(value: object) -> None:
@@ -83,37 +112,93 @@ def check_batch_size(value: object) -> None:
         raise OptionError(f"the batch size must be a whole number from 1 to {LARGEST_BATCH}, found {value!r}")
 
 
-def generate_batch(
-    model: Model, waiting: deque[Job], *, eos_ids: Collection[int] = (), batch_size: int = BATCH_SIZE
-) -> Iterator[tuple[Job, TokenRecord]]:
-    """Answer all that `waiting` holds, at most `batch_size` at a time, one (job, record) per token.
+class Batch:
+    """Jobs that run together, at most `size` of them. `step` does a piece of work: a chunk of a prompt, or a token for
+    every job whose prompt is read.
 
-    Jobs enter in the order of the queue; more may be appended while this runs. In a record `model_s` is the job's
-    share of the pass, as many shares as jobs; `at_s` counts from the begin of its own prompt. Raises OptionError for an
-    impossible batch size.
+    `interleave`: prompts are read so many tokens at a time while others are being answered, with a step of those in
+    between; None reads them through, for when all answers are waited for anyway. Raises OptionError for an impossible
+    size.
     """
-    check_batch_size(batch_size)
-    return _records(model, waiting, eos_ids, batch_size)
 
+    def __init__(
+        self,
+        model: Model,
+        eos_ids: Collection[int] = (),
+        size: int = BATCH_SIZE,
+        interleave: int | None = None,
+    ) -> None:
+        check_batch_size(size)
+        self.size = size
+        self._model, self._eos_ids, self._interleave = model, eos_ids, interleave
+        self._limit = model.config.max_position_embeddings
+        self._reading: deque[Job] = deque()
+        self._answering: list[Job] = []
+        self._read_next = True
 
-def _records(
-    model: Model, waiting: deque[Job], eos_ids: Collection[int], batch_size: int
-) -> Iterator[tuple[Job, TokenRecord]]:
-    limit = model.config.max_position_embeddings
-    active: list[Job] = []
-    while True:
-        active = [job for job in active if not job.stopped]
-        if waiting and len(active) < batch_size:
-            job = waiting.popleft()
-            if not job.stopped:
-                active.append(job)
-                yield job, job.begin(model, eos_ids)
-            continue
-        if not active:
+    def __len__(self) -> int:
+        """Jobs that take part."""
+        self._drop_stopped()
+        return len(self._reading) + len(self._answering)
+
+    def at_work(self) -> list[Job]:
+        """Those for whom the next step is."""
+        self._drop_stopped()
+        return [self._reading[0]] if self._reads_next() else list(self._answering)
+
+    def _reads_next(self) -> bool:
+        return bool(self._reading) and (self._read_next or not self._answering)
+
+    def add(self, job: Job) -> None:
+        assert len(self) < self.size, "the batch is full"
+        self._reading.append(job)
+
+    def _drop_stopped(self) -> None:
+        if any(job.stopped for job in self._answering):
+            self._answering = [job for job in self._answering if not job.stopped]
+        while self._reading and self._reading[0].stopped:
+            self._reading.popleft()
+        if any(job.stopped for job in self._reading):
+            self._reading = deque(job for job in self._reading if not job.stopped)
+
+    def step(self) -> Iterator[tuple[Job, TokenRecord]]:
+        """The tokens that a piece of work gave, often none.
+
+        In a record `model_s` is the job's share of the pass, as many shares as jobs; `at_s` counts from the begin of
+        its own prompt.
+        """
+        self._drop_stopped()
+        if self._reads_next():
+            self._read_next = self._interleave is None
+            yield from self._read(self._reading[0])
+        elif self._answering:
+            self._read_next = True
+            yield from self._decode()
+
+    def _read(self, job: Job) -> Iterator[tuple[Job, TokenRecord]]:
+        logits = job.read(self._model, self._interleave if self._answering else None)
+        if logits is not None:
+            self._reading.popleft()
+            self._answering.append(job)
+            yield from self._told(job, job.choose(logits, 0.0, self._eos_ids, self._limit))
+
+    def _decode(self) -> Iterator[tuple[Job, TokenRecord]]:
+        jobs, model = self._answering, self._model
+        if len(jobs) == 1 and jobs[0].costs is not None and not self._reading:
+            for record in jobs[0].advance(model, self._eos_ids):
+                yield from self._told(jobs[0], record)
             return
         began = perf_counter()
-        logits = model.step([job._token for job in active], [job.cache for job in active], [j.adapter for j in active])
-        share = (perf_counter() - began) / len(active)
-        for job, row in zip(active, logits, strict=True):
+        for job in jobs:
+            job.leave_alone()
+        logits = model.step([job.token for job in jobs], [job.cache for job in jobs], [job.adapter for job in jobs])
+        share = (perf_counter() - began) / len(jobs)
+        for job, row in zip(jobs, logits, strict=True):
             if not job.stopped:  # since this step began, by the reader of another's record
-                yield job, job.choose(row, share, eos_ids, limit)
+                yield from self._told(job, job.choose(row, share, self._eos_ids, self._limit))
+
+    @staticmethod
+    def _told(job: Job, record: TokenRecord) -> Iterator[tuple[Job, TokenRecord]]:
+        if not job.stopped:
+            job.stopped = record.finish_reason is not None
+            yield job, record

@@ -65,7 +65,9 @@ def check_prompt(model: Model, n_tokens: int, max_tokens: int) -> None:
     if n_tokens >= limit:
         raise ContextLengthError(
             f"the prompt has {n_tokens} tokens and the model's context {limit}: "
-            f"shorten it by {n_tokens - limit + 1} or more"
+            f"shorten it by {n_tokens - limit + 1} or more",
+            n_tokens,
+            limit,
         )
 
 
@@ -158,50 +160,88 @@ def _records(
     speculate: Speculate,
     costs: StepCosts | None,
 ) -> Iterator[TokenRecord]:
-    """`costs` None: no drafts."""
-    limit = model.config.max_position_embeddings
-    speculator: Speculator | None = None
-    draft: list[int] = []
-    index = 0
-    start = before = perf_counter()
-    rows = prefill(model, ids[cache.length :], cache, adapter, chunk=chunk, progress=progress)[None]
-    while True:
+    start = perf_counter()
+    logits = prefill(model, ids[cache.length :], cache, adapter, chunk=chunk, progress=progress)
+    alone = Alone(model, ids, sampler, adapter, cache, eos_ids, max_tokens, speculate, costs, start)
+    yield from alone.choose(logits[None], start)
+    while not alone.finished:
+        yield from alone.advance()
+
+
+class Alone:
+    """An answer that has the model to itself, once its prompt is read: passes of one token, or of several where the
+    next ones can be guessed.
+
+    `chosen` are tokens of the answer that are there already. `costs` None: no drafts. `start` is when the prompt began
+    to be read, on perf_counter's clock. The cache holds the prompt and all tokens but the latest before and after every
+    pass.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        ids: Sequence[int],
+        sampler: Sampler,
+        adapter: RunningAdapter | None,
+        cache: KVCache,
+        eos_ids: Collection[int],
+        max_tokens: int,
+        speculate: Speculate,
+        costs: StepCosts | None,
+        start: float,
+        chosen: Sequence[int] = (),
+    ) -> None:
+        self.finished = False
+        self._model, self._ids, self._sampler, self._adapter, self._cache = model, ids, sampler, adapter, cache
+        self._eos_ids, self._max_tokens, self._limit = eos_ids, max_tokens, model.config.max_position_embeddings
+        self._speculate, self._costs, self._start = speculate, costs, start
+        self._speculator: Speculator | None = None
+        self._index = len(chosen)  # of the next token
+        self._latest = list(chosen)  # tokens that the speculator has not seen; its end is what the next pass is given
+
+    def advance(self) -> list[TokenRecord]:
+        """The tokens of the next pass, at least one."""
+        before = perf_counter()
+        token, model, cache, costs = self._latest[-1], self._model, self._cache, self._costs
+        if costs is None:
+            return self.choose(decode(model, token, cache, self._adapter)[None], before)
+        if self._speculator is None:  # only now: the first token need not wait for it
+            self._speculator = Speculator(self._ids, self._speculate, costs)
+        # The pass gives a token beyond its draft, and none may be useless
+        room = min(self._max_tokens - self._index, self._limit - cache.length) - 1
+        draft = self._speculator.draft(self._latest, room)
+        began = perf_counter()
+        if draft:
+            rows = model.forward(np.array([token, *draft], np.int64), cache, self._adapter, all_logits=True)
+        else:
+            rows = decode(model, token, cache, self._adapter)[None]
+        costs.measured(len(rows), perf_counter() - began)
+        return self.choose(rows, before, draft)
+
+    def choose(self, rows: Array, before: float, draft: Sequence[int] = ()) -> list[TokenRecord]:
+        """The records of a pass that began at `before` and gave `rows`, logits (1 + len(draft), V)."""
         now = computed = perf_counter()
+        cache, index = self._cache, self._index
         held = cache.length - len(draft)
         chosen: list[TokenRecord] = []
         # Row i is what follows i tokens of the draft: it is looked at while these are the tokens that were chosen
         for i, logits in enumerate(rows):
-            token = sampler(logits)
-            sampler.accept(token)
+            token = self._sampler(logits)
+            self._sampler.accept(token)
             began, now = now, perf_counter()
-            reason = finish_reason(token, index + i, held + i, eos_ids, max_tokens, limit)
+            reason = finish_reason(token, index + i, held + i, self._eos_ids, self._max_tokens, self._limit)
             accepted = i < len(draft) and token == draft[i]
             drafted = 0 if i else len(draft)
-            chosen.append(TokenRecord(token, index + i, now - start, 0.0, now - began, reason, drafted, accepted))
+            at_s = now - self._start
+            chosen.append(TokenRecord(token, index + i, at_s, 0.0, now - began, reason, drafted, accepted))
             if reason is not None or not accepted:
                 break
         cache.truncate(held + len(chosen) - 1)
+        self.finished = reason is not None
+        self._index += len(chosen)
+        self._latest = [record.id for record in chosen]
         share = (computed - before) / len(chosen)
-        for record in chosen:
-            yield replace(record, model_s=share)
-        if reason is not None:
-            return
-        before = perf_counter()
-        index += len(chosen)
-        if costs is None:
-            rows = decode(model, token, cache, adapter)[None]
-            continue
-        if speculator is None:  # only now: the first token need not wait for it
-            speculator = Speculator(ids, speculate, costs)
-        # The pass gives a token beyond its draft, and none may be useless
-        room = min(max_tokens - index, limit - cache.length) - 1
-        draft = speculator.draft([record.id for record in chosen], room)
-        began = perf_counter()
-        if draft:
-            rows = model.forward(np.array([token, *draft], np.int64), cache, adapter, all_logits=True)
-        else:
-            rows = decode(model, token, cache, adapter)[None]
-        costs.measured(len(rows), perf_counter() - began)
+        return [replace(record, model_s=share) for record in chosen]
 
 
 def finish_reason(

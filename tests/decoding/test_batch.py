@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgecal import Completion, Engine, KVCache, Pass, Recipe, SamplingOptions, Settings, Step
-from edgecal.decoding.batch import LARGEST_BATCH, Job, generate_batch
+from edgecal import Completion, Engine, KVCache, Model, Pass, Recipe, SamplingOptions, Settings, Step
+from edgecal.decoding.batch import LARGEST_BATCH, Batch, Job
+from edgecal.decoding.generate import TokenRecord
 from edgecal.decoding.sampler import Sampler
+from edgecal.decoding.speculation import StepCosts
 from edgecal.errors import ContextLengthError, OptionError, PromptError, RecipeError
 from tests.clock import ClockByHand
 from tests.tiny import FAMILIES, write_tiny_adapter, write_tiny_calibration, write_tiny_hf
@@ -144,6 +147,22 @@ def test_end_of_sequence_and_context(folder):
     assert [r.id for r in ended] == plain[: plain.index(eos) + 1] and ended[-1].finish_reason == "stop"
 
 
+def generate_batch(
+    model: Model,
+    queue: deque[Job],
+    *,
+    eos_ids: tuple[int, ...] = (),
+    batch_size: int = 8,
+    interleave: int | None = None,
+) -> Iterator[tuple[Job, TokenRecord]]:
+    """All that the queue holds, and what is put into it meanwhile."""
+    batch = Batch(model, eos_ids, batch_size, interleave)
+    while queue or len(batch):
+        while queue and len(batch) < batch_size:
+            batch.add(queue.popleft())
+        yield from batch.step()
+
+
 def waiting(engine: Engine, ids: list[int], max_tokens: int) -> deque[Job]:
     sampler = Sampler(SamplingOptions(), ids)
     return deque([Job(ids, sampler, lambda: KVCache(engine.model.config), max_tokens=max_tokens)])
@@ -195,6 +214,53 @@ def test_a_job_leaves_at_any_token(engine, leaves, reads):
         for i, job in enumerate(every):
             assert found[job] == (wanted[i][:before] if i == leaves else wanted[i])
         assert 0 <= before < lengths[leaves]
+
+
+@pytest.mark.parametrize("interleave", [1, 3, 64])
+def test_prompts_are_read_between_the_steps_of_others(engine, interleave):
+    """At most so many tokens of a prompt between two tokens of those who are being answered, and the same answers."""
+    config = engine.model.config
+    prompts = [[3 + i] * n for i, n in enumerate((5, 40, 17, 30))]
+
+    def fresh() -> list[Job]:
+        return [Job(ids, Sampler(SamplingOptions(), ids), lambda: KVCache(config), max_tokens=25) for ids in prompts]
+
+    wanted = [[r.id for _, r in generate_batch(engine.model, deque([job]))] for job in fresh()]
+    every, reads = fresh(), []
+    found = {job: [] for job in every}
+    for job, record in generate_batch(engine.model, deque(every), interleave=interleave):
+        found[job].append(record.id)
+        if job is every[0]:
+            reads.append(sum(j.cache.length for j in every[1:] if j._cache is not None and not found[j]))
+    assert list(found.values()) == wanted
+    assert all(after - before <= interleave for before, after in pairwise(reads))
+
+
+@pytest.mark.parametrize("speculate", [3, "auto"])
+@pytest.mark.parametrize("joins", [1, 2, 7])
+def test_a_job_that_is_alone_guesses_ahead_until_others_come(engine, speculate, joins):
+    """The same tokens, greedy and sampled, wherever drafts begin and end."""
+    prompt, other = [5, 6, 7, 8] * 8, [9, 10, 11]
+    config = engine.model.config
+    for sampling in (SamplingOptions(), SamplingOptions(temperature=0.8, seed=3)):
+
+        def job(ids, n, options=sampling, costs=None):
+            return Job(
+                ids, Sampler(options, ids), lambda: KVCache(config), max_tokens=n, speculate=speculate, costs=costs
+            )
+
+        wanted = [[r.id for _, r in generate_batch(engine.model, deque([j]))] for j in (job(prompt, 40), job(other, 6))]
+        first, second, queue = job(prompt, 40, costs=StepCosts()), job(other, 6), deque()
+        queue.append(first)
+        found, drafted = {first: [], second: []}, 0
+        for j, record in generate_batch(engine.model, queue):
+            found[j].append(record.id)
+            drafted += record.drafted
+            assert record.index == len(found[j]) - 1
+            if j is first and len(found[first]) == joins:
+                queue.append(second)
+        assert list(found.values()) == wanted
+        assert drafted > 0 or speculate == "auto" or sampling.temperature
 
 
 def test_pipelines_run_beside_others(engine):

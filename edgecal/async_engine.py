@@ -1,0 +1,218 @@
+"""Many answers at a time for asyncio: one engine, one thread that runs it, any number of tasks that wait for pieces.
+
+    async with AsyncEngine(engine) as served:
+        async for piece in served.stream("Summarize ...", recipe="linear", max_tokens=100):
+            print(piece.text, end="")
+
+Everything that touches the model happens in the thread, between two tokens: requests that join or leave, recipes that
+compile, adapters that are loaded (`call`). Text becomes ids in other threads, so that a long prompt holds nobody up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Hashable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from .adapters.recipe import Recipe
+from .completion import Completion, Pass, Piece, Request, Settings, completion
+from .decoding.batch import BATCH_SIZE
+from .engine import Engine, Prompt
+from .errors import BusyError, OptionError
+from .scheduler import Scheduler, Ticket
+
+INTERLEAVE = 64  # tokens of a prompt between two tokens of running answers: under 0.1 s on the demo model
+MAX_WAITING = 64
+T = TypeVar("T")
+
+
+class AsyncEngine:
+    """Runs an engine for asyncio tasks, at most `batch_size` requests at a time, `max_waiting` more in a queue.
+
+    While it runs, the engine is used through it alone. Raises OptionError for an impossible size.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        batch_size: int = BATCH_SIZE,
+        max_waiting: int = MAX_WAITING,
+        interleave: int = INTERLEAVE,
+    ) -> None:
+        if max_waiting < 0 or interleave < 1:
+            raise OptionError(
+                f"max_waiting must be 0 or more and interleave 1 or more, found {max_waiting} and {interleave}"
+            )
+        self.engine, self.batch_size, self.max_waiting = engine, batch_size, max_waiting
+        self.scheduler = Scheduler(engine.runner, batch_size, interleave=interleave, drafts=True)
+        self._deliver: dict[Ticket, Callable[[Piece | Exception], None]] = {}
+        self._inbox: list[Callable[[], None]] = []
+        self._changed = threading.Condition()
+        self._open = 0  # requests that were let in and are not over
+        self._closing = self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="edgecal-engine", daemon=True)
+
+    # ------------------------------------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def close(self, patience_s: float = 0.0) -> None:
+        """Let no request in any more, wait so long for those that run, cancel the others, end the thread."""
+        deadline = asyncio.get_running_loop().time() + patience_s
+        with self._changed:
+            self._closing = True
+        while self._open and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    async def __aenter__(self) -> AsyncEngine:
+        self.start()
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.close()
+
+    @property
+    def n_running(self) -> int:
+        return self.scheduler.n_running
+
+    @property
+    def n_waiting(self) -> int:
+        return max(self._open - self.scheduler.n_running, 0)
+
+    @property
+    def running(self) -> list[Ticket]:
+        """Those that are being answered at this moment."""
+        return self.scheduler.running
+
+    # --------------------------------------------------------------------------------------------- requests
+
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """What `function` returns or raises, run in the engine's thread between two tokens."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
+
+        if not self._post(run):
+            raise BusyError("the engine was stopped")
+        return await asyncio.wrap_future(future)
+
+    async def prepare(
+        self, prompt: Prompt, *, recipe: Recipe | str | None = None, settings: Settings | None = None, **options: Any
+    ) -> Request:
+        """As `Engine.prepare`."""
+        found = self.engine.find_recipe(recipe)
+        await self.call(self.engine.compile, found)
+        return await asyncio.to_thread(self.engine.prepare, prompt, recipe=found, settings=settings, **options)
+
+    async def stream(
+        self,
+        prompt: Prompt,
+        *,
+        recipe: Recipe | str | None = None,
+        settings: Settings | None = None,
+        passes: list[Pass] | None = None,
+        client: Hashable = None,
+        **options: Any,
+    ) -> AsyncGenerator[Piece, None]:
+        """Answer `prompt`, piece by piece; arguments as for `Engine.stream`. Leave the loop to cancel.
+
+        Requests of one `client` share its turns. BusyError when too many wait.
+        """
+        request = await self.prepare(prompt, recipe=recipe, settings=settings, **options)
+        async for piece in self.stream_request(request, passes=passes, client=client):
+            yield piece
+
+    async def stream_request(
+        self, request: Request, *, passes: list[Pass] | None = None, client: Hashable = None
+    ) -> AsyncGenerator[Piece, None]:
+        """As `stream`, for what `prepare` gave."""
+        with self._changed:
+            if self._closing:
+                raise BusyError("the engine is being stopped and takes no more requests")
+            if self._open >= self.batch_size + self.max_waiting:
+                raise BusyError(f"{self.max_waiting} requests are waiting already; try again later")
+            self._open += 1
+        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[Piece | Exception]()
+        handed_in: list[Ticket] = []
+
+        def add() -> None:
+            ticket = self.scheduler.add(request, passes, client)
+            handed_in.append(ticket)
+            self._deliver[ticket] = lambda piece: _tell(loop, pieces, piece)
+
+        def leave() -> None:
+            for ticket in handed_in:
+                self._deliver.pop(ticket, None)
+                self.scheduler.cancel(ticket)
+
+        self._post(add)
+        try:
+            while True:
+                piece = await pieces.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+                if piece.finish_reason is not None:
+                    return
+        finally:
+            self._post(leave)
+            with self._changed:
+                self._open -= 1
+
+    async def generate(
+        self, prompt: Prompt, *, recipe: Recipe | str | None = None, client: Hashable = None, **options: Any
+    ) -> Completion:
+        """The whole answer; arguments as for `stream`."""
+        passes: list[Pass] = []
+        found = self.engine.find_recipe(recipe)
+        pieces = [p async for p in self.stream(prompt, recipe=found, passes=passes, client=client, **options)]
+        return completion(pieces, passes, found)
+
+    # ------------------------------------------------------------------------------------------- the thread
+
+    def _post(self, action: Callable[[], None]) -> bool:
+        """Whether there will be another moment between two tokens, in which `action` is done."""
+        with self._changed:
+            if not self._stopped:
+                self._inbox.append(action)
+                self._changed.notify()
+            return not self._stopped
+
+    def _run(self) -> None:
+        scheduler = self.scheduler
+        while True:
+            with self._changed:
+                while not (self._inbox or self._stopped or scheduler.n_running or scheduler.n_waiting):
+                    self._changed.wait()
+                inbox, self._inbox, stopped = self._inbox, [], self._stopped
+            for action in inbox:
+                action()
+            if stopped:
+                break
+            for ticket, piece in scheduler.step():
+                deliver = self._deliver.get(ticket)
+                if deliver is not None:
+                    deliver(piece)
+        for deliver in self._deliver.values():
+            deliver(BusyError("the engine was stopped before the answer was complete"))
+        self._deliver.clear()
+        scheduler.close()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[Piece | Exception], piece: Piece | Exception) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(pieces.put_nowait, piece)
