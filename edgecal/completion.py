@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from .adapters.compiled import RunningAdapter
 from .adapters.recipe import Recipe
 from .decoding.generate import PREFILL_CHUNK, FinishReason, TokenRecord
+from .decoding.logprobs import MOST as MOST_LOGPROBS
 from .decoding.repetition import RepetitionDetector
 from .decoding.sampler import SamplingOptions
 from .decoding.speculation import Speculate, check_speculate
@@ -40,6 +41,7 @@ class Settings:
     prefill_chunk: int = PREFILL_CHUNK
     speculate: Speculate = "auto"
     stop_at_repetition: bool = True  # end an answer that has run into a loop, with finish_reason "repetition"
+    logprobs: int | None = None  # keep each token's log-probability, and of so many alternatives (0 to 20)
 
     def with_options(self, **options: Any) -> Settings:
         """These settings with some fields changed, those of SamplingOptions by their own names.
@@ -64,6 +66,9 @@ class Settings:
         if self.max_tokens < 1:
             raise OptionError(f"max_tokens must be at least 1, found {self.max_tokens}")
         check_speculate(self.speculate)
+        n = self.logprobs
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= MOST_LOGPROBS):
+            raise OptionError(f"logprobs must be None or a number of alternatives, 0 to {MOST_LOGPROBS}, found {n!r}")
         StopStrings(self.stop)
 
 
@@ -268,7 +273,11 @@ def completion(pieces: Sequence[Piece], passes: list[Pass], recipe: Recipe | Non
 
 def token_dicts(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
     """A record per token with its text, JSON-ready."""
-    return [{**asdict(piece.token), "text": piece.text} for piece in pieces]
+    return [_without_none(asdict(piece.token), "logprobs") | {"text": piece.text} for piece in pieces]
+
+
+def _without_none(values: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != key or value is not None}
 
 
 def per_prompt(name: str, values: T | Sequence[T | None] | None, prompts: Sequence[Any]) -> list[T | None]:

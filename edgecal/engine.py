@@ -260,10 +260,7 @@ class Engine:
         `progress` gets the number of tokens read of those that no cache holds. `prefixes` takes the place of the
         engine's prefix cache. RecipeError for multi_step.
         """
-        if recipe is not None and (recipe.steps or recipe.shots):
-            raise RecipeError(f"{recipe.method} makes prompts of its own: give it a text, not the ids of a prompt")
-        settings = settings or Settings()
-        request = self._request(list(ids), self.compile(recipe)[0], recipe, settings)
+        request = self.prepare_ids(ids, recipe=recipe, settings=settings)
         costs = [] if passes is None else passes
         return self.runner.stream(request, costs, cache=cache, prefixes=prefixes, progress=progress)
 
@@ -313,6 +310,14 @@ class Engine:
         if recipe is not None and recipe.shots:
             prompt = _after(recipe.shots, prompt, raw=settings.raw)
         return self._request(self.encode(prompt, raw=settings.raw), compiled[0], recipe, settings)
+
+    def prepare_ids(
+        self, ids: Sequence[int], *, recipe: Recipe | None = None, settings: Settings | None = None
+    ) -> Request:
+        """As `prepare`, for a prompt that is encoded already. RecipeError for multi_step and in_context."""
+        if recipe is not None and (recipe.steps or recipe.shots):
+            raise RecipeError(f"{recipe.method} makes prompts of its own: give it a text, not the ids of a prompt")
+        return self._request(list(ids), self.compile(recipe)[0], recipe, settings or Settings())
 
     def _step(
         self,

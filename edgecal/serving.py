@@ -82,7 +82,7 @@ class Runner:
                 for token in generate(
                     self.model,
                     run.request.ids,
-                    Sampler(settings.sampling, run.request.ids),
+                    Sampler(settings.sampling, run.request.ids, settings.logprobs),
                     adapter=run.request.adapter,
                     cache=run.open(),
                     eos_ids=self.tokenizer.eos_ids,
@@ -139,7 +139,7 @@ class Run:
         drafts = drafts and drafts_allowed(runner.model, settings.speculate)
         return Job(
             request.ids,
-            Sampler(settings.sampling, request.ids),
+            Sampler(settings.sampling, request.ids, settings.logprobs),
             self.open,
             request.adapter,
             settings.max_tokens,

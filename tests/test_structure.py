@@ -24,8 +24,9 @@ ALLOWED = {
     "edgecal": {"edgecal_kernels", "edgecal_weights", "numpy", "tokenizers", "safetensors"}
     | {"jinja2", "yaml", "click", "rich"},
 }
-# extras, imported when a picture, a search or an evaluation is asked for
+# extras, imported when a picture, a search, an evaluation or a server is asked for
 ALLOWED["edgecal"] |= {"matplotlib", "nevergrad", "rouge_score", "py3langid", "huggingface_hub", "dask"}
+ALLOWED["edgecal"] |= {"starlette", "uvicorn", "segno", "prometheus_client"}
 # Stand-alone PyTorch scripts for the training side and for `edgecal verify --live`, which runs one in a process of its
 # own. They ship with the package and no module of it may import them.
 NOT_IMPORTED = ROOT / "edgecal" / "export_contract"
@@ -47,6 +48,7 @@ LAYERS = [
     {"async_engine"},
     {"conversation", "inspection", "search", "verification"},
     {"profile", "benchmark"},
+    {"server"},
     {"cli"},
     {"__main__"},
 ]

@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "Run the main job on a small real model: a dialogue, summarized in a professional tone, in one pass.",
     "generate": "Answer one prompt, with any adapters and any method.",
     "chat": "Talk with a model; switch method and adapters on the way.",
+    "serve": "Serve a model to OpenAI's clients, with a page for the browser.",
     "quantize": "Convert a model to edgecal's packed form.",
     "merge": "Write what a recipe compiles to as a PEFT adapter; --list shows all methods.",
     "search": "Find weights for adapters on a few examples, without gradients.",

@@ -88,7 +88,15 @@ class Job:
         now = perf_counter()
         reason: FinishReason | None = finish_reason(token, index, self.cache.length, eos_ids, self.max_tokens, limit)
         self._chosen.append(token)
-        return TokenRecord(token, index, now - self._start, model_s if index else self._read_s, now - began, reason)
+        return TokenRecord(
+            token,
+            index,
+            now - self._start,
+            model_s if index else self._read_s,
+            now - began,
+            reason,
+            logprobs=self.sampler.logprobs,
+        )
 
     def advance(self, model: Model, eos_ids: Collection[int]) -> list[TokenRecord]:
         """A pass for this job alone, with tokens that were guessed ahead."""

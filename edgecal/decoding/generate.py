@@ -21,6 +21,7 @@ from ..adapters.compiled import RunningAdapter
 from ..cache import KVCache
 from ..errors import ContextLengthError, OptionError, PromptError
 from ..model import Model
+from .logprobs import TokenLogprobs
 from .sampler import Sampler
 from .speculation import Speculate, Speculator, StepCosts, check_speculate
 
@@ -41,6 +42,8 @@ class TokenRecord:
     `drafted` tokens were verified by the pass that begins with this record (0 on the others); `accepted` says that
     this token was one of them, so accepted / drafted, summed over the records, is the rate of acceptance.
 
+    `logprobs` are there where the sampler was told to keep them.
+
     `finish_reason` is set on the last record: "stop" (an end-of-sequence id, which is then the record's id), "length"
     (max_tokens) or "context" (no room left). "repetition" is of those who read the text of it.
     """
@@ -53,6 +56,7 @@ class TokenRecord:
     finish_reason: FinishReason | None = None
     drafted: int = 0
     accepted: bool = False
+    logprobs: TokenLogprobs | None = None
 
 
 def check_prompt(model: Model, n_tokens: int, max_tokens: int) -> None:
@@ -233,7 +237,11 @@ class Alone:
             accepted = i < len(draft) and token == draft[i]
             drafted = 0 if i else len(draft)
             at_s = now - self._start
-            chosen.append(TokenRecord(token, index + i, at_s, 0.0, now - began, reason, drafted, accepted))
+            chosen.append(
+                TokenRecord(
+                    token, index + i, at_s, 0.0, now - began, reason, drafted, accepted, self._sampler.logprobs
+                )
+            )
             if reason is not None or not accepted:
                 break
         cache.truncate(held + len(chosen) - 1)

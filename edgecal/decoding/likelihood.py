@@ -24,6 +24,7 @@ from ..adapters.compiled import RunningAdapter
 from ..cache import KVCache
 from ..model import Model
 from .generate import prefill
+from .logprobs import TokenLogprobs, token_logprobs
 
 LOGIT_BYTES = 16 << 20  # of float32 logits at a time
 
@@ -81,6 +82,35 @@ class Likelihoods:
             greedy = greedy and bool((logits.argmax(axis=1) == wanted).all())
             total -= _summed_loss(logits, wanted)
         return Likelihood(total, greedy)
+
+
+class PromptScores:
+    """The log-probabilities of all tokens of a prompt but its first, found a few positions at a time.
+
+    `tokens` has an entry for each of ids[1:] that is known, with `n_top` alternatives; `last_logits`, float32 (V,), are
+    those behind the last token, once all are.
+    """
+
+    def __init__(
+        self, model: Model, cache: KVCache, ids: Sequence[int], adapter: RunningAdapter | None, n_top: int
+    ) -> None:
+        self.ids = list(ids)
+        self.tokens: list[TokenLogprobs] = []
+        self.last_logits = np.zeros(0, np.float32)
+        self._model, self._cache, self._adapter, self._n_top = model, cache, adapter, n_top
+
+    def step(self, n_tokens: int) -> bool:
+        """Go on by `n_tokens`; whether there are more."""
+        at = self._cache.length
+        logits = self._model.forward(
+            np.asarray(self.ids[at : at + n_tokens], np.int64), self._cache, self._adapter, all_logits=True
+        )
+        following = self.ids[at + 1 : at + 1 + len(logits)]
+        self.tokens += [
+            token_logprobs(row, token, self._n_top) for row, token in zip(logits, following, strict=False)
+        ]
+        self.last_logits = logits[-1]
+        return self._cache.length < len(self.ids)
 
 
 def rolling_windows(ids: Sequence[int], first: int, most: int) -> list[Forced]:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EdgecalError, OptionError
+from .logprobs import TokenLogprobs, token_logprobs
 
 _FEW = 16384  # so many numbers sort in the time of a pass over the vocabulary
 _SAMPLE = 4096
@@ -110,10 +111,16 @@ class Sampler:
     Args:
         options: how to choose.
         prompt_ids: count for the repetition penalty.
+        n_logprobs: keep the log-probability of every chosen token and of so many alternatives in `logprobs`, which is
+            that of the latest; None keeps none.
     """
 
-    def __init__(self, options: SamplingOptions, prompt_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self, options: SamplingOptions, prompt_ids: Iterable[int] = (), n_logprobs: int | None = None
+    ) -> None:
         self.options = options
+        self.logprobs: TokenLogprobs | None = None
+        self._n_logprobs = n_logprobs
         self._random = np.random.Generator(np.random.PCG64(options.seed))
         self._seen: dict[int, None] = {}  # ordered set; only kept if the penalty needs it
         for index in prompt_ids:
@@ -133,6 +140,12 @@ class Sampler:
         Raises:
             EdgecalError: no token has a finite logit, or one is NaN.
         """
+        token = self._choose(logits)
+        if self._n_logprobs is not None:
+            self.logprobs = token_logprobs(logits, token, self._n_logprobs)
+        return token
+
+    def _choose(self, logits: np.ndarray) -> int:
         if self.options.greedy:
             scores = self._penalized(logits)
             best = int(scores.argmax())
