@@ -26,7 +26,7 @@ ALLOWED = {
 }
 # extras, imported when a picture, a search, an evaluation or a server is asked for
 ALLOWED["edgecal"] |= {"matplotlib", "nevergrad", "rouge_score", "py3langid", "huggingface_hub", "dask"}
-ALLOWED["edgecal"] |= {"starlette", "uvicorn", "segno", "prometheus_client"}
+ALLOWED["edgecal"] |= {"starlette", "anyio", "uvicorn", "segno", "prometheus_client"}
 # Stand-alone PyTorch scripts for the training side and for `edgecal verify --live`, which runs one in a process of its
 # own. They ship with the package and no module of it may import them.
 NOT_IMPORTED = ROOT / "edgecal" / "export_contract"

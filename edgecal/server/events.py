@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -36,16 +37,12 @@ def _failure(error: Exception) -> bytes:
 
 
 async def _alive(events: AsyncGenerator[bytes, None], failed: Callable[[Exception], bytes]) -> AsyncIterator[bytes]:
-    async with aclosing(events):
+    following: asyncio.Future[bytes | None] | None = None
+    try:
         while True:
             following = asyncio.ensure_future(anext(events, None))
-            try:
-                while not (await asyncio.wait({following}, timeout=PING_S))[0]:
-                    yield b": still at work\n\n"
-            finally:
-                if not following.done():
-                    following.cancel()
-                    await asyncio.wait({following})
+            while not (await asyncio.wait({following}, timeout=PING_S))[0]:
+                yield b": still at work\n\n"
             try:
                 found = following.result()
             except Exception as error:
@@ -54,6 +51,13 @@ async def _alive(events: AsyncGenerator[bytes, None], failed: Callable[[Exceptio
             if found is None:
                 return
             yield found
+    finally:
+        # The client may have gone: what is left to do is little, and must not be broken off as well
+        with anyio.CancelScope(shield=True):
+            if following is not None and not following.done():
+                following.cancel()
+                await asyncio.wait({following})
+            await events.aclose()
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:

@@ -37,6 +37,8 @@ if (location.hash.startsWith("#token=")) {
 
 // ------------------------------------------------------------------------------------------------ the server
 
+class Refused extends Error {} // the server's own word, where everything else is a broken connection
+
 async function ask(path, body, signal) {
   const headers = {};
   const token = kept.read("token", null);
@@ -47,7 +49,7 @@ async function ask(path, body, signal) {
   });
   if (!response.ok) {
     const told = await response.json().catch(() => null);
-    throw new Error(told?.error?.message ?? `the server answered with ${response.status}`);
+    throw new Refused(told?.error?.message ?? `the server answered with ${response.status}`);
   }
   return response;
 }
@@ -66,7 +68,7 @@ async function* events(path, body, signal) {
       const data = /^data: (.*)$/m.exec(block)?.[1];
       if (!data) continue;
       const parsed = JSON.parse(data);
-      if (name === "error") throw new Error(parsed.error.message);
+      if (name === "error") throw new Refused(parsed.error.message);
       yield [name, parsed];
     }
   }
@@ -78,7 +80,7 @@ async function connect() {
       state = await (await ask("/app/state")).json();
       break;
     } catch (error) {
-      const away = error instanceof TypeError;
+      const away = !(error instanceof Refused);
       $("status").textContent = away ? "The server is away. Text and history are still here." : word(error.message);
       await new Promise((resolve) => setTimeout(resolve, away ? 4000 : 1500));
     }
@@ -295,10 +297,11 @@ async function answer(method, signal) {
       }
       show(box, run);
     }
-    if (run.state === "running") run.state = "interrupted: the server went away";
+    if (run.state === "running") run.state = "interrupted";
   } catch (error) {
-    run.state = signal.aborted ? "stopped" : "failed";
-    if (!signal.aborted) problem(error instanceof TypeError ? "The server went away." : word(error.message));
+    const told = error instanceof Refused;
+    run.state = signal.aborted ? "stopped" : told ? "failed" : "interrupted";
+    if (!signal.aborted) problem(told ? word(error.message) : "The connection to the server broke.");
   }
   current = null;
   show(box, run);
