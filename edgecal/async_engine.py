@@ -23,7 +23,6 @@ from .engine import Engine, Prompt
 from .errors import BusyError, OptionError
 from .scheduler import Scheduler, Ticket
 
-INTERLEAVE = 64  # tokens of a prompt between two tokens of running answers: under 0.1 s on the demo model
 MAX_WAITING = 64
 T = TypeVar("T")
 
@@ -31,7 +30,8 @@ T = TypeVar("T")
 class AsyncEngine:
     """Runs an engine for asyncio tasks, at most `batch_size` requests at a time, `max_waiting` more in a queue.
 
-    While it runs, the engine is used through it alone. Raises OptionError for an impossible size.
+    While it runs, the engine is used through it alone, and its streams from one event loop. Raises OptionError for an
+    impossible size.
     """
 
     def __init__(
@@ -40,15 +40,13 @@ class AsyncEngine:
         *,
         batch_size: int = BATCH_SIZE,
         max_waiting: int = MAX_WAITING,
-        interleave: int = INTERLEAVE,
     ) -> None:
-        if max_waiting < 0 or interleave < 1:
-            raise OptionError(
-                f"max_waiting must be 0 or more and interleave 1 or more, found {max_waiting} and {interleave}"
-            )
+        if max_waiting < 0:
+            raise OptionError(f"max_waiting must be 0 or more, found {max_waiting}")
         self.engine, self.batch_size, self.max_waiting = engine, batch_size, max_waiting
-        self.scheduler = Scheduler(engine.runner, batch_size, interleave=interleave, drafts=True)
-        self._deliver: dict[Ticket, Callable[[Piece | Exception], None]] = {}
+        self.scheduler = Scheduler(engine.runner, batch_size, interleave=True, drafts=True)
+        self._queues: dict[Ticket, asyncio.Queue[Piece | Exception]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._inbox: list[Callable[[], None]] = []
         self._changed = threading.Condition()
         self._open = 0  # requests that were let in and are not over
@@ -137,29 +135,37 @@ class AsyncEngine:
             yield piece
 
     async def stream_request(
-        self, request: Request, *, passes: list[Pass] | None = None, client: Hashable = None
+        self,
+        request: Request,
+        *,
+        passes: list[Pass] | None = None,
+        client: Hashable = None,
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[Piece, None]:
-        """As `stream`, for what `prepare` gave."""
+        """As `stream`, for what `prepare` gave. TimeoutError when it is not complete after `timeout_s`."""
         with self._changed:
             if self._closing:
                 raise BusyError("the engine is being stopped and takes no more requests")
             if self._open >= self.batch_size + self.max_waiting:
                 raise BusyError(f"{self.max_waiting} requests are waiting already; try again later")
             self._open += 1
-        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[Piece | Exception]()
+        self._loop, pieces = asyncio.get_running_loop(), asyncio.Queue[Piece | Exception]()
         handed_in: list[Ticket] = []
 
         def add() -> None:
             ticket = self.scheduler.add(request, passes, client)
             handed_in.append(ticket)
-            self._deliver[ticket] = lambda piece: _tell(loop, pieces, piece)
+            self._queues[ticket] = pieces
 
         def leave() -> None:
             for ticket in handed_in:
-                self._deliver.pop(ticket, None)
+                self._queues.pop(ticket, None)
                 self.scheduler.cancel(ticket)
 
         self._post(add)
+        timer = None
+        if timeout_s is not None:
+            timer = self._loop.call_later(timeout_s, pieces.put_nowait, TimeoutError("the answer took too long"))
         try:
             while True:
                 piece = await pieces.get()
@@ -169,6 +175,8 @@ class AsyncEngine:
                 if piece.finish_reason is not None:
                     return
         finally:
+            if timer is not None:
+                timer.cancel()
             self._post(leave)
             with self._changed:
                 self._open -= 1
@@ -203,16 +211,19 @@ class AsyncEngine:
                 action()
             if stopped:
                 break
-            for ticket, piece in scheduler.step():
-                deliver = self._deliver.get(ticket)
-                if deliver is not None:
-                    deliver(piece)
-        for deliver in self._deliver.values():
-            deliver(BusyError("the engine was stopped before the answer was complete"))
-        self._deliver.clear()
+            said = list(scheduler.step())
+            self._tell([(self._queues[ticket], piece) for ticket, piece in said if ticket in self._queues])
+        error = BusyError("the engine was stopped before the answer was complete")
+        self._tell([(pieces, error) for pieces in self._queues.values()])
+        self._queues.clear()
         scheduler.close()
 
+    def _tell(self, said: list[tuple[asyncio.Queue[Piece | Exception], Piece | Exception]]) -> None:
+        """All that a step gave at once: waking the loop costs more than what it then does."""
+        if said and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_put, said)
 
-def _tell(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[Piece | Exception], piece: Piece | Exception) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+def _put(said: list[tuple[asyncio.Queue[Piece | Exception], Piece | Exception]]) -> None:
+    for pieces, piece in said:
+        pieces.put_nowait(piece)

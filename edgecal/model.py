@@ -270,6 +270,44 @@ class Model:
             cache.advance(1)
         return np.concatenate(logits)
 
+    def step_reading(
+        self,
+        prompt: Sequence[int],
+        reader: tuple[KVCache, RunningAdapter | None],
+        ids: Sequence[int],
+        caches: Sequence[KVCache],
+        adapters: Sequence[RunningAdapter | None],
+    ) -> tuple[Array, Array]:
+        """As `step`, and in the same passes some tokens of a prompt, with `reader`'s cache and adapter: float32 logits
+        (V,) behind these and (N, V) of the others.
+
+        Passes of up to 16 rows read the weights once, so the prompt takes the rows that are left (chunked prefill;
+        Sarathi, Agrawal et al. 2023). The same bits as `forward` and `step`. OptionError where `steps_reading` says no.
+        """
+        if not self.steps_reading([reader[0], *caches], [reader[1], *adapters]):
+            raise OptionError("these caches or adapters are not for the compiled decoder: use forward and step")
+        assert self._decoder is not None
+        self._check([*prompt, *ids], [reader[1], *adapters])
+        n, cache = len(prompt), reader[0]
+        with self._pass("decode", 1, caches):
+            cache.reserve(cache.length + n)
+            places = [self._place(c, c.length, a) for c, a in zip(caches, adapters, strict=True)]
+            places += [self._place(cache, cache.length + i, reader[1]) for i in range(n)]
+            tokens, most, found = [*(int(i) for i in ids), *(int(i) for i in prompt)], self._decoder.MAX_ROWS, []
+            for at in range(0, len(tokens), most):
+                rows = tokens[at : at + most]
+                wanted = 0 if at < len(ids) else len(rows) - 1  # of a prompt only what is behind it
+                found.append(self._step(rows, places[at : at + most], wanted))
+        for one in caches:
+            one.advance(1)
+        cache.advance(n)
+        logits = np.concatenate(found)
+        return logits[-1], logits[: len(ids)]
+
+    def steps_reading(self, caches: Sequence[KVCache], adapters: Sequence[RunningAdapter | None]) -> bool:
+        """Whether `step_reading` takes these."""
+        return self._steps(1, caches, adapters)
+
     @contextmanager
     def observed(self, observer: ForwardObserver) -> Iterator[None]:
         """Tell `observer` of every pass while the block runs. OptionError when somebody is watching already."""

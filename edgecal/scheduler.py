@@ -41,7 +41,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, runner: Runner, batch_size: int = BATCH_SIZE, *, interleave: int | None = None, drafts: bool = False
+        self, runner: Runner, batch_size: int = BATCH_SIZE, *, interleave: bool = False, drafts: bool = False
     ) -> None:
         self._runner = runner
         self._drafts = drafts

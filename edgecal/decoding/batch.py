@@ -3,8 +3,8 @@
 Each has its own adapter, sampler and KV cache; an output row has the same bits in any company, so each gets the tokens
 that it would get alone. Who is complete leaves at once and the next one takes the place (continuous batching; Orca, Yu
 et al. 2022), so a long answer among short ones holds nobody up. Prompts are read one after the other: they keep all
-cores busy by themselves. They are read at once, or a few tokens between two steps of the others, so that nobody who is
-being answered waits for a long one (chunked prefill; Sarathi, Agrawal et al. 2023).
+cores busy by themselves. They are read at once, or a few tokens in every step of the others, so that nobody who is
+being answered waits for a long one.
 
 Whoever reads the records decides who takes part: between any two tokens a job may be added, and any job may be told to
 stop.
@@ -32,6 +32,8 @@ from .speculation import Speculate, StepCosts
 
 BATCH_SIZE = 8
 LARGEST_BATCH = 256
+_ROWS, _LEAST = 16, 8  # of a pass of the compiled decoder; fewer of them for a prompt are not worth its reading
+_CHUNK = 64  # tokens of a prompt between two steps of others, where these cannot share a pass
 
 
 @dataclass(eq=False)
@@ -54,7 +56,7 @@ class Job:
     _cache: KVCache | None = field(default=None, repr=False)
     _chosen: list[int] = field(default_factory=list, repr=False)
     _start: float = 0.0
-    _read_s: float = 0.0
+    read_s: float = 0.0
     _alone: Alone | None = field(default=None, repr=False)
 
     @property
@@ -67,18 +69,28 @@ class Job:
         """The latest."""
         return self._chosen[-1]
 
-    def read(self, model: Model, most: int | None) -> Array | None:
-        """Read on in the prompt, by a chunk or by at most `most` tokens; logits (V,) once it is read."""
+    def begin(self) -> None:
+        """Its turn has come."""
         if self._cache is None:
             self._start = perf_counter()
             self._cache = self.open()
             self._cache.truncate(len(self.ids) - 1)
             self._cache.reserve(len(self.ids))
-        began, held = perf_counter(), self.cache.length
-        n_tokens = min(self.chunk, most or self.chunk)
-        logits = prefill(model, self.ids[held : held + max(n_tokens, 1)], self.cache, self.adapter, chunk=n_tokens)
-        self._read_s += perf_counter() - began
-        return logits if self.cache.length == len(self.ids) else None
+
+    def next_ids(self, n_tokens: int) -> list[int]:
+        """The next tokens of the prompt, at most so many."""
+        return self.ids[self.cache.length : self.cache.length + n_tokens]
+
+    @property
+    def is_read(self) -> bool:
+        return self.cache.length == len(self.ids)
+
+    def read(self, model: Model, most: int | None) -> Array | None:
+        """Read on in the prompt, by a chunk or by at most `most` tokens; logits (V,) once it is read."""
+        began, n_tokens = perf_counter(), min(self.chunk, most or self.chunk)
+        logits = prefill(model, self.next_ids(max(n_tokens, 1)), self.cache, self.adapter, chunk=n_tokens)
+        self.read_s += perf_counter() - began
+        return logits if self.is_read else None
 
     def choose(self, logits: Array, model_s: float, eos_ids: Collection[int], limit: int) -> TokenRecord:
         """The record of the next token, whose logits took `model_s`, or for the first the whole prompt."""
@@ -92,7 +104,7 @@ class Job:
             token,
             index,
             now - self._start,
-            model_s if index else self._read_s,
+            model_s if index else self.read_s,
             now - began,
             reason,
             logprobs=self.sampler.logprobs,
@@ -124,9 +136,9 @@ class Batch:
     """Jobs that run together, at most `size` of them. `step` does a piece of work: a chunk of a prompt, or a token for
     every job whose prompt is read.
 
-    `interleave`: prompts are read so many tokens at a time while others are being answered, with a step of those in
-    between; None reads them through, for when all answers are waited for anyway. Raises OptionError for an impossible
-    size.
+    `interleave`: while others are being answered prompts are read in the rows that their passes leave, so that nobody
+    waits for longer than two passes; else they are read through, for when all answers are waited for anyway. Raises
+    OptionError for an impossible size.
     """
 
     def __init__(
@@ -134,7 +146,7 @@ class Batch:
         model: Model,
         eos_ids: Collection[int] = (),
         size: int = BATCH_SIZE,
-        interleave: int | None = None,
+        interleave: bool = False,
     ) -> None:
         check_batch_size(size)
         self.size = size
@@ -150,9 +162,12 @@ class Batch:
         return len(self._reading) + len(self._answering)
 
     def at_work(self) -> list[Job]:
-        """Those for whom the next step is."""
+        """Those for whom the next step may be."""
         self._drop_stopped()
-        return [self._reading[0]] if self._reads_next() else list(self._answering)
+        reading = list(self._reading)[:1]
+        if self._interleave:
+            return [*reading, *self._answering]
+        return reading if self._reads_next() else list(self._answering)
 
     def _reads_next(self) -> bool:
         return bool(self._reading) and (self._read_next or not self._answering)
@@ -176,22 +191,57 @@ class Batch:
         its own prompt.
         """
         self._drop_stopped()
-        if self._reads_next():
-            self._read_next = self._interleave is None
+        if self._reading:
+            self._reading[0].begin()
+        if self._mixes():
+            yield from self._read_and_decode(self._reading[0])
+        elif self._reads_next():
+            self._read_next = not self._interleave
             yield from self._read(self._reading[0])
         elif self._answering:
             self._read_next = True
             yield from self._decode()
 
+    def _mixes(self) -> bool:
+        """Whether the next step reads a prompt and moves the others on, all in the same passes."""
+        if not (self._interleave and self._reading and self._answering):
+            return False
+        jobs = [self._reading[0], *self._answering]
+        return self._model.steps_reading([job.cache for job in jobs], [job.adapter for job in jobs])
+
+    def _read_and_decode(self, reader: Job) -> Iterator[tuple[Job, TokenRecord]]:
+        jobs, began = list(self._answering), perf_counter()
+        room = -len(jobs) % _ROWS
+        prompt = reader.next_ids(min(room if room >= _LEAST else room + _ROWS, reader.chunk))
+        for job in jobs:
+            job.leave_alone()
+        behind, logits = self._model.step_reading(
+            prompt,
+            (reader.cache, reader.adapter),
+            [job.token for job in jobs],
+            [job.cache for job in jobs],
+            [job.adapter for job in jobs],
+        )
+        share = (perf_counter() - began) / (len(jobs) + len(prompt))
+        reader.read_s += share * len(prompt)
+        yield from self._choose(jobs, logits, share)
+        if reader.is_read:
+            yield from self._answer(reader, behind)
+
     def _read(self, job: Job) -> Iterator[tuple[Job, TokenRecord]]:
-        logits = job.read(self._model, self._interleave if self._answering else None)
+        logits = job.read(self._model, _CHUNK if self._interleave and self._answering else None)
         if logits is not None:
-            self._reading.popleft()
-            self._answering.append(job)
+            yield from self._answer(job, logits)
+
+    def _answer(self, job: Job, logits: Array) -> Iterator[tuple[Job, TokenRecord]]:
+        """Its prompt is read: the first token."""
+        self._reading.popleft()
+        self._answering.append(job)
+        if not job.stopped:
             yield from self._told(job, job.choose(logits, 0.0, self._eos_ids, self._limit))
 
     def _decode(self) -> Iterator[tuple[Job, TokenRecord]]:
-        jobs, model = self._answering, self._model
+        jobs, model = list(self._answering), self._model
         if len(jobs) == 1 and jobs[0].costs is not None and not self._reading:
             for record in jobs[0].advance(model, self._eos_ids):
                 yield from self._told(jobs[0], record)
@@ -200,7 +250,9 @@ class Batch:
         for job in jobs:
             job.leave_alone()
         logits = model.step([job.token for job in jobs], [job.cache for job in jobs], [job.adapter for job in jobs])
-        share = (perf_counter() - began) / len(jobs)
+        yield from self._choose(jobs, logits, (perf_counter() - began) / len(jobs))
+
+    def _choose(self, jobs: list[Job], logits: Array, share: float) -> Iterator[tuple[Job, TokenRecord]]:
         for job, row in zip(jobs, logits, strict=True):
             if not job.stopped:  # since this step began, by the reader of another's record
                 yield from self._told(job, job.choose(row, share, self._eos_ids, self._limit))

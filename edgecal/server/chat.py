@@ -55,7 +55,7 @@ class _Reply:
         self._context, self._asked = context, asked
         self.outcomes = [Outcome() for _ in requests]
         self._streams = [
-            context.within(answer(context.served, context.metrics, request, outcome, context.client(http)))
+            answer(context, request, outcome, context.client(http))
             for request, outcome in zip(requests, self.outcomes, strict=True)
         ]
         self._head = {"id": new_id("chatcmpl-"), "created": int(time.time()), "model": asked.model}

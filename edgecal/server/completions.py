@@ -144,12 +144,10 @@ class _Reply:
                 stream = self._scored(index, ids, settings)
             else:
                 request = engine.prepare_ids(ids, recipe=asked.recipe, settings=settings)
-                stream = answer(
-                    self._context.served, self._context.metrics, request, self.outcomes[index], self._client
-                )
+                stream = answer(self._context, request, self.outcomes[index], self._client)
                 if self._scoring:
                     stream = self._after_scores(index, ids, stream)
-            self._streams.append(self._context.within(stream))
+            self._streams.append(stream)
 
     async def _score(self, index: int, ids: list[int]) -> PromptScores:
         served = self._context.served

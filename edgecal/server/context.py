@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Hashable, Sequence
-from contextlib import aclosing
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.requests import Request as HttpRequest
 
@@ -22,7 +21,6 @@ from .metrics import Metrics
 from .served import Served
 
 _DRAINED = 64 << 20  # bytes of a body that is too large which are still taken, so that the refusal is read
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -119,18 +117,3 @@ class Context:
         if len(texts) != 1 or len(conversation) != 1:
             raise HttpError(400, "multi_step works on one text: give one user message")
         return texts[0]
-
-    async def within(self, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """The stream's items, as long as the time of one request lasts."""
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + self.options.timeout_s
-        async with aclosing(stream):
-            while True:
-                try:
-                    item = await asyncio.wait_for(anext(stream, None), max(deadline - clock(), 0.001))
-                except asyncio.TimeoutError as error:
-                    limit = f"{self.options.timeout_s:g} s"
-                    raise HttpError(504, f"the answer took longer than {limit}", "timeout_error") from error
-                if item is None:
-                    return
-                yield item

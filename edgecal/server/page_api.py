@@ -188,8 +188,7 @@ async def _events(
     alone = not served.running.n_running and not served.running.n_waiting
     exact = alone and reset_peak()
     first_s = 0.0
-    pieces = context.within(answer(served, context.metrics, request, outcome, context.client(http)))
-    async for piece in pieces:
+    async for piece in answer(context, request, outcome, context.client(http)):
         now = time.perf_counter() - began
         first_s = first_s or now
         token = piece.token

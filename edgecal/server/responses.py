@@ -63,9 +63,7 @@ class _Reply:
 
     def __init__(self, context: Context, asked: Asked, request: Request, http: HttpRequest) -> None:
         self._asked, self.outcome = asked, Outcome()
-        self._pieces = context.within(
-            answer(context.served, context.metrics, request, self.outcome, context.client(http))
-        )
+        self._pieces = answer(context, request, self.outcome, context.client(http))
         self._id, self._item_id, self._created = new_id("resp_"), new_id("msg_"), int(time.time())
         self._number = 0
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from ..completion import Pass, Piece, Request
 from ..text.tokenizer import Tokenizer
-from .metrics import Metrics
-from .served import Served, timings
+from .context import Context
+from .errors import HttpError
+from .served import timings
 
 _REASONS = {"context": "length", "repetition": "stop"}
 
@@ -36,21 +37,24 @@ def new_id(prefix: str) -> str:
 
 
 async def answer(
-    served: Served, metrics: Metrics, request: Request, outcome: Outcome, client: Hashable
+    context: Context, request: Request, outcome: Outcome, client: Hashable
 ) -> AsyncGenerator[Piece, None]:
-    """The pieces of an answer, all told to `outcome` too."""
-    metrics.began()
+    """The pieces of an answer, all told to `outcome` too. HttpError 504 when its time is over."""
+    limit = context.options.timeout_s
+    context.metrics.began()
     try:
         async with aclosing(
-            served.running.stream_request(request, passes=outcome.passes, client=client)
+            context.served.running.stream_request(request, passes=outcome.passes, client=client, timeout_s=limit)
         ) as pieces:
             async for piece in pieces:
                 outcome.text += piece.text
                 outcome.pieces.append(piece)
                 outcome.finish_reason = piece.finish_reason
                 yield piece
+    except TimeoutError as error:
+        raise HttpError(504, f"the answer took longer than {limit:g} s", "timeout_error") from error
     finally:
-        metrics.ended(outcome.passes)
+        context.metrics.ended(outcome.passes)
 
 
 def usage(outcomes: list[Outcome], prompt: str = "prompt", completion: str = "completion") -> dict[str, Any]:

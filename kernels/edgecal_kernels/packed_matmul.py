@@ -5,7 +5,8 @@ Here tokens are cut into blocks and tiles into the shares of threads; the loops 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numba
 import numpy as np
@@ -234,17 +235,43 @@ def address(array: NDArray | None) -> int:
     return 0 if array is None or array.size == 0 else int(array.ctypes.data)
 
 
+class _Known(NamedTuple):
+    """What a product asks of its weight; asking it anew took as long as the products of a short prompt's adapters."""
+
+    format: int
+    places: tuple[int, ...]
+    sizes: Sizes
+    counts: tuple[int, int]
+    nbytes: int
+
+
+_KNOWN: WeakKeyDictionary[QuantizedTensor, _Known] = WeakKeyDictionary()
+
+
+def _known(weight: QuantizedTensor) -> _Known:
+    """Its arrays stay where they are as long as it lives."""
+    n_tiles, n_quarters = weight.n_tiles, weight.n_quarters
+    columns, rows = -(-weight.shape[1] // STEP) * STEP, n_tiles * TILE_ROWS + n_quarters * QUARTER_ROWS
+    whole = address(weight.codes), address(weight.scale), extra_address(weight)
+    return _Known(
+        FORMAT_NUMBER[weight.format],
+        (*whole, address(weight.quarter_codes), address(weight.quarter_scale)),
+        Sizes(weight.tile_lines, weight.n_groups, weight.group_size // STEP, columns, rows),
+        (n_tiles, n_quarters),
+        weight.nbytes,
+    )
+
+
 def packed_product(activations: reference.Activations, weight: QuantizedTensor) -> Array:
     """x (T, k) times a packed weight (d, k), transposed: float32 (T, d)."""
     x, x_scale, x_total = activations.rounded()
-    n_tiles, n_quarters = weight.n_tiles, weight.n_quarters
-    out = np.empty((len(x), n_tiles * TILE_ROWS + n_quarters * QUARTER_ROWS), np.float32)
-    sizes = Sizes(weight.tile_lines, weight.n_groups, weight.group_size // STEP, x.shape[1], out.shape[1])
-    whole = weight.codes.ctypes.data, weight.scale.ctypes.data, extra_address(weight)
-    places = (*whole, address(weight.quarter_codes), address(weight.quarter_scale))
-    counts, flat = (n_tiles, n_quarters), x.reshape(-1)
-    arguments = (FORMAT_NUMBER[weight.format], places, sizes, counts, flat, x_scale, x_total, out)
-    if weight.nbytes * len(x) < _WORTH_A_THREAD:
+    known = _KNOWN.get(weight)
+    if known is None:
+        known = _KNOWN[weight] = _known(weight)
+    sizes, n_tiles = known.sizes, known.counts[0]
+    out = np.empty((len(x), sizes.d), np.float32)
+    arguments = (known.format, known.places, sizes, known.counts, x.reshape(-1), x_scale, x_total, out)
+    if known.nbytes * len(x) < _WORTH_A_THREAD:
         _multiply_share(*arguments, 0, 1)
     else:
         _multiply(share_code(), *arguments, max(min((n_tiles + TILES - 1) // TILES, numba.get_num_threads()), 1))

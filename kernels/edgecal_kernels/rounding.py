@@ -65,8 +65,10 @@ def quantize_rows(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]
     """As `reference.quantize_rows`."""
     n, k = x.shape
     steps = -(-k // STEP)
-    if k != steps * STEP:
-        x = np.pad(x, ((0, 0), (0, steps * STEP - k)))
+    if k != steps * STEP:  # np.pad takes twenty times as long, and an adapter's inner product comes here in every layer
+        padded = np.zeros((n, steps * STEP), np.float32)
+        padded[:, :k] = x
+        x = padded
     codes = np.empty((n, steps * STEP), np.int8)
     scale, total = np.empty((n, steps), np.float32), np.empty((n, steps), np.int32)
     run = _quantize_rows if x.size < _WORTH_ROUNDING_TOGETHER else _quantize_rows_together

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def generate_batch(
     *,
     eos_ids: tuple[int, ...] = (),
     batch_size: int = 8,
-    interleave: int | None = None,
+    interleave: bool = False,
 ) -> Iterator[tuple[Job, TokenRecord]]:
     """All that the queue holds, and what is put into it meanwhile."""
     batch = Batch(model, eos_ids, batch_size, interleave)
@@ -216,24 +217,58 @@ def test_a_job_leaves_at_any_token(engine, leaves, reads):
         assert 0 <= before < lengths[leaves]
 
 
-@pytest.mark.parametrize("interleave", [1, 3, 64])
-def test_prompts_are_read_between_the_steps_of_others(engine, interleave):
-    """At most so many tokens of a prompt between two tokens of those who are being answered, and the same answers."""
-    config = engine.model.config
-    prompts = [[3 + i] * n for i, n in enumerate((5, 40, 17, 30))]
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["fp16", "int8", "fp32"])
+def test_prompts_are_read_in_the_steps_of_others(folder, family, dtype):
+    """A few tokens with each, and the same answers. fp32 caches are not the compiled decoder's: chunks in between."""
+    engine = load(folder, family)
+    config, adapters = engine.model.config, [None, *(engine.compile(Recipe("single", (name,)))[0] for name in PAIR)]
+    prompts = [[3 + i] * n for i, n in enumerate((5, 140, 17, 30, 1, 200))]
+    lengths = (40, 25, 3, 9, 30, 20)
 
     def fresh() -> list[Job]:
-        return [Job(ids, Sampler(SamplingOptions(), ids), lambda: KVCache(config), max_tokens=25) for ids in prompts]
+        return [
+            Job(ids, Sampler(SamplingOptions(), ids), lambda: KVCache(config, dtype), adapters[i % 3], max_tokens=n)
+            for i, (ids, n) in enumerate(zip(prompts, lengths, strict=True))
+        ]
 
     wanted = [[r.id for _, r in generate_batch(engine.model, deque([job]))] for job in fresh()]
     every, reads = fresh(), []
     found = {job: [] for job in every}
-    for job, record in generate_batch(engine.model, deque(every), interleave=interleave):
+    for job, record in generate_batch(engine.model, deque(every), interleave=True):
         found[job].append(record.id)
         if job is every[0]:
             reads.append(sum(j.cache.length for j in every[1:] if j._cache is not None and not found[j]))
     assert list(found.values()) == wanted
-    assert all(after - before <= interleave for before, after in pairwise(reads))
+    assert max(after - before for before, after in pairwise(reads)) <= (64 if dtype == "fp32" else 23)
+    assert len(reads) > 8 and reads[3] > reads[1], "both go on at once"
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 12), st.integers(0, 40)), min_size=1, max_size=20),
+    st.sampled_from([1, 2, 13, 16, 20]),
+)
+def test_any_arrival_gives_the_same_answer(engine, arrivals, batch_size):
+    """(tokens of the prompt, of the answer, records of others before it comes)."""
+    config, made = engine.model.config, []
+    for number, (n_prompt, n_new, _) in enumerate(arrivals):
+        ids = [3 + (number * 7 + i) % 200 for i in range(n_prompt)]
+        sampler = partial(Sampler, SamplingOptions(), ids)
+        made.append(lambda ids=ids, new=sampler, n=n_new: Job(ids, new(), lambda: KVCache(config), max_tokens=n))
+    wanted = [[r.id for _, r in generate_batch(engine.model, deque([make()]))] for make in made]
+    jobs = [make() for make in made]
+    coming = sorted(range(len(jobs)), key=lambda i: arrivals[i][2])
+    queue, found, records = deque([jobs[coming.pop(0)]]), {job: [] for job in jobs}, 0
+    while coming or queue:
+        if not queue:
+            queue.append(jobs[coming.pop(0)])
+        for job, record in generate_batch(engine.model, queue, batch_size=batch_size, interleave=True):
+            found[job].append(record.id)
+            records += 1
+            while coming and arrivals[coming[0]][2] <= records:
+                queue.append(jobs[coming.pop(0)])
+    assert list(found.values()) == wanted
 
 
 @pytest.mark.parametrize("speculate", [3, "auto"])

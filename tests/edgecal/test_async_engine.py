@@ -79,7 +79,7 @@ def test_the_answers_of_one_by_one(folder, engine, batch_size):
         asked = zip(PROMPTS, RECIPES, LENGTHS, strict=True)
         return await asyncio.gather(*(served.generate(p, recipe=r, max_tokens=n) for p, r, n in asked))
 
-    together = run(load(folder), body, batch_size=batch_size, interleave=3)
+    together = run(load(folder), body, batch_size=batch_size)
     assert [(a.text, a.finish_reason, a.method, a.prompt_tokens) for a in together] == [
         (a.text, a.finish_reason, a.method, a.prompt_tokens) for a in alone
     ]
@@ -205,7 +205,7 @@ def test_closing_waits_and_then_breaks_off(engine, slowly, patience):
 
 
 def test_impossible_sizes(engine):
-    for options in ({"batch_size": 0}, {"max_waiting": -1}, {"interleave": 0}):
+    for options in ({"batch_size": 0}, {"max_waiting": -1}):
         with pytest.raises(OptionError):
             AsyncEngine(engine, **options)
 
