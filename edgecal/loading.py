@@ -33,8 +33,8 @@ def load_model(
     """The model with every weight in the asked form (see `Engine.load` for `weights`), and what a person should know.
 
     Weights that have to be converted are kept so for the next time (see edgecal_weights.converted), which is what there
-    is to know; else the text is empty. `progress` counts bytes while they are converted, then weights. Raises
-    OptionError for an unknown form, FileFormatError for missing, misshapen or non-finite tensors.
+    is to know; else the text is empty. `progress` counts bytes of what they become. Raises OptionError for an unknown
+    form, FileFormatError for missing, misshapen or non-finite tensors.
     """
     if weights not in WEIGHTS:
         raise OptionError(f"weights {weights!r} is not known; choose one of {', '.join(WEIGHTS)}")
@@ -52,14 +52,16 @@ def _read(
     progress: Callable[[int, int, str], None] | None,
 ) -> Model:
     shapes = expected_shapes(config)
-    total, done = sum(math.prod(shape) for shape in shapes.values()), 0
     decisions = {} if weights == "fp32" else {d.name: d for d in plan(checkpoint, weights, group_size)}
+    sizes = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
+    sizes |= {name: decisions[name].spec.nbytes(name) for name in shapes if name in decisions}
+    total, done = sum(sizes.values()), 0
 
     def load(name: str) -> QuantizedTensor | Array:
         nonlocal done
         if progress is not None:
             progress(done, total, name)
-            done += math.prod(shapes[name])
+            done += sizes[name]
         if name in decisions:
             return pack_tensor(checkpoint, decisions[name])
         value = checkpoint.read(name)

@@ -104,7 +104,7 @@ class Recipe:
             raise RecipeError(f"{self.method} takes {wanted}{advice}; given: {', '.join(self.adapters) or 'none'}")
         if (self.method == "multi_step") != bool(self.steps):
             raise RecipeError(
-                "multi_step needs 'steps', a list of {adapter, instruction}"
+                "multi_step needs 'steps', a list of {adapter, instruction} (--step NAME:INSTRUCTION)"
                 if not self.steps
                 else f"'steps' belong to multi_step, not to {self.method}"
             )

@@ -6,6 +6,7 @@ has gone. docs/json.md has what --json prints.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -94,6 +95,10 @@ def group() -> None:
 def main() -> None:
     """Run the command line; every refusal of the EdgecalError family becomes one line and exit code 1."""
     warnings.formatwarning = _format_warning
+    if "_EDGECAL_COMPLETE" in os.environ:
+        from ._bash import use
+
+        use()
     prepare_streams()
     try:
         code = group(standalone_mode=False, prog_name="edgecal")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgecal_kernels.paths import cache_directory
+from edgecal_kernels.paths import cache_directory, private_temporary_directory
 from edgecal_weights.demo_model import demo_folder
 from edgecal_weights.errors import EdgecalError, StorageError
 from edgecal_weights.file_kind import PACKED_FILE
 from edgecal_weights.hub_cache import cached_models, remove_cached_model
+
+from ._inspect_tables import size
+from ._output import screen
+from ._tables import plain, show_table
 
 Kind = Literal["demo", "converted", "hub", "kernels", "old kernels", "other"]
 
@@ -52,12 +57,15 @@ def everything() -> list[Kept]:
     found, root = models(), cache_directory()
     current = _current_kernels()
     known = [Path(kept.path) for kept in found]
-    for folder in sorted((root / "kernels").glob("*")):
-        kind: Kind = "kernels" if folder == current or current is None else "old kernels"
-        found.append(_kept(f"kernels/{folder.name}", kind, folder))
+    for place in (root, private_temporary_directory()):  # the second where the first cannot be written
+        if place is not None:
+            for folder in sorted((place / "kernels").glob("*")):
+                kind: Kind = "kernels" if folder == current or current is None else "old kernels"
+                name = f"kernels/{folder.name}"
+                found.append(_kept(name if place == root else str(folder), kind, folder))
     for path in sorted(root.glob("*")):
         inside = [kept for kept in known if path == kept or path in kept.parents]
-        if path.name != "kernels" and not inside:
+        if path.name != "kernels" and not inside and not (path.is_dir() and not any(path.iterdir())):
             found.append(_kept(path.name, "other", path))
     return found
 
@@ -75,6 +83,19 @@ def remove(kept: Kept) -> None:
         raise StorageError(f"{kept.path} could not be removed: {error.strerror or error}") from error
 
 
+def show_kept(kept: Sequence[Kept]) -> None:
+    """A table; where a name, which other commands take, would not fit on its line, two lines for each."""
+    rows = [(entry.name, str(entry.kind), size(entry.bytes), entry.age) for entry in kept]
+    console, widest = screen(), max(len(name) for name, *_ in rows)
+    if widest + 36 <= console.width or not (console.is_terminal or "COLUMNS" in os.environ):
+        console.width = max(console.width, widest + 36)
+        show_table(console, ("name", "kind", "size", "last used"), rows, left=("name", "kind"))
+        return
+    for name, *facts in rows:
+        console.print(plain(name), soft_wrap=True)
+        console.print("    " + ", ".join(facts), soft_wrap=True)
+
+
 def _current_kernels() -> Path | None:
     """The folder of this installation on this machine; None where nothing can be compiled."""
     try:
@@ -86,7 +107,7 @@ def _current_kernels() -> Path | None:
 
 
 def _kept(name: str, kind: Kind, path: Path) -> Kept:
-    sizes, times = [0], [0.0]
+    sizes, times = [0], []
     for file in _files(path):
         try:
             facts = file.stat()
@@ -94,7 +115,7 @@ def _kept(name: str, kind: Kind, path: Path) -> Kept:
             continue
         sizes.append(facts.st_size)
         times.append(max(facts.st_mtime, facts.st_atime))
-    return Kept(name, kind, str(path), sum(sizes), max(times))
+    return Kept(name, kind, str(path), sum(sizes), max(times, default=path.stat().st_mtime))
 
 
 def _files(path: Path) -> Iterator[Path]:

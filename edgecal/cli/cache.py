@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 
 from ._inspect_tables import size
-from ._output import echo, echo_json, screen
-from ._tables import show_table
+from ._output import echo, echo_json
 from .options import json_option
 
 
@@ -21,7 +20,7 @@ def command(clean: bool, as_json: bool) -> None:
     """
     from edgecal_kernels.paths import cache_directory
 
-    from ._cached import everything, remove
+    from ._cached import everything, remove, show_kept
 
     kept = everything()
     removed = [entry for entry in kept if clean and entry.kind == "old kernels"]
@@ -34,12 +33,11 @@ def command(clean: bool, as_json: bool) -> None:
         echo_json({"path": folder, "entries": entries, "removed": [entry.to_dict() for entry in removed]})
         return
     if kept:
-        rows = [(entry.name, str(entry.kind), size(entry.bytes), entry.age) for entry in kept]
-        rows.append(("in all", "", size(sum(entry.bytes for entry in kept)), ""))
-        headers = ("name", "kind", "size", "last used")
-        show_table(screen(), headers, rows, left=("name", "kind"), spare=("last used",))
+        show_kept(kept)
+        echo(f"in all {size(sum(entry.bytes for entry in kept))}")
     if removed:
-        echo(f"removed {len(removed)} folders of old kernels: {size(sum(entry.bytes for entry in removed))}")
+        folders = f"{len(removed)} folder{'' if len(removed) == 1 else 's'}"
+        echo(f"removed {folders} of old kernels: {size(sum(entry.bytes for entry in removed))}")
     elif any(entry.kind == "old kernels" for entry in kept):
         echo("edgecal cache --clean removes the old kernels")
     echo(f"in {cache_directory()}, and the hub's own cache")

@@ -24,16 +24,21 @@ if TYPE_CHECKING:
     from ..completion import Pass, Piece, Settings
     from ..engine import Engine, Prompt
 
+FILE = click.Path(allow_dash=True)  # as any other text, and shells complete it
+
 
 @click.command("generate")
 @click.argument("model", required=False, shell_complete=complete_model)
 @click.option("-m", "--model", "named", metavar="MODEL", shell_complete=complete_model, help="The same as MODEL.")
 @click.argument("prompt", required=False)
 @click.option("-p", "--prompt", "asked_for", metavar="TEXT", help="The same as PROMPT.")
-@click.option("-f", "--file", "prompt_file", metavar="FILE", help="Read the prompt from a file; - is standard input.")
+@click.option(
+    "-f", "--file", "prompt_file", type=FILE, metavar="FILE", help="Read the prompt from a file; - is standard input."
+)
 @click.option(
     "--prompts",
     "prompts_file",
+    type=FILE,
     metavar="FILE",
     help="Many prompts: JSON lines in (- is standard input), JSON lines out.",
 )
@@ -82,6 +87,8 @@ def command(
         --adapter demo:summarize --adapter demo:professional --calibration demo:learnable_calibration_pp
     edgecal generate demo --prompts chats.jsonl --task summarize --adapter demo:summarize > summaries.jsonl
     """
+    if tokens and not (as_json or prompts_file):
+        raise click.UsageError("--tokens goes with --json or --prompts")
     model, prompt = _model_and_prompt(model, named, prompt, asked_for)
     question = _questions(asked, system, raw)
     if prompts_file is None:
@@ -100,7 +107,7 @@ def command(
         raise PromptError("--system does not go with a multi-step recipe, whose steps have prompts of their own")
     kept = None if prefix_cache is None else prefix_cache << 20
     engine = load_engine(model, loading, chosen.paths(), prefix_cache=kept)
-    a_task = bool(recipe.adapter_names) or asked.instruction() is not None
+    a_task = bool(recipe.adapter_names) or asked.task is not None
     settings = replace(answering.settings(None if a_task else engine.advised_sampling), raw=raw)
     if prompts_file is None:
         _answer(engine, text, recipe, settings, quiet=quiet, as_json=as_json, with_tokens=tokens)
@@ -126,7 +133,8 @@ def _model_and_prompt(
     if asked_for is not None:
         words.append(asked_for)
     if len(words) > 1:
-        raise click.UsageError(f"there is one prompt too many: {words[-1]!r}")
+        hint = f"; the model is {named!r} (-m)" if model is not None and prompt is not None else ""
+        raise click.UsageError(f"there is one prompt too many: {words[-1]!r}{hint}")
     return named, words[0] if words else None
 
 
@@ -163,6 +171,10 @@ def _answer(
                 echo(f"[{said}]", err=True)
             if pieces[-1].finish_reason == "repetition":
                 echo("[ended: it had begun to repeat itself; --no-stop-at-repetition lets it go on]", err=True)
+            elif pieces[-1].finish_reason == "length":
+                echo(f"[cut after {settings.max_tokens} tokens; -n allows more]", err=True)
+            elif pieces[-1].finish_reason == "context":
+                echo("[cut: the model's context is full]", err=True)
     if interrupted:
         raise KeyboardInterrupt
 

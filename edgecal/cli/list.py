@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ._inspect_tables import size
-from ._output import echo, echo_json, screen
-from ._tables import show_table
+from ._output import echo, echo_json
 from .options import json_option
 
 
@@ -17,7 +15,7 @@ def command(as_json: bool) -> None:
 
     `edgecal rm NAME` removes one, `edgecal cache` shows what else is kept.
     """
-    from ._cached import models
+    from ._cached import models, show_kept
 
     found = models()
     if as_json:
@@ -25,6 +23,4 @@ def command(as_json: bool) -> None:
     elif not found:
         echo("no models are here yet; fetch one: edgecal pull demo, edgecal pull ORG/NAME")
     else:
-        rows = [(kept.name, kept.kind, size(kept.bytes), kept.age, kept.path) for kept in found]
-        headers = ("name", "kind", "size", "last used", "where")
-        show_table(screen(), headers, rows, left=("name", "kind", "where"), spare=("where", "last used"))
+        show_kept(found)

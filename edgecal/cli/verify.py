@@ -13,7 +13,7 @@ from edgecal_weights.reference_file import ReferenceFile
 from ..errors import OptionError, VerificationError
 from ._completion import complete_model
 from ._names import calibration_path
-from ._output import echo_json, screen
+from ._output import echo_json, note, screen
 from ._progress import progress
 from .options import (
     ModelOptions,
@@ -21,6 +21,7 @@ from .options import (
     json_option,
     load_engine,
     model_options,
+    open_model,
     recipe_of_file,
     recipe_options,
 )
@@ -85,7 +86,7 @@ def command(
     from ..verification.verify import Tolerances
 
     if (reference is None) != live:
-        raise click.UsageError("give a REFERENCE file, or --live to compute one")
+        raise click.UsageError("give a REFERENCE file, or --live to compute one, not both")
     if not live and (prompts or save):
         raise click.UsageError("--prompt and --save go with --live")
     paths = chosen.paths()
@@ -120,6 +121,11 @@ class _Subject:
     def compare(self, reference: ReferenceFile, recipe: Recipe) -> Verification:
         from ..verification.verify import verify
 
+        with open_model(self.model, self.loading) as checkpoint:
+            rounded = [name for name in checkpoint.names() if checkpoint.counterpart(name) is not None]
+            stored = checkpoint.stored_type(rounded[0]) if rounded else ""
+        if rounded:
+            note(f"{self.model} holds rounded weights ({stored}): a reference of unrounded ones will not agree with it")
         engine = load_engine(self.model, self.loading, self.paths)
         with progress("comparing") as report:
             return verify(

@@ -188,7 +188,7 @@ class Tokenizer:
 
     def _choose_template(self, name: str | None, with_tools: bool) -> ChatTemplate:
         if not self._templates:
-            raise PromptError(f"{self.origin} has no chat template; give it a raw prompt (text to continue) instead")
+            raise PromptError(f"{self.origin} has no chat template; give it a raw prompt (text to continue; --raw)")
         if name is None:
             name = "tool_use" if with_tools and "tool_use" in self._templates else "default"
         if name not in self._templates:

@@ -97,3 +97,20 @@ def test_cache(home):
     assert "removed 2 folders of old kernels: 2.0 KiB" in cleaned.stdout
     assert [folder.name for folder in (home / "kernels").iterdir()] == [own.name]
     assert {"demo", "converted/abc", "chat_history"} <= set(entries(home, "cache"))
+
+
+def test_names_are_never_cut(home):
+    """`edgecal rm` takes them: where a table is too wide each has a line of its own."""
+    name = "converted/" + "a-very-long-name-of-a-model" * 2
+    (home / "converted/abc").rename(home / name)
+    for columns in ("40", "60", "80"):
+        lines = [line.rstrip() for line in run(home, "list", COLUMNS=columns).stdout.splitlines()]
+        assert name in lines and "    converted, 60.9 KiB, today" in lines
+
+
+def test_empty_folders_have_an_age(home):
+    (home / "kernels/89ab").mkdir()
+    (home / "converted/abc").rename(home / "abc")
+    found = entries(home, "cache")
+    assert found["kernels/89ab"]["used_s"] > 1e9
+    assert "converted" not in found, "an empty folder is nothing that is kept"

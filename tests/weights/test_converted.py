@@ -155,6 +155,22 @@ def test_those_used_longest_ago_go_first(tmp_path, cache, monkeypatch):
     assert sorted(path.name.partition("-")[0] for path in (cache / "converted").iterdir()) == ["one", "three"]
 
 
+def test_a_lower_limit_holds_from_the_next_load_on(tmp_path, cache, monkeypatch):
+    for seed, name in enumerate(("one", "two")):
+        write_tiny_hf(tmp_path / name, seed=seed)
+        load(tmp_path / name)
+    size = sum(file.stat().st_size for file in cache.rglob("*.safetensors"))
+    monkeypatch.setenv("EDGECAL_CONVERTED", str(size * 3 // 4))
+    assert load(tmp_path / "two") == ""
+    assert [path.name.partition("-")[0] for path in (cache / "converted").iterdir()] == ["two"]
+
+
+def test_the_name_says_the_format(model, cache):
+    for format in ("int8", "int4_affine"):
+        load(model, format)
+    assert sorted(path.name.split("-")[1] for path in (cache / "converted").iterdir()) == ["int4_affine", "int8"]
+
+
 @pytest.mark.parametrize(("text", "number"), [("", 4 << 30), ("500M", 500 << 20), ("8 GiB", 8 << 30), ("12345", 12345)])
 def test_limits(monkeypatch, text, number):
     monkeypatch.setenv("EDGECAL_CONVERTED", text)
@@ -209,6 +225,6 @@ def test_an_engine_answers_alike_from_both(model, cache):
     first = Engine.load(model, backend="numpy")
     second = Engine.load(model, backend="numpy")
     (kept,) = (cache / "converted").iterdir()
-    assert first.note == f"kept in its packed form for the next start (0 MB; edgecal rm converted/{kept.name})"
+    assert first.note == f"kept in its packed form for the next start (0.1 MiB; edgecal rm converted/{kept.name})"
     assert second.note == ""
     assert first.generate("the cat", max_tokens=12).text == second.generate("the cat", max_tokens=12).text

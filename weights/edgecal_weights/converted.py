@@ -8,8 +8,9 @@ its digest again; a copy under another name is recognised.
 
     <cache>/converted/<name>-<key>/     a packed directory, and origins.json: the files that it was seen to be made of
 
-All of them together take at most $EDGECAL_CONVERTED bytes (4 GiB; 0 keeps none), those used longest ago go first, and
-half of what is free on the disk stays free. Where nothing can be kept, weights are converted in memory, as ever.
+All of them together take at most $EDGECAL_CONVERTED bytes (4 GiB; 0: nothing is kept or looked for), those used
+longest ago go first, and half of what is free on the disk stays free. Where nothing can be kept, weights are converted
+in memory, as ever.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -96,9 +98,9 @@ def run_form(
         yield RunForm(checkpoint, note)
         return
     if new:
-        megabytes = (kept / PACKED_FILE).stat().st_size / 1e6
+        size = sum(file.stat().st_size for file in kept.iterdir()) / (1 << 20)
         name = kept.relative_to(cache_directory()).as_posix()
-        note = f"kept in its packed form for the next start ({megabytes:,.0f} MB; edgecal rm {name})"
+        note = f"kept in its packed form for the next start ({size:,.1f} MiB; edgecal rm {name})"
     with PackedCheckpoint(kept) as ready:
         yield RunForm(ready, note)
 
@@ -118,6 +120,7 @@ def _find_or_make(
     for kept in _kept(folder):
         if {"form": form, "files": origin} in _origins(kept) and _is_whole(kept):
             _used(kept)
+            _make_room(folder, most)
             return kept, False
     if size > most:
         return None, False
@@ -127,7 +130,7 @@ def _find_or_make(
     contents = [file_sha256(path) for path in checkpoint.weight_files()]
     key = _digest([form, contents])[:12]
     there = [path for path in folder.glob(f"[!.]*-{key}") if _is_whole(path)]
-    kept, new = there[0] if there else folder / f"{_plain(checkpoint.path)}-{key}", not there
+    kept, new = there[0] if there else folder / f"{_name(checkpoint.path, decisions)}-{key}", not there
     if new:
         if shutil.disk_usage(folder).free < 2 * size:
             raise StorageError(f"{folder} has too little room for {size:,} bytes more")
@@ -157,9 +160,13 @@ def _facts(path: Path) -> list[Any]:
     return [str(path.absolute()), facts.st_size, facts.st_mtime_ns, facts.st_ino]
 
 
-def _plain(path: Path) -> str:
-    """A name for people."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", path.name.removesuffix(".gguf"))[:32].strip(".-") or "model"
+def _name(path: Path, decisions: list[Decision]) -> str:
+    """For people: the file's, and the format that most of its weights have."""
+    weights: Counter[str] = Counter()
+    for decision in decisions:
+        weights[decision.spec.format] += decision.n_weights
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", path.name.removesuffix(".gguf"))[:32].strip(".-") or "model"
+    return f"{plain}-{weights.most_common(1)[0][0]}"
 
 
 def _kept(folder: Path) -> list[Path]:
@@ -198,7 +205,8 @@ def _make_room(folder: Path, most: int) -> None:
     """Remove those used longest ago until the others take at most `most` bytes. Processes that run one keep it."""
     total = 0
     for kept in _kept(folder):
-        total += sum(file.stat().st_size for file in kept.iterdir())
+        with suppress(OSError):  # another process removes it, too
+            total += sum(file.stat().st_size for file in kept.iterdir())
         if total > most:
             shutil.rmtree(kept, ignore_errors=True)
 

@@ -71,10 +71,11 @@ class Method:
         for option in self.options:
             if option.name == name:
                 return option
-        known = ", ".join(option.name for option in self.options)
-        raise RecipeError(
-            f"{self.name} has no option {name!r}; " + (f"its options are {known}" if known else "it takes none")
-        )
+        names = [option.name for option in self.options]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        known = f"its options are {', '.join(names)}" if names else "it takes none"
+        raise RecipeError(f"{self.name} has no option {name!r}{hint}; {known}")
 
     def check_options(self, values: Mapping[str, Any], count: int) -> dict[str, Value]:
         """`values` as a recipe of `count` adapters keeps them; RecipeError names what is wrong."""
