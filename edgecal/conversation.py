@@ -42,7 +42,8 @@ _LARGEST_FILE = 64 << 20
 class TurnStats:
     """One answer: tokens of the prompt (the whole conversation), those that the cache held, tokens made; seconds.
 
-    `drafted_tokens` were guessed ahead and verified, `accepted_tokens` of them were right.
+    `drafted_tokens` were guessed ahead and verified, `accepted_tokens` of them were right. `decode_kernels_s` of the
+    time after the first token went into loading kernels that this process had not used before.
     """
 
     prompt_tokens: int
@@ -53,11 +54,17 @@ class TurnStats:
     finish_reason: FinishReason | Literal["interrupted"]
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    decode_kernels_s: float = 0.0
+
+    @property
+    def decode_s(self) -> float:
+        """After the first token, without the loading of kernels."""
+        return self.total_s - self.first_token_s - self.decode_kernels_s
 
     @property
     def decode_rate(self) -> float:
-        """Tokens per second after the first; 0 when there was only one."""
-        seconds = self.total_s - self.first_token_s
+        """Tokens per second after the first, without the loading of kernels; 0 when there was only one."""
+        seconds = self.decode_s
         return (self.new_tokens - 1) / seconds if seconds > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +98,7 @@ class ConversationStats:
             self.reused_tokens + turn.reused_tokens,
             self.new_tokens + turn.new_tokens,
             self.total_s + turn.total_s,
-            self.decode_s + turn.total_s - turn.first_token_s,
+            self.decode_s + turn.decode_s,
             self.drafted_tokens + turn.drafted_tokens,
             self.accepted_tokens + turn.accepted_tokens,
         )
@@ -200,7 +207,8 @@ class Conversation:
         answer = {"role": "assistant", "content": ""}
         self._turns += [message, answer]
         tokens = drafted = accepted = 0
-        first_token_s = total_s = 0.0
+        first_token_s = total_s = kernels_s = 0.0
+        spent = self.engine.model.ops.preparing_seconds
         reason: FinishReason | Literal["interrupted"] = "interrupted"
         try:
             with closing(stream):  # gives the cache back before anybody wants it again
@@ -208,7 +216,8 @@ class Conversation:
                     answer["content"] += piece.text
                     tokens, total_s = tokens + 1, piece.token.at_s
                     drafted, accepted = drafted + piece.token.drafted, accepted + piece.token.accepted
-                    first_token_s = first_token_s or total_s
+                    if not first_token_s:
+                        first_token_s, kernels_s = total_s, spent()
                     reason = piece.finish_reason or reason
                     yield piece
         finally:
@@ -216,7 +225,8 @@ class Conversation:
                 del self._turns[-2:]
             else:
                 reused = self._prefixes.last_reused
-                turn = TurnStats(n_prompt, reused, tokens, first_token_s, total_s, reason, drafted, accepted)
+                later = float(spent() - kernels_s) if first_token_s else 0.0
+                turn = TurnStats(n_prompt, reused, tokens, first_token_s, total_s, reason, drafted, accepted, later)
                 self._stats = self._stats.plus(turn)
 
     def _check_room(self, n_tokens: int) -> None:

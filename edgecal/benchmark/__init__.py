@@ -16,6 +16,7 @@ from .prompts import PromptSet, load_prompts
 from .run import Evaluation
 from .tables import Report, between_methods, between_runs, read_report
 from .tasks import SUB_TASKS, Task
+from .trend import trend
 
 __all__ = [
     "DATASETS",
@@ -32,4 +33,5 @@ __all__ = [
     "load_prompts",
     "quick",
     "read_report",
+    "trend",
 ]

@@ -37,6 +37,7 @@ class EvalConfig:
     """`adapters` by part of a task (`summarize`, `professional`, `french`), `joint` experts by a task's name, `data`
     by a task's name or kind, "" for the others. `methods` as in `methods.PAPER`, or mappings with name, method,
     weights, options, shots. `limit`: examples of each task. `train`: where in-context examples come from, as in `data`.
+    `about`: numbers that tell this run from others, for `trend`; they change no answer.
     Raises BenchmarkError naming the key.
     """
 
@@ -57,6 +58,7 @@ class EvalConfig:
     batch: int = 8
     seed: int = 0
     stemmer: bool = False
+    about: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_file(cls, path: str | Path) -> EvalConfig:
@@ -207,6 +209,14 @@ def _flag(key: str, value: Any, folder: Path | None) -> bool:
     return value
 
 
+def _numbers(key: str, value: Any, folder: Path | None) -> dict[str, float]:
+    if not isinstance(value, Mapping) or not all(
+        isinstance(number, (int, float)) and not isinstance(number, bool) for number in value.values()
+    ):
+        raise BenchmarkError(f"{key!r} is {value!r}, expected a mapping of names to numbers")
+    return {str(name): float(number) for name, number in value.items()}
+
+
 _READERS: dict[str, Any] = {
     "model": _place,
     "tasks": _task_list,
@@ -225,6 +235,7 @@ _READERS: dict[str, Any] = {
     "batch": _whole,
     "seed": _whole,
     "stemmer": _flag,
+    "about": _numbers,
 }
 
 

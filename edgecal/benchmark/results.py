@@ -34,6 +34,8 @@ class ResultFolder:
 
     def begin(self, config: Line, fingerprint: str) -> None:
         """Make the folder, or go on in it. `fingerprint` is that of everything that makes an answer what it is."""
+        if (self.path / "config.json").exists() and "tasks" not in self.config():
+            raise BenchmarkError(f"{self.path} holds a config.json of something else: choose another --out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

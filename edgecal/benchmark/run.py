@@ -20,7 +20,7 @@ from .datasets import Examples, load_examples
 from .methods import Shelf, rows_for
 from .prompts import PromptSet, load_prompts
 from .results import ResultFolder
-from .shelf import fingerprint, load_engine, load_shelf
+from .shelf import fingerprint, load_engine, load_shelf, model_size
 from .tasks import Task
 from .work import Chunk, answer_chunk
 
@@ -135,6 +135,7 @@ class Evaluation:
     def _notes(self, plan: Plan) -> dict[str, Any]:
         return {
             "fingerprint": self.fingerprint,
+            "n_parameters": model_size(self.config),
             "left_out": {
                 name: [{"place": x.place, "reason": x.reason} for x in found.left_out[:100]]
                 for name, found in plan.examples.items()

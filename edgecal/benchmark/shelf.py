@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 from edgecal_weights.files import file_sha256
+from edgecal_weights.opening import open_checkpoint
 
 from .. import __version__, demo
 from ..adapters.calibration import Calibration
 from ..adapters.lora import LoraAdapter
+from ..architecture import expected_shapes
+from ..config import ModelConfig
 from ..engine import Engine
 from .config import EvalConfig
 from .methods import Shelf
@@ -35,6 +39,13 @@ def load_engine(config: EvalConfig, threads: int | None = None, progress: Progre
     for name, path in config.joint.items():
         engine.add_adapter(path, f"joint {name}")
     return engine
+
+
+def model_size(config: EvalConfig) -> int:
+    """Parameters of the base."""
+    with open_checkpoint(demo.find(config.model)) as checkpoint:
+        shapes = expected_shapes(ModelConfig.from_dict(checkpoint.config))
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def fingerprint(config: EvalConfig, shelf: Shelf) -> str:

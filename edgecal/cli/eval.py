@@ -33,6 +33,15 @@ _FORMATS = ("table", "markdown", "csv", "latex")
 @click.option("--report", "only_report", type=click.Path(), metavar="FOLDER", help="Tables and page of a folder again.")
 @click.option("--compare", nargs=2, type=click.Path(), metavar="A B", help="Two folders: what differs, with intervals.")
 @click.option(
+    "--trend",
+    "runs",
+    multiple=True,
+    type=click.Path(),
+    metavar="FOLDER",
+    help="Quality along a number in which several folders differ; repeat. With --out, a page with plots.",
+)
+@click.option("--by", metavar="NAME", help="With --trend: size (of the model), or what the configurations say about.")
+@click.option(
     "--judge",
     "judges",
     multiple=True,
@@ -54,6 +63,8 @@ def command(
     against: str,
     only_report: str | None,
     compare: tuple[str, str] | None,
+    runs: tuple[str, ...],
+    by: str | None,
     judges: tuple[str, ...],
     listed: bool,
     workers: int | None,
@@ -67,13 +78,16 @@ def command(
     edgecal eval --quick                       # 5 minutes, nothing else needed
     edgecal eval eval.yaml --out results       # docs/evaluation.md has the keys
     edgecal eval --compare results other       # paired differences, with intervals
+    edgecal eval --trend run10 --trend run100  # quality by examples, by model size ...
 
     Every answer is kept in FOLDER; a run that was stopped goes on where it was. Needs the extra edgecal[eval].
     """
     from ..benchmark import read_report
 
-    if sum(map(bool, (config, quick, only_report, compare, listed))) != 1:
-        raise click.UsageError("give a configuration, or one of --quick, --report, --compare, --list")
+    if sum(map(bool, (config, quick, only_report, compare, runs, listed))) != 1:
+        raise click.UsageError("give a configuration, or one of --quick, --report, --compare, --trend, --list")
+    if by is not None and not runs:
+        raise click.UsageError("--by goes with --trend")
     if judges and only_report is None:
         raise click.UsageError("--judge goes with --report FOLDER: answers first, then verdicts")
     if listed:
@@ -81,6 +95,9 @@ def command(
         return
     if compare is not None:
         _compare(*compare, as_json)
+        return
+    if runs:
+        _trend(runs, by, out, as_json)
         return
     if only_report is None:
         only_report = _run(_config(config, limit, tasks), out or _folder(config), threads, workers, scheduler)
@@ -229,6 +246,25 @@ def _compare(first: str, second: str, as_json: bool) -> None:
         echo_json([{**vars(d), "estimate": vars(d.estimate), "certain": d.verdict} for d in found])
         return
     _differences(found, f"{first} minus {second}, weighted ROUGE")
+
+
+def _trend(runs: tuple[str, ...], by: str | None, out: str | None, as_json: bool) -> None:
+    from ..benchmark import read_report, trend
+    from ..benchmark.trend import HEADERS, rows, to_html
+
+    name, points = trend({run: read_report(run) for run in runs}, by)
+    page = None
+    if out is not None:
+        page = Path(out) / "trend.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_text(page, to_html(name, points))
+    if as_json:
+        found = [{**vars(point), "estimate": vars(point.estimate)} for point in points]
+        echo_json({"by": name, "points": found, "page": None if page is None else str(page)})
+        return
+    show_table(screen(), HEADERS, rows(points), title=f"weighted ROUGE by {name}", left=(0, 1, 7), spare=("examples",))
+    if page is not None:
+        echo(f"page: {page}")
 
 
 def _list(as_json: bool) -> None:

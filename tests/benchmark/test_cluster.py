@@ -44,6 +44,29 @@ def test_two_workers_of_which_one_is_killed(config, alone, tmp_path):
     assert killed and texts(tmp_path / "out") == alone
 
 
+def test_a_chunk_whose_workers_die(config, alone, tmp_path):
+    """Refused with what may help; the same command goes on with what is left."""
+    import dask
+
+    before, killed = {p.pid for p in psutil.Process().children(recursive=True)}, []
+
+    def progress(done: int, total: int, what: str) -> None:
+        for process in psutil.Process().children(recursive=True):
+            if not killed and process.pid not in before and "spawn_main" in " ".join(process.cmdline()):
+                process.kill()
+        killed.append(done)
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        pytest.raises(BenchmarkError, match="several workers died while they answered the same chunk"),
+    ):
+        run_on_cluster(Evaluation(config, tmp_path / "out"), workers=1, progress=progress)
+    kept = texts(tmp_path / "out")
+    assert 0 < len(kept) < len(alone)
+    Evaluation(config, tmp_path / "out").run()
+    assert texts(tmp_path / "out") == alone
+
+
 def test_a_scheduler_that_is_not_there(config, tmp_path, monkeypatch):
     monkeypatch.setattr("edgecal.benchmark.cluster.TIMEOUT", 1)
     with pytest.raises(BenchmarkError, match=r"the scheduler tcp://127.0.0.1:9 does not answer"):

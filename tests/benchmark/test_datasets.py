@@ -53,6 +53,8 @@ def test_each_set_from_its_files(tmp_path):
     assert [(e.text, e.references) for e in turns] == [("Hi.", ("Hello.",))], "an empty turn has no reply"
     (tmp_path / "en-fr.tsv").write_text('He said "no".\tIl a dit "non".\n')
     assert load_examples(f"parallel:{tmp_path}", Task(language="french")).examples[0].references == ('Il a dit "non".',)
+    pairs = lines(tmp_path / "ted.jsonl", {"translation": {"en": "Thank you.", "fr": "Merci."}})
+    assert load_examples(f"parallel:{pairs}", Task(language="french")).examples[0].references == ("Merci.",)
     (tmp_path / "paraphrase_tone.json").write_text(json.dumps([{"original": "x", "witty": "y"}]))
     assert load_examples(f"tones:{tmp_path}", Task(tone="witty")).examples[0].references == ("y",)
     lines(tmp_path / "x.jsonl", {"fname": "t1", "en_dialogue": dialogue, "en_summary": "a", "fr_summary": "b"})

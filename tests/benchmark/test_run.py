@@ -125,6 +125,13 @@ def test_a_killed_run_loses_and_repeats_nothing(done, config, folder, tmp_path):
     assert without_times(answers(out)) == without_times(answers(done)), "the same lines in the same order"
 
 
+def test_a_folder_of_something_else_is_left_alone(config, folder):
+    before = (folder / "model/config.json").read_text()
+    with pytest.raises(BenchmarkError, match="holds a config.json of something else"):
+        Evaluation(config, folder / "model").run()
+    assert (folder / "model/config.json").read_text() == before
+
+
 def test_answers_of_other_settings_are_not_mixed(done, config):
     for other in (replace(config, max_new_tokens=7), replace(config, prompts="colon"), replace(config, weights="int8")):
         with pytest.raises(BenchmarkError, match="holds answers of another model, prompt set or setting"):

@@ -113,7 +113,9 @@ def test_an_answer_that_is_read_back_in_fewer_tokens(talk, monkeypatch):
     seen: list[np.ndarray] = []
 
     class Scripted:
-        def __init__(self, options: SamplingOptions, prompt_ids: object) -> None:
+        logprobs = None
+
+        def __init__(self, options: SamplingOptions, prompt_ids: object, n_logprobs: int | None = None) -> None:
             self.left = list(spelled)
 
         def __call__(self, logits: np.ndarray) -> int:

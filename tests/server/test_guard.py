@@ -160,6 +160,21 @@ def test_clients_that_leave(guarded, http, slowly, stage, stream):
     assert not guarded.engine.prefixes._leased
 
 
+def test_signs_of_life_while_there_is_nothing(guarded, http, monkeypatch):
+    monkeypatch.setattr("edgecal.server.events.PING_S", 0.05)
+    step = guarded.engine.model._step
+
+    def delayed(*arguments):
+        time.sleep(0.3)
+        return step(*arguments)
+
+    monkeypatch.setattr(guarded.engine.model, "_step", delayed)
+    text = http.post("/v1/chat/completions", json={**LONG, "max_tokens": 2}).text
+    blocks = text.split("\n\n")
+    assert ": still at work" in blocks and blocks[-2] == "data: [DONE]"
+    assert all(block.startswith(("data: ", ": still")) for block in blocks if block)
+
+
 def test_a_reader_who_does_not_read_holds_nobody_up(guarded, http):
     connections = [raw(guarded, json.dumps(LONG).encode()) for _ in range(4)]
     began = time.monotonic()

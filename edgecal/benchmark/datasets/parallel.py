@@ -1,4 +1,5 @@
-"""Sentence pairs as Tatoeba and TED give them, English TAB translation: en-es.tsv, en-fr.tsv, en-de.tsv."""
+"""Sentence pairs as Tatoeba and TED give them: English TAB translation in en-es.tsv, en-fr.tsv, en-de.tsv, or JSON
+lines with {"translation": {"en": ..., "fr": ...}}, as such sets are on the hub."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from .dataset import Dataset, Example, Values, text_of
 
 
 def _examples(values: Values, task: Task) -> Iterable[Example]:
-    yield Example("", text_of(values, "0", "en"), (text_of(values, "1", LANGUAGES.get(task.language or "", "")),))
+    pair = values.get("translation", values)
+    yield Example("", text_of(pair, "0", "en"), (text_of(pair, "1", LANGUAGES.get(task.language or "", "")),))
 
 
 PARALLEL = Dataset(
