@@ -68,14 +68,15 @@ class ProfileRun:
         if not recipes:
             raise OptionError("no recipe to profile; give at least one (None is the bare base)")
         self.subjects = [Subject(name, recipe, engine) for name, recipe in recipes.items()]
-        self._check_pipelines()
+        self._shots = max(subject.shot_tokens for subject in self.subjects)
+        self._check_context()
         for n in self.plan.threads:
             choose_threads(engine.model.ops.NAME, n)
         self.threads = self.plan.threads or (engine.threads.decode or cpu.usable_cores(),)
         self._threads_before = engine.threads
         rng = np.random.default_rng(self.plan.seed)
         self.ids = [int(i) for i in rng.integers(0, engine.model.config.vocab_size, self._longest())]
-        self._fill = self.ids[: max(self.plan.depths)]
+        self._fill = self.ids[: max(self.plan.depths) + self._shots]
         self.spans: list[Span] = []
         self._progress, self._done = progress, 0
         release_free()
@@ -93,14 +94,20 @@ class ProfileRun:
             version=__version__,
         )
 
-    def _check_pipelines(self) -> None:
+    def _check_context(self) -> None:
+        limit = self.engine.model.config.max_position_embeddings
         for subject in self.subjects:
+            if subject.shot_tokens and self.plan.longest + subject.shot_tokens > limit:
+                raise ContextLengthError(
+                    f"{subject.name} has {subject.shot_tokens} tokens of examples before each prompt, "
+                    f"{self.plan.longest + subject.shot_tokens} in all; the model's context has {limit}: take a "
+                    "smaller -p, -n or -d"
+                )
             if subject.result.n_passes == 1 or not self.plan.prompt_lengths:
                 continue
             if not self.plan.new_lengths:
                 raise OptionError(f"{subject.name}: an earlier pass writes what the next one reads: give -n")
             needed = max(self.plan.depths) + max(self.plan.prompt_lengths) + self.plan.new_lengths[0]
-            limit = self.engine.model.config.max_position_embeddings
             if needed > limit:
                 raise ContextLengthError(
                     f"{subject.name} reads a prompt and writes behind it, {needed} tokens with the depth; the model's "
@@ -108,7 +115,7 @@ class ProfileRun:
                 )
 
     def _longest(self) -> int:
-        return self.plan.longest + sum(self.plan.new_lengths[:1])
+        return self.plan.longest + sum(self.plan.new_lengths[:1]) + self._shots
 
     def _use(self, threads: int) -> None:
         """For reading and writing. Where the plan says nothing, the engine's own numbers stay."""
@@ -155,7 +162,7 @@ class ProfileRun:
 
     def _memory(self, subject: Subject) -> None:
         """Fill the longest context with nothing else in memory; see `Memory`."""
-        model, context = self.engine.model, self.plan.longest
+        model, context = self.engine.model, self.plan.longest + subject.shot_tokens
         release_free()
         exact = reset_peak()
         cache = KVCache(model.config, self.engine.cache_dtype)
@@ -214,7 +221,8 @@ class ProfileRun:
         with marked(model) if clocked else nullcontext() as marks:
             started = perf_counter()
             for i, adapter in enumerate(subject.compiled):
-                sampler, n, cache = Sampler(self.plan.sampling), length if i == 0 else between, caches[i]
+                sampler, cache = Sampler(self.plan.sampling), caches[i]
+                n = length + subject.shot_tokens if i == 0 else between
                 seconds += read_prompt(model, self.ids[depth : depth + n], cache, adapter, sampler, marks)[0]
                 if i < last:
                     write_tokens(model, self.ids[depth + n : depth + n + between], cache, adapter, sampler, marks)
@@ -229,6 +237,7 @@ class ProfileRun:
     def _decode(self, subject: Subject, threads: int, length: int, depth: int, clocked: bool) -> list[float]:
         case = subject.result.decode_case(threads, length, depth)
         model, adapter = self.engine.model, subject.compiled[-1]
+        depth += subject.shot_tokens
         cache = subject.cache(len(subject.compiled) - 1, depth, self._fill)
         ids, sampler = self.ids[depth : depth + length], Sampler(self.plan.sampling)
         gc.collect()
@@ -253,8 +262,8 @@ class ProfileRun:
         self.spans.append(span)
 
     def _read_in_all(self, subject: Subject, length: int) -> int:
-        """Tokens that all passes of a pipeline read: the later ones read what the one before wrote."""
-        return length + (subject.result.n_passes - 1) * sum(self.plan.new_lengths[:1])
+        """Tokens that all passes read: examples before the prompt, and what an earlier pass of a pipeline wrote."""
+        return length + subject.shot_tokens + (subject.result.n_passes - 1) * sum(self.plan.new_lengths[:1])
 
     def _notes(self) -> list[str]:
         report, notes = self.report, []
@@ -263,6 +272,12 @@ class ProfileRun:
                 "a method of several passes: its first token comes after the earlier passes wrote their "
                 f"{sum(self.plan.new_lengths[:1])} tokens; its decoding is the last pass's"
             )
+        notes += [
+            f"{s.name}: {s.shot_tokens} tokens of examples stand before every prompt, are read with it and lie behind "
+            "every token that is written; an engine keeps them for its next request"
+            for s in self.subjects
+            if s.shot_tokens
+        ]
         memories = [s.result.memory for s in self.subjects if s.result.memory is not None]
         if len(memories) > 1:
             notes.append(

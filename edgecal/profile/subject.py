@@ -15,13 +15,17 @@ from .trace import Span
 
 
 class Subject:
-    """`recipe` None is the bare base. `ratios`: a token's time with the kernels' clock by that without, per case."""
+    """`recipe` None is the bare base. `ratios`: a token's time with the kernels' clock by that without, per case.
+    `shot_tokens` of examples stand before every prompt of an in_context recipe, and are read with it."""
 
     def __init__(self, name: str, recipe: Recipe | None, engine: Engine) -> None:
         self.name, self.recipe, self.engine = name, recipe, engine
         self.compiled: list[RunningAdapter | None] = [None]
         self.ratios: dict[tuple[int, int, int], list[float]] = {}
         self._caches: dict[int, KVCache] = {}
+        self.shot_tokens = 0
+        if recipe is not None and recipe.shots:
+            self.shot_tokens = len(engine.prepare("x", recipe=recipe).ids) - len(engine.encode("x"))
         names = () if recipe is None else recipe.adapter_names
         self.result = MethodResult(
             name=name,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import edgecal.profile.run
 from edgecal import KVCache, Recipe
 from edgecal.decoding.generate import decode
 from edgecal.decoding.sampler import Sampler
@@ -99,6 +100,29 @@ def test_a_pipelines_first_token_comes_after_all_its_passes(engine, folder):
         run._prompt(run.subjects[0], run.threads[0], 24, 0, False)
     writing = [Forward("decode", 1, 24 + i) for i in range(12)]
     assert seen.forwards == [Forward("prefill", 24, 0), *writing, Forward("prefill", 12, 0)]
+
+
+def test_examples_in_context_are_read_and_lie_behind_the_answer(engine, monkeypatch):
+    read, written = [], []
+    for name, log in (("read_prompt", read), ("write_tokens", written)):
+        function = getattr(edgecal.profile.run, name)
+
+        def logged(model, ids, cache, *rest, function=function, log=log):
+            log.append((cache.length, len(ids)))
+            return function(model, ids, cache, *rest)
+
+        monkeypatch.setattr(edgecal.profile.run, name, logged)
+    recipe = Recipe("in_context", shots=(("A question of some length", "Its answer"),))
+    n_shots = len(engine.prepare("x", recipe=recipe).ids) - len(engine.encode("x"))
+    plan = Plan(prompts=(24,), new=(12,), depths=(0, 16), repeats=1)
+    report = measure(engine, {"base": None, "shot": recipe}, plan)
+    assert n_shots > 20 and [case.tokens_read for case in report.methods[1].prompts] == [24 + n_shots] * 2
+    assert {(0, 24), (16, 24), (0, 24 + n_shots), (16, 24 + n_shots)} <= set(read)
+    assert {(0, 12), (16, 12), (n_shots, 12), (16 + n_shots, 12)} <= set(written)
+    assert report.methods[1].memory.context == report.methods[0].memory.context + n_shots
+    assert any(f"{n_shots} tokens of examples stand before every prompt" in note for note in report.notes)
+    with pytest.raises(ContextLengthError, match=f"shot has {n_shots} tokens of examples before each prompt"):
+        measure(engine, {"shot": recipe}, Plan(prompts=(1000,), new=(12,)))
 
 
 def test_what_depends_on_the_depth_shares_a_cache_of_the_same_bits(engine, folder):
