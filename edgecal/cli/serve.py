@@ -22,7 +22,7 @@ from ._completion import calibrations as calibration_names
 from ._completion import complete_model, complete_paths
 from ._names import calibration_path, model_named
 from ._output import echo, echo_json, note
-from .options import ModelOptions, answering_options, compile_kernels, recipe_of_file, split_adapter
+from .options import ModelOptions, answering_options, compile_kernels, open_model, recipe_of_file, split_adapter
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -128,6 +128,8 @@ def command(
     for recipe in composed.values():
         for name, path in recipe.paths:
             paths.setdefault(name, path)
+    with open_model(model, loading):  # what is wrong with it is said now, and what is of the hub is fetched
+        pass
     if backend(loading.backend).NAME == "numba":
         compile_kernels()
     with _listening(host, port) as listener:
