@@ -5,7 +5,7 @@
             print(piece.text, end="")
 
 Everything that touches the model happens in the thread, between two tokens: requests that join or leave, recipes that
-compile, adapters that are loaded (`call`). Text becomes ids in other threads, so that a long prompt holds nobody up.
+compile, adapters that are loaded (`call`). Long texts become ids in other threads, so that they hold nobody up.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Hashable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from .adapters.recipe import Recipe
@@ -24,6 +25,7 @@ from .errors import BusyError, OptionError
 from .scheduler import Scheduler, Ticket
 
 MAX_WAITING = 64
+_SHORT = 20_000  # characters that become ids in the engine's thread: some milliseconds, and nothing changes meanwhile
 T = TypeVar("T")
 
 
@@ -113,8 +115,12 @@ class AsyncEngine:
     ) -> Request:
         """As `Engine.prepare`."""
         found = self.engine.find_recipe(recipe)
+        prepare = partial(self.engine.prepare, prompt, recipe=found, settings=settings, **options)
+        texts = [prompt] if isinstance(prompt, str) else [str(message.get("content", "")) for message in prompt]
+        if sum(map(len, texts)) <= _SHORT:
+            return await self.call(prepare)
         await self.call(self.engine.compile, found)
-        return await asyncio.to_thread(self.engine.prepare, prompt, recipe=found, settings=settings, **options)
+        return await asyncio.to_thread(prepare)
 
     async def stream(
         self,

@@ -7,6 +7,7 @@ is chosen from the logits that are there anyway.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -35,15 +36,10 @@ _SCORED = 64  # tokens of a prompt between two tokens of others
 async def completions(http: HttpRequest) -> Response:
     context = Context.of(http)
     found = await context.fields(http)
-    prompts = _prompts(found, context)
-    echo, logprobs = found.flag("echo"), found.any("logprobs")
-    if logprobs is not None and logprobs is not False:
-        logprobs = Fields({"logprobs": int(logprobs)} if logprobs is True else {"logprobs": logprobs}).whole(
-            "logprobs", most=_MOST_LOGPROBS
-        )
+    prompts = await asyncio.to_thread(_prompts, found, context)  # long texts hold nobody up
+    echo, logprobs = found.flag("echo"), found.whole("logprobs", most=_MOST_LOGPROBS)
     check_text_only(found)
     found.only("suffix", ("",), "text cannot be put in between")
-    scored_only = echo and not found.has("n") and _asks_for_none(found)
     asked = read(
         found,
         context.served,
@@ -54,26 +50,16 @@ async def completions(http: HttpRequest) -> Response:
     found.finish()
     if asked.recipe is not None and (asked.recipe.steps or asked.recipe.shots):
         raise HttpError(400, f"{asked.recipe.method} makes prompts of its own: ask for it on /v1/chat/completions")
-    if not scored_only and asked.settings.max_tokens < 1:
+    scored_only = asked.settings.max_tokens == 0
+    if scored_only and not echo:
         raise HttpError(400, "max_tokens is 0: that needs echo, which gives the prompt back")
-    asked.settings.logprobs = logprobs if not isinstance(logprobs, bool) else None
-    asked.settings.raw = True
+    asked.settings.logprobs, asked.settings.raw = logprobs, True
     reply = _Reply(context, asked, prompts, echo, scored_only, http)
     await reply.prepare()
     if asked.stream:
         return streamed(reply.events())
     done = await while_connected(http, reply.whole())
     return GONE if done is None else JSONResponse(done)
-
-
-def _asks_for_none(found: Fields) -> bool:
-    value = found.any("max_tokens")
-    if value is None:
-        return False
-    if value == 0 and not isinstance(value, bool):
-        return True
-    found.put_back("max_tokens", value)
-    return False
 
 
 def _prompts(found: Fields, context: Context) -> list[list[int]]:

@@ -23,17 +23,10 @@ class Fields:
             raise HttpError(400, f"{where or 'the body'} must be a JSON object, found {_short(values)}")
         self._values, self._where = dict(values), f"{where}." if where else ""
 
-    def has(self, name: str) -> bool:
-        return self._values.get(name) is not None
-
     def any(self, *names: str) -> Any:
         """The value of the first of these spellings that is there; None for null, or for nothing."""
         found = [value for name in names if (value := self._values.pop(name, None)) is not None]
         return found[0] if found else None
-
-    def put_back(self, name: str, value: Any) -> None:
-        """For somebody else to take."""
-        self._values[name] = value
 
     def text(self, name: str, default: str | None = None) -> str | None:
         value = self.any(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -93,7 +94,7 @@ async def tokenize(http: HttpRequest) -> Response:
     found.finish()
     if content is None:
         raise HttpError(400, "content is missing: the text to tokenize")
-    ids = tokenizer.encode(content, add_special_tokens=special)
+    ids = await asyncio.to_thread(tokenizer.encode, content, add_special_tokens=special)
     if not pieces:
         return JSONResponse({"tokens": ids})
     named = [{"id": i, "piece": tokenizer.decode([i], skip_special_tokens=False)} for i in ids]

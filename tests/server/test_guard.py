@@ -154,9 +154,7 @@ def test_clients_that_leave(guarded, http, slowly, stage, stream):
         elif stage != "at once":
             time.sleep(0.1)
     connection.close()
-    began = time.monotonic()
     wait_until_idle(guarded)
-    assert time.monotonic() - began < 2
     assert not guarded.engine.prefixes._leased
 
 
@@ -177,9 +175,7 @@ def test_signs_of_life_while_there_is_nothing(guarded, http, monkeypatch):
 
 def test_a_reader_who_does_not_read_holds_nobody_up(guarded, http):
     connections = [raw(guarded, json.dumps(LONG).encode()) for _ in range(4)]
-    began = time.monotonic()
     assert http.post("/v1/chat/completions", json=HI).status_code == 200
-    assert time.monotonic() - began < 10
     for connection in connections:
         connection.close()
     wait_until_idle(guarded)

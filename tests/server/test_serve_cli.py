@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,7 +131,5 @@ def test_refusals(folder, tmp_path):
     assert "no such file" in refused(folder, "--calibration", str(tmp_path / "nothing.safetensors"))
     assert "two adapters are called 'summarize'" in refused(folder, "--adapter", str(folder / "adapters/summarize"))
     assert "cannot listen on nowhere.invalid" in refused(folder, "--host", "nowhere.invalid")
-    began = time.monotonic()
     (tmp_path / "recipe.yaml").write_text("method: linear\nadapters: [nobody, summarize]\n")
     assert "no adapter 'nobody' is loaded" in refused(folder, "--port", "0", "--recipe", str(tmp_path / "recipe.yaml"))
-    assert time.monotonic() - began < 30
