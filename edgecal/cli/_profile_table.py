@@ -96,7 +96,7 @@ def show_comparison(result: ProfileComparison, console: Console) -> None:
     console.print(plain(f"A {result.before}"))
     console.print(plain(f"B {result.after}"))
     for verdict, title in (
-        ("unsure", "Other medians, within the noise"),
+        ("unsure", "Other medians, within the noise or not judged"),
         ("better", "Better"),
         ("worse", "Worse"),
     ):

@@ -135,19 +135,7 @@ def load_engine(
 
     with model_named(model) as path, progress(f"loading {Path(model).name}", unit="bytes") as report:
         engine = Engine.load(
-            path,
-            weights=loading.weights,
-            group_size=loading.group_size,
-            adapters=adapters,
-            backend=loading.backend,
-            cache_dtype=loading.cache_dtype,
-            prefix_cache=prefix_cache,
-            threads=loading.threads,
-            prefill_threads=loading.prefill_threads,
-            context=loading.context,
-            revision=loading.revision,
-            offline=loading.offline,
-            progress=report,
+            path, adapters=adapters, prefix_cache=prefix_cache, progress=report, **vars(loading)
         )
     if engine.note:
         note(f"{Path(model).name}: {engine.note}")

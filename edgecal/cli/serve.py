@@ -35,7 +35,8 @@ _DEMO = {"summarize": "demo:summarize", "professional": "demo:professional", "fr
 
 
 @click.command("serve")
-@click.argument("model", default="demo", shell_complete=complete_model)
+@click.argument("model", required=False, shell_complete=complete_model)
+@click.option("-m", "--model", "named", metavar="MODEL", shell_complete=complete_model, help="The same as MODEL.")
 @click.option(
     "--adapter",
     "adapters",
@@ -59,6 +60,7 @@ _DEMO = {"summarize": "demo:summarize", "professional": "demo:professional", "fr
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
 @click.option(
     "--token",
+    "--api-key",
     envvar="EDGECAL_TOKEN",
     show_envvar=True,
     help="Asked of every request. In the network one is made and printed unless given.",
@@ -68,7 +70,16 @@ _DEMO = {"summarize": "demo:summarize", "professional": "demo:professional", "fr
 @click.option(
     "--folder", type=click.Path(path_type=Path), help="Adapters and calibrations may be loaded from it at run time."
 )
-@click.option("--batch", type=click.IntRange(1, 256), default=8, show_default=True, help="Answers at a time.")
+@click.option(
+    "--batch",
+    "--parallel",
+    "-np",
+    "batch",
+    type=click.IntRange(1, 256),
+    default=8,
+    show_default=True,
+    help="Answers at a time.",
+)
 @click.option("--queue", type=click.IntRange(0), default=64, show_default=True, help="Requests that may wait.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Of one answer.")
 @click.option("--timeout", type=click.FloatRange(0.1), default=600.0, show_default=True, help="Seconds of one request.")
@@ -78,7 +89,8 @@ _DEMO = {"summarize": "demo:summarize", "professional": "demo:professional", "fr
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but refusals.")
 @click.option("--json", "as_json", is_flag=True, help="Address and token as one JSON object on stdout.")
 def command(
-    model: str,
+    model: str | None,
+    named: str | None,
     adapters: tuple[str, ...],
     calibrations: tuple[str, ...],
     recipes: tuple[str, ...],
@@ -103,6 +115,9 @@ def command(
     Adapters, recipes and calibrations are names there: a request chooses among them, or composes its own.
     docs/server.md has every route and field.
     """
+    if model is not None and named is not None:
+        raise click.UsageError(f"the model is given twice: {model!r} and {named!r} (-m)")
+    model = model or named or "demo"
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
@@ -240,21 +255,8 @@ class _Service:
         from ..engine import Engine
         from ..server import Served
 
-        loading = self._loading
         with model_named(self._model) as path:
-            engine = Engine.load(
-                path,
-                weights=loading.weights,
-                group_size=loading.group_size,
-                adapters=self._adapters,
-                backend=loading.backend,
-                cache_dtype=loading.cache_dtype,
-                threads=loading.threads,
-                prefill_threads=loading.prefill_threads,
-                context=loading.context,
-                revision=loading.revision,
-                offline=loading.offline,
-            )
+            engine = Engine.load(path, adapters=self._adapters, **vars(self._loading))
         name = Path(self._model).name.removesuffix(".gguf") or self._model
         options = self._options
         return Served(
