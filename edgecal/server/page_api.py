@@ -187,6 +187,8 @@ async def _events(
     served, outcome, began = context.served, Outcome(), time.perf_counter()
     alone = not served.running.n_running and not served.running.n_waiting
     exact = alone and reset_peak()
+    # What the process held when it was loaded may have gone back to the system since.
+    idle = resident() if exact else served.idle_bytes
     first_s = 0.0
     async for piece in answer(context, request, outcome, context.client(http)):
         now = time.perf_counter() - began
@@ -214,8 +216,8 @@ async def _events(
         "passes": [_pass(one) for one in outcome.passes],
         "extra_parameters": max((one.extra_parameters for one in compiled if one is not None), default=0),
         "calibrated": calibration is not None,
-        "peak_bytes": peak_resident() if exact else None,
-        "idle_bytes": served.idle_bytes,
+        "peak_bytes": max(peak_resident(), idle) if exact else None,  # the system counts per processor, a little late
+        "idle_bytes": idle,
         "resident_bytes": resident(),
         "scores": _scores(task, outcome.text, text, references),
     }
