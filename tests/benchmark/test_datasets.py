@@ -181,7 +181,7 @@ def test_a_set_of_the_hub(tmp_path):
         environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": SOURCES}
         environment.pop("HF_HUB_OFFLINE", None)
         command = [sys.executable, "-c", FETCH, *sources]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     first, pinned, other, missing = done.stdout.splitlines()
     assert first == pinned == "test_9" and hub.fetched() == {"test.jsonl"}

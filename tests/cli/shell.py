@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 MAIN = "from edgecal.cli import main; main()"
 # The terminal becomes the controlling one, so that a typed Ctrl-C arrives as a signal
 AT_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {MAIN}"
-PATIENCE = 120.0  # a bound for what hangs, not a measure: a busy machine takes its time
+PATIENCE = 600.0  # a bound for what hangs, not a measure: a busy machine takes its time
 
 
 SOURCES = os.pathsep.join(str(ROOT / folder) for folder in (".", "kernels", "weights"))  # of this checkout, all three

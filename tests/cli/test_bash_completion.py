@@ -27,7 +27,7 @@ def completed(line: str, home: Path) -> list[str]:
     paths = os.pathsep.join(str(Path(p).absolute()) for p in sys.path if p)
     environment = {**os.environ, "PYTHONPATH": paths, "EDGECAL_CACHE": str(home)}
     done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, env=environment, timeout=60, check=False
+        ["bash", "-c", script], capture_output=True, text=True, env=environment, timeout=300, check=False
     )
     assert "Traceback" not in done.stderr, done.stderr
     return [one for one in done.stdout.splitlines() if one]

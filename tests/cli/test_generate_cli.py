@@ -161,7 +161,7 @@ def test_ctrl_c_in_the_middle_of_a_stream(folder, as_json):
             assert process.stdout is not None
             first = process.stdout.read(3)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
     if as_json:
         assert json.loads(out)["finish_reason"] == "interrupted"

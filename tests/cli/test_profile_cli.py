@@ -214,7 +214,7 @@ def test_ctrl_c_gives_what_was_measured(folder):
     with killed_at_the_end(process):
         wait_for_work(process, 12)
         os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
     report = json.loads(out)
     assert report["interrupted"] is True and report["methods"][0]["decodes"][0]["runs"]

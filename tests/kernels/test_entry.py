@@ -74,5 +74,5 @@ def test_an_address_is_of_the_code_that_a_call_has_left_on_disk(tmp_path):
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
     for way, found in ("call", "1 0"), ("address", "0 1"):
         command = [sys.executable, str(tmp_path / "kept.py"), way]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
         assert done.stdout.strip() == found, done.stderr

@@ -56,7 +56,7 @@ class Running:
         return self.served.engine
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, **options)
+        return httpx.Client(base_url=self.url, timeout=300, **options)
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def running(load: Callable[[], Served], options: ServerOptions | None = None) ->
             yield Running(url, app.context.served, app.context)
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(60)
             assert not thread.is_alive(), "the server did not end"
 
 

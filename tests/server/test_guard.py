@@ -118,7 +118,7 @@ def wait_until_idle(server: Running) -> None:
 def raw(server: Running, content: bytes, length: int | None = None) -> socket.socket:
     """A connection on which this was sent, of a body that is said to have `length` bytes."""
     host, _, port = server.url.removeprefix("http://").partition(":")
-    connection = socket.create_connection((host, int(port)), timeout=20)
+    connection = socket.create_connection((host, int(port)), timeout=60)
     head = ("POST /v1/chat/completions HTTP/1.1", "Host: localhost", f"Authorization: Bearer {TOKEN}",
             f"Content-Length: {length or len(content)}", "", "")  # fmt: skip
     connection.sendall("\r\n".join(head).encode() + content)
@@ -248,7 +248,7 @@ def test_health_while_loading(folder):
         listener.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=20) as http:
+        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as http:
             assert http.get("/health").status_code == 503
             found = http.post("/v1/chat/completions", json=HI)
             assert found.status_code == 503 and found.headers["retry-after"]
@@ -257,7 +257,7 @@ def test_health_while_loading(folder):
                 time.sleep(0.005)
             assert http.post("/v1/chat/completions", json=HI).status_code == 200
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
 
 
 @pytest.mark.parametrize(
