@@ -73,17 +73,19 @@ def _peak() -> Measure:
     """Dot products of one block after another from registers, four blocks at a time to hide their latency."""
     from edgecal_kernels import blocks
 
+    begin, dot8, finish = blocks.BEGIN[8], blocks.DOT8[4], blocks.FINISH[4, 8]
+
     @numba.njit(parallel=True, nogil=True)
     def peak(lines: int, packed: int, ones: int, out: np.ndarray, n: int) -> None:
         for share in prange(out.shape[0]):
             first, second = blocks.low(blocks.load_lines(lines, 0)), blocks.high(blocks.load_lines(lines, 0))
-            a, b = blocks.begin(blocks.zeros4(), packed), blocks.begin(blocks.zeros4(), packed)
+            a, b = begin(blocks.zeros4(), packed), begin(blocks.zeros4(), packed)
             for _ in range(n):
-                a = blocks.dot8_nibbles(a, first, second, packed)
-                b = blocks.dot8_nibbles(b, first, second, packed)
+                a = dot8(a, first, second, packed)
+                b = dot8(b, first, second, packed)
             scale, sums = blocks.load_halves(ones, 0), blocks.zeros4()
-            sums = blocks.scale_and_add(sums, a, scale, packed)
-            sums = blocks.scale_and_add(sums, b, scale, packed)
+            sums = blocks.scale_and_add(sums, finish(a, packed), scale, packed)
+            sums = blocks.scale_and_add(sums, finish(b, packed), scale, packed)
             blocks.store(blocks.address(out[share]), blocks.TILES * 64, 64, sums)
 
     n, threads = 200_000, numba.get_num_threads()

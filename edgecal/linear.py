@@ -65,7 +65,6 @@ class Linear:
         if isinstance(pair.a, np.ndarray) and isinstance(pair.b, np.ndarray):
             self.ops.add_lora(x.x, pair.a, pair.b, h)
         elif pair.a is not None and pair.b is not None:
-            inner = self.ops.matmul(x, pair.a) * np.float32(pair.scaling)
-            h += self.ops.matmul(self.ops.Activations(inner), pair.b)
+            self.ops.add_packed_lora(x, pair.a, pair.b, pair.scaling, h)
         if pair.bias is not None:
             h += pair.bias

@@ -8,6 +8,8 @@ The tokens of a block are packed first, so that what a step needs of them lies t
 
     4 octets of columns, of each the 8 int8 of every token | start int32 | scale float32 | shift float32 per token
 
+start = -8 times the sum of the codes, shift = scale times that sum.
+
 Here addresses are int64, and everything is in bytes.
 """
 
@@ -28,6 +30,7 @@ intrinsic: Any = _numba_intrinsic
 TILES: int = isa.active().TILES
 TOKENS: int = isa.active().TOKENS
 TOKEN_BYTES = 44  # of a packed step
+_START_OFFSET = 8  # that of nibbles, whose dot products can start with what is packed
 
 _LINES = {n: Vector(f"I8x64x{n}", i8, 64 * n) if n > 1 else I8x64 for n in (1, 2)}
 _ROWS = {n: Vector(f"F32x16x{n}", f32, LANES * n) if n > 1 else F32x16 for n in (1, 2)}
@@ -98,10 +101,8 @@ write_int, write_long, write_float = (
 
 
 @kernel
-def pack(
-    x: int, x_scale: int, x_total: int, x_stride: int, stride: int, steps: int, factor: int, n: int, to: int
-) -> None:
-    """n tokens for `begin`, `dot8_*`, `scale_and_add`, `shift`; dot products start at `factor` times their sum.
+def pack(x: int, x_scale: int, x_total: int, x_stride: int, stride: int, steps: int, n: int, to: int) -> None:
+    """n tokens for BEGIN, DOT8, FINISH, `scale_and_add`, `shift`.
 
     The tokens' codes lie `x_stride` bytes apart, their scales and sums `stride` bytes.
     """
@@ -112,7 +113,7 @@ def pack(
         for token in range(n):
             total = read_int(x_total + token * stride + step * 4)
             scale = read_float(x_scale + token * stride + step * 4)
-            write_int(to + 32 * n + token * 4, types.int32(factor * total))
+            write_int(to + 32 * n + token * 4, types.int32(-_START_OFFSET * total))
             write_float(to + 36 * n + token * 4, scale)
             write_float(to + 40 * n + token * 4, scale * types.float32(total))
         to += TOKEN_BYTES * n
@@ -214,19 +215,31 @@ def _by_tile(builder: Any, block: Any, n: int) -> list[list[Any]]:
     return [parts[tile * n : tile * n + n] for tile in range(TILES)]
 
 
-@intrinsic
-def begin(context: Any, sums: Any, packed: Any) -> Any:
-    """The start values of a step's dot products. `sums` only says for how many tokens."""
-    n = _tokens(sums)
+def _starts(builder: Any, packed: Any, n: int, offset: int) -> list[Any]:
+    """Of each token, in all lanes: -offset times the sum of its codes."""
+    if offset == 0:
+        return [ir.Constant(ir.VectorType(i32, LANES), [0] * LANES)] * n
+    packed_starts = [isa.splat(builder, _read(builder, packed, 32 * n + 4 * token, i32), LANES) for token in range(n)]
+    if offset == _START_OFFSET:
+        return packed_starts
+    shift = (offset // _START_OFFSET).bit_length() - 1
+    return [builder.shl(start, ir.Constant(start.type, [shift] * LANES)) for start in packed_starts]
 
-    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-        start = [_read(builder, v[1], 32 * n + 4 * token, i32) for token in range(n)]
-        return isa.joined(builder, isa.begin(builder, start) * TILES)
 
-    return _DOTS[n](sums, types.int64), generate
+def _emit_begin(offset: int) -> Callable:
+    def typing(context: Any, sums: Any, packed: Any) -> Any:
+        """The start values of a step's dot products. `sums` only says for how many tokens."""
+        n = _tokens(sums)
+
+        def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+            return isa.joined(builder, isa.begin(builder, _starts(builder, v[1], n, offset)) * TILES)
+
+        return _DOTS[n](sums, types.int64), generate
+
+    return intrinsic(typing)
 
 
-def _emit_dot8(signed: bool) -> Callable:
+def _emit_dot8(bits: int) -> Callable:
     def typing(context: Any, dots: Any, first: Any, second: Any, packed: Any) -> Any:
         """dots += two lines of each tile times the octet of every token at `packed`."""
         n = _tokens(dots)
@@ -236,7 +249,7 @@ def _emit_dot8(signed: bool) -> Callable:
             lines = zip(isa.split(builder, v[1], TILES), isa.split(builder, v[2], TILES), strict=True)
             found: list[Any] = []
             for tile, pair in zip(_by_tile(builder, v[0], n), lines, strict=True):
-                found += isa.dot8(builder, tile, pair, octets, signed)
+                found += isa.dot8(builder, tile, pair, octets, bits)
             return isa.joined(builder, found)
 
         return dots(dots, first, second, types.int64), generate
@@ -244,11 +257,32 @@ def _emit_dot8(signed: bool) -> Callable:
     return intrinsic(typing)
 
 
-dot8_nibbles, dot8_int8 = _emit_dot8(signed=False), _emit_dot8(signed=True)
+# By what is added to a code before it is multiplied, and by the bits of a code
+_OFFSETS, _BITS = (0, 8, 32, 128), (4, 6, 8)
+BEGIN = {offset: _emit_begin(offset) for offset in _OFFSETS}
+DOT8 = {bits: _emit_dot8(bits) for bits in _BITS}
 
 
 def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.call(isa.declare(builder, "llvm.fma.v16f32", a.type, [a.type] * 3), [a, b, c])
+
+
+def _emit_finish(bits: int, offset: int) -> Callable:
+    def typing(context: Any, dots: Any, packed: Any) -> Any:
+        """The dot products of a step, after its last DOT8."""
+        n = _tokens(dots)
+
+        def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+            start = _starts(builder, v[1], n, offset)
+            tiles = [isa.finish(builder, tile, start, bits) for tile in _by_tile(builder, v[0], n)]
+            return isa.joined(builder, [dot for tile in tiles for dot in tile])
+
+        return dots(dots, types.int64), generate
+
+    return intrinsic(typing)
+
+
+FINISH = {(bits, offset): _emit_finish(bits, offset) for bits in _BITS for offset in _OFFSETS}
 
 
 @intrinsic
@@ -259,8 +293,7 @@ def scale_and_add(context: Any, sums: Any, dots: Any, scale: Any, packed: Any) -
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         found = []
         for tile, row_scale in enumerate(isa.split(builder, v[2], TILES)):
-            own_sums = _by_tile(builder, v[0], n)[tile]
-            own_dots = isa.finish(builder, _by_tile(builder, v[1], n)[tile])
+            own_sums, own_dots = (_by_tile(builder, part, n)[tile] for part in (v[0], v[1]))
             for token in range(n):
                 factor = isa.splat(builder, _read(builder, v[3], 36 * n + 4 * token, f32), LANES)
                 dots_now = builder.sitofp(own_dots[token], F32x16.llvm)
@@ -300,17 +333,28 @@ def multiply_rows(context: Any, sums: Any, rows: Any, distance: Any) -> Any:
     return sums(sums, types.int64, types.int64), generate
 
 
-@intrinsic
-def store(context: Any, out: Any, stride: Any, distance: Any, sums: Any) -> Any:
-    """Write a block; its tokens lie `stride` bytes apart, its tiles `distance`."""
-    n = _tokens(sums)
+def _emit_store(adding: bool) -> Callable:
+    def typing(context: Any, out: Any, stride: Any, distance: Any, sums: Any) -> Any:
+        """Write a block, or add it to what is there; its tokens lie `stride` bytes apart, its tiles `distance`.
 
-    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-        for tile, parts in enumerate(_by_tile(builder, v[3], n)):
-            for token, part in enumerate(parts):
-                place = builder.add(v[0], builder.mul(v[1], i64(token)))
-                place = builder.add(place, builder.mul(v[2], i64(tile)))
+        A tile may be its own second, so all is read before anything is written.
+        """
+        n = _tokens(sums)
+
+        def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+            rows = [builder.add(v[0], builder.mul(v[1], i64(token))) for token in range(n)]
+            places = [builder.add(row, builder.mul(v[2], i64(tile))) for tile in range(TILES) for row in rows]
+            parts = isa.split(builder, v[3], TILES * n)
+            if adding:
+                before = [_read(builder, place, 0, F32x16.llvm) for place in places]
+                parts = [builder.fadd(old, part) for old, part in zip(before, parts, strict=True)]
+            for place, part in zip(places, parts, strict=True):
                 builder.store(part, _at(builder, place, 0, F32x16.llvm)).align = 4
-        return context.get_dummy_value()
+            return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64, sums), generate
+        return types.void(types.int64, types.int64, types.int64, sums), generate
+
+    return intrinsic(typing)
+
+
+store, add_to = _emit_store(adding=False), _emit_store(adding=True)

@@ -11,16 +11,16 @@ jit.py therefore keeps a cache directory per content of all these files.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from . import isa, merging, reference
+from . import isa, merging
+from .adapter_product import add_packed_lora
 from .attention import attention
 from .cache_write import remember, rope
 from .decoder import Decoder, DecoderWeights
 from .dense import add_lora, dense_product
 from .elementwise import gated, layer_norm, rms_norm
 from .jit import preparing_seconds
-from .packed_matmul import packed_product
+from .packed_matmul import Activations, packed_product
 from .packing import pack_int8
 from .quant import Array, QuantizedTensor
 from .reference import embed
@@ -33,6 +33,7 @@ __all__ = [
     "NAME",
     "Activations",
     "add_lora",
+    "add_packed_lora",
     "attention",
     "build_decoder",
     "embed",
@@ -51,16 +52,7 @@ __all__ = [
 ]
 
 
-class Activations(reference.Activations):
-    __slots__ = ()
-
-    def rounded(self) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
-        if self._rounded is None:
-            self._rounded = quantize_rows(self.x)
-        return self._rounded
-
-
-def matmul(activations: reference.Activations, weight: QuantizedTensor | Array) -> Array:
+def matmul(activations: Activations, weight: QuantizedTensor | Array) -> Array:
     """As `reference.matmul`."""
     if isinstance(weight, np.ndarray):
         return dense_product(activations.x, weight)

@@ -47,9 +47,6 @@ def operand_offset(format: FormatSpec) -> int:
     return INT8_OFFSET if format.bits == 8 else format.code_offset
 
 
-OFFSETS = tuple(operand_offset(format) for format in SPECS.values())
-
-
 @kernel
 def int8_line(codes: Any, at: int) -> Any:
     return simd.as_operand(simd.load_bytes(codes, at))
@@ -140,6 +137,8 @@ def _block_kernel(format: FormatSpec) -> Any:
     """
     bits, has_minimum, has_row_scale = format.bits, format.has_minimum, format.has_row_scale
     lines, width = format.packing.step_bytes // 64, format.scale_dtype.itemsize
+    offset = operand_offset(format)
+    begin, dot8, finish = blocks.BEGIN[offset], blocks.DOT8[bits], blocks.FINISH[bits, offset]
 
     @kernel
     def block(
@@ -162,12 +161,12 @@ def _block_kernel(format: FormatSpec) -> Any:
             here = packed + step * n * TOKEN_BYTES
             for beyond in range(TILES):
                 _prefetch(at + beyond * far_codes, lines, scale + (group + beyond * far_group) * width, width)
-            dots = blocks.begin(sums, here)
+            dots = begin(sums, here)
             if bits == 8:
                 for octet in range(4):
                     one = blocks.as_operands(blocks.load_lines(at + octet * 128, far_codes))
                     two = blocks.as_operands(blocks.load_lines(at + octet * 128 + 64, far_codes))
-                    dots = blocks.dot8_int8(dots, one, two, here + octet * n * 8)
+                    dots = dot8(dots, one, two, here + octet * n * 8)
             else:
                 if bits == 6:
                     first_upper = blocks.load_lines(at + 256, far_codes)
@@ -183,8 +182,9 @@ def _block_kernel(format: FormatSpec) -> Any:
                         two = blocks.with_upper(two, first_upper, half * 2 + 1)
                         three = blocks.with_upper(three, second_upper, half * 2)
                         four = blocks.with_upper(four, second_upper, half * 2 + 1)
-                    dots = blocks.dot8_nibbles(dots, one, two, octets)
-                    dots = blocks.dot8_nibbles(dots, three, four, octets + n * 16)
+                    dots = dot8(dots, one, two, octets)
+                    dots = dot8(dots, three, four, octets + n * 16)
+            dots = finish(dots, here)
             if has_row_scale:
                 w_scale = blocks.load_signed_squares(scale + group, far_group)
             else:
@@ -204,6 +204,32 @@ VECTORS = {name: _vector_kernel(format) for name, format in SPECS.items()}
 BLOCKS = {name: _block_kernel(format) for name, format in SPECS.items()}
 FORMAT_NUMBER = {name: number for number, name in enumerate(SPECS)}  # by which `vector` and `block` choose
 vector, block = one_of(list(VECTORS.values())), one_of(list(BLOCKS.values()))
+
+
+_begin_int8, _dot8_int8, _finish_int8 = blocks.BEGIN[INT8_OFFSET], blocks.DOT8[8], blocks.FINISH[8, INT8_OFFSET]
+
+
+@kernel
+def add_block(
+    codes: int, scale: int, quads: int, packed: int, n: int, out: int, d: int, tile: int, beside: int, sums: Any
+) -> None:
+    """As `block` of int8, added to what `out` holds: an adapter's B*, whose tiles have `quads` column quads.
+
+    A line that is read after the last quad, of the next tile or of the padding, is multiplied by zeros.
+    """
+    n_groups = (quads + 7) // 8
+    far_codes, far_scale = beside * quads * 64, beside * n_groups * 32
+    for step in range(n_groups):
+        at, here = codes + (tile * quads + step * 8) * 64, packed + step * n * TOKEN_BYTES
+        dots = _begin_int8(sums, here)
+        for octet in range((min(8, quads - step * 8) + 1) // 2):
+            one = blocks.as_operands(blocks.load_lines(at + octet * 128, far_codes))
+            two = blocks.as_operands(blocks.load_lines(at + octet * 128 + 64, far_codes))
+            dots = _dot8_int8(dots, one, two, here + octet * n * 8)
+        dots = _finish_int8(dots, here)
+        w_scale = blocks.load_halves(scale + (tile * n_groups + step) * 32, far_scale)
+        sums = blocks.scale_and_add(sums, dots, w_scale, here)
+    blocks.add_to(out + tile * 64, d * 4, beside * 64, sums)
 
 
 @kernel

@@ -21,7 +21,6 @@ from .packed_kernels import (
     AHEAD,
     FORMAT_NUMBER,
     INT8_OFFSET,
-    OFFSETS,
     SIZES,
     ZERO,
     Sizes,
@@ -31,11 +30,17 @@ from .packed_kernels import (
     vector,
 )
 from .quant import QUARTER_ROWS, STEP, TILE_ROWS, Array, QuantizedTensor
-from .rounding import further
+from .rounding import further, pack_tokens, round_and_pack
 from .simd import dot4_int8, fma, load, load_half, mul, splat, splat_int, store
 
 _CHUNK_BYTES = 1 << 18  # of packed tokens at a time: a quarter of a usual second-level cache
-_WORTH_A_THREAD = 1 << 18  # bytes of weights times tokens that are worth waking other threads (20 us of work)
+WORTH_A_THREAD = 1 << 18  # bytes of weights times tokens that are worth waking other threads (20 us of work)
+
+
+@kernel
+def fitting_tokens(steps: int) -> int:
+    """How many packed tokens, which are read once per pair of tiles, stay in the second-level cache meanwhile."""
+    return max(_CHUNK_BYTES // (max(steps, 1) * TOKEN_BYTES) // TOKENS, 1) * TOKENS
 
 
 @kernel
@@ -66,44 +71,20 @@ def multiply(
         xs, scales, totals = further(x, first * k)
         vector(format, (codes, scale, extra, sizes, xs, scales, totals, out + first * d * 4, tiles))
         return
-    # Packed tokens are read once per pair of tiles and stay in the second-level cache meanwhile
-    fitting = max(_CHUNK_BYTES // (max(steps, 1) * TOKEN_BYTES) // TOKENS, 1) * TOKENS
-    most = min(fitting, (last - first + TOKENS - 1) // TOKENS * TOKENS)
+    most = min(fitting_tokens(steps), (last - first + TOKENS - 1) // TOKENS * TOKENS)
     buffer = np.empty(most * steps * TOKEN_BYTES, np.uint8)
     while first < last:
         n = min(most, last - first)
         # In the loop, or Numba gives the buffer back before it is used: an address keeps no array alive
         packed = blocks.address(buffer)
         here = further(x, first * k)
-        _pack_tokens(here, n, k, OFFSETS[format], packed)
-        _multiply_packed(format, codes, scale, extra, sizes, here, packed, n, out + first * d * 4, tiles)
+        pack_tokens(here, n, k, packed)
+        multiply_packed(format, codes, scale, extra, sizes, here, packed, n, out + first * d * 4, tiles)
         first += n
 
 
 @kernel
-def _pack_tokens(x: Any, n: int, k: int, offset: int, packed: int) -> None:
-    """n tokens as `block` wants them: blocks of TOKENS, then of two. An odd one is left to `vector`."""
-    xs, scales, totals = x
-    steps, stride = k // 32, k // 32 * 4
-    whole, token = n // TOKENS * TOKENS, 0
-    while token < n - n % 2:
-        width = TOKENS if token < whole else 2
-        blocks.pack(
-            xs + token * k,
-            scales + token * stride,
-            totals + token * stride,
-            k,
-            stride,
-            steps,
-            -offset,
-            width,
-            packed + token * steps * TOKEN_BYTES,
-        )
-        token += width
-
-
-@kernel
-def _multiply_packed(
+def multiply_packed(
     format: int,
     codes: int,
     scale: int,
@@ -115,7 +96,7 @@ def _multiply_packed(
     out: int,
     tiles: Any,
 ) -> None:
-    """n tokens, at x and as `_pack_tokens` left them, against a range of tiles, TILES at a time."""
+    """n tokens, at x and as `pack_tokens` left them, against a range of tiles, TILES at a time."""
     k, d = sizes.k, sizes.d
     token_bytes, whole = k // 32 * TOKEN_BYTES, n // TOKENS * TOKENS
     for tile in range(tiles[0], tiles[1], TILES):
@@ -184,6 +165,7 @@ def _multiply_share(
     x: Any,
     x_scale: Any,
     x_total: Any,
+    packed: Any,
     out: Any,
     share: int,
     shares: int,
@@ -195,16 +177,24 @@ def _multiply_share(
     rounded, target = (blocks.address(x), blocks.address(x_scale), blocks.address(x_total)), blocks.address(out)
     first, last = pairs * share // shares * TILES, pairs * (share + 1) // shares * TILES
     tiles = (first, min(last, n_tiles))
-    multiply(format, codes, scale, extra, sizes, rounded, ZERO, n, target, tiles)
-    begin, end, quarters = n * share // shares, n * (share + 1) // shares, (ZERO, n_quarters)
     k, d, column = sizes.k, sizes.d, n_tiles * 16
+    if n == 1:
+        xs, scales, totals = rounded
+        vector(format, (codes, scale, extra, sizes, xs, scales, totals, target, tiles))
+    at, most, of_tokens = 0, fitting_tokens(k // 32), blocks.address(packed)
+    while at < n > 1:
+        here, there = further(rounded, at * k), of_tokens + at * (k // 32) * TOKEN_BYTES
+        multiply_packed(format, codes, scale, extra, sizes, here, there, min(most, n - at), target + at * d * 4, tiles)
+        at += most
+    begin, end, quarters = n * share // shares, n * (share + 1) // shares, (ZERO, n_quarters)
     multiply_quarters(quarter_codes, quarter_scale, k, d, rounded, begin, end, target, column, quarters)
 
 
 call_share, share_code = by_address(
     _multiply_share,
     *(types.int64, types.UniTuple(types.int64, 5), SIZES, types.UniTuple(types.int64, 2)),
-    *(types.int8[::1], types.float32[:, ::1], types.int32[:, ::1], types.float32[:, ::1], types.int64, types.int64),
+    *(types.int8[::1], types.float32[:, ::1], types.int32[:, ::1], types.uint8[::1], types.float32[:, ::1]),
+    *(types.int64, types.int64),
 )
 
 
@@ -218,11 +208,12 @@ def _multiply(
     x: Any,
     x_scale: Any,
     x_total: Any,
+    packed: Any,
     out: Any,
     shares: int,
 ) -> None:
     for share in prange(shares):
-        call_share(code, format, places, sizes, counts, x, x_scale, x_total, out, np.int64(share), shares)
+        call_share(code, format, places, sizes, counts, x, x_scale, x_total, packed, out, np.int64(share), shares)
 
 
 def extra_address(weight: QuantizedTensor) -> int:
@@ -235,7 +226,7 @@ def address(array: NDArray | None) -> int:
     return 0 if array is None or array.size == 0 else int(array.ctypes.data)
 
 
-class _Known(NamedTuple):
+class Known(NamedTuple):
     """What a product asks of its weight; asking it anew took as long as the products of a short prompt's adapters."""
 
     format: int
@@ -245,15 +236,22 @@ class _Known(NamedTuple):
     nbytes: int
 
 
-_KNOWN: WeakKeyDictionary[QuantizedTensor, _Known] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[QuantizedTensor, Known] = WeakKeyDictionary()
 
 
-def _known(weight: QuantizedTensor) -> _Known:
+def known(weight: QuantizedTensor) -> Known:
     """Its arrays stay where they are as long as it lives."""
+    found = _KNOWN.get(weight)
+    if found is None:
+        found = _KNOWN[weight] = _ask(weight)
+    return found
+
+
+def _ask(weight: QuantizedTensor) -> Known:
     n_tiles, n_quarters = weight.n_tiles, weight.n_quarters
     columns, rows = -(-weight.shape[1] // STEP) * STEP, n_tiles * TILE_ROWS + n_quarters * QUARTER_ROWS
     whole = address(weight.codes), address(weight.scale), extra_address(weight)
-    return _Known(
+    return Known(
         FORMAT_NUMBER[weight.format],
         (*whole, address(weight.quarter_codes), address(weight.quarter_scale)),
         Sizes(weight.tile_lines, weight.n_groups, weight.group_size // STEP, columns, rows),
@@ -262,16 +260,34 @@ def _known(weight: QuantizedTensor) -> _Known:
     )
 
 
-def packed_product(activations: reference.Activations, weight: QuantizedTensor) -> Array:
+class Activations(reference.Activations):
+    """As `reference.Activations`, packed for the kernels by all threads when it is first needed."""
+
+    __slots__ = ("_packed",)
+
+    def __init__(self, x: Array) -> None:
+        super().__init__(x)
+        self._packed: NDArray[np.uint8] | None = None
+
+    def rounded(self) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
+        return self.packed()[:3]
+
+    def packed(self) -> tuple[NDArray[np.int8], Array, NDArray[np.int32], NDArray[np.uint8]]:
+        """Codes, scales, sums, and the same in blocks of tokens, as `rounding.round_and_pack`."""
+        if self._rounded is None or self._packed is None:
+            codes, scale, total, self._packed = round_and_pack(self.x)
+            self._rounded = codes, scale, total
+        return *self._rounded, self._packed
+
+
+def packed_product(activations: Activations, weight: QuantizedTensor) -> Array:
     """x (T, k) times a packed weight (d, k), transposed: float32 (T, d)."""
-    x, x_scale, x_total = activations.rounded()
-    known = _KNOWN.get(weight)
-    if known is None:
-        known = _KNOWN[weight] = _known(weight)
-    sizes, n_tiles = known.sizes, known.counts[0]
+    x, x_scale, x_total, packed = activations.packed()
+    of = known(weight)
+    sizes, n_tiles = of.sizes, of.counts[0]
     out = np.empty((len(x), sizes.d), np.float32)
-    arguments = (known.format, known.places, sizes, known.counts, x.reshape(-1), x_scale, x_total, out)
-    if known.nbytes * len(x) < _WORTH_A_THREAD:
+    arguments = (of.format, of.places, sizes, of.counts, x.reshape(-1), x_scale, x_total, packed, out)
+    if of.nbytes * len(x) < WORTH_A_THREAD:
         _multiply_share(*arguments, 0, 1)
     else:
         _multiply(share_code(), *arguments, max(min((n_tiles + TILES - 1) // TILES, numba.get_num_threads()), 1))

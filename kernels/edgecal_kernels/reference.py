@@ -93,6 +93,14 @@ def add_lora(x: Array, a: Array, b: Array, out: Array) -> None:
     out += (x @ a.T) @ b.T
 
 
+def add_packed_lora(
+    activations: Activations, a: QuantizedTensor, b: QuantizedTensor, factor: float, out: Array
+) -> None:
+    """out (T, d) += factor * (x a^T) b^T, in place; a (R, k), b (d, R), `factor` a power of two."""
+    inner = matmul(activations, a) * np.float32(factor)
+    out += matmul(Activations(inner), b)
+
+
 def pack_int8(w: Array, factor: float = 1.0) -> QuantizedTensor:
     """w float32 (d, k) times `factor`, at most 1 in absolute value, in int8. QuantizationError where not finite."""
     return quantize(w * np.float32(factor), "int8")

@@ -1,14 +1,16 @@
-"""Activations rounded to int8, a scale per 32 columns: what the integer products multiply."""
+"""Activations rounded to int8, a scale per 32 columns: what the integer products multiply, by token or in blocks."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
 from . import blocks, simd
+from .blocks import TOKEN_BYTES, TOKENS
 from .jit import kernel, parallel
 from .quant import STEP, Array
 from .simd import add, mul, splat
@@ -24,7 +26,7 @@ def quantize_row(x: int, k: int, rounded: Any) -> None:
     for step in range(k // 32):
         at = step * 32
         a, b = simd.load(x, at), simd.load(x, at + 16)
-        extreme = simd.max_lanes(simd.maximum(simd.absolute(a), simd.absolute(b)))
+        extreme = simd.extreme(a, b)
         inverse = np.float32(0.0)
         if extreme > 0:
             inverse = np.float32(127.0) / extreme
@@ -32,7 +34,7 @@ def quantize_row(x: int, k: int, rounded: Any) -> None:
         simd.store_int8(codes, at, a)
         simd.store_int8(codes, at + 16, b)
         simd.store_one(scale, step, extreme / np.float32(127.0))
-        simd.store_one_int32(total, step, simd.sum_lanes(add(a, b)))
+        blocks.write_int(total + step * 4, simd.sum_whole(add(a, b)))
 
 
 @kernel
@@ -43,34 +45,61 @@ def further(rounded: Any, n: int) -> Any:
 
 
 @kernel
-def _quantize_one(x: Any, codes: Any, scale: Any, total: Any, row: int) -> None:
-    k = x.shape[1]
-    first = blocks.address(codes), blocks.address(scale), blocks.address(total)
-    quantize_row(blocks.address(x) + row * k * 4, k, further(first, row * k))
+def pack_tokens(rounded: Any, n: int, k: int, packed: int) -> None:
+    """n tokens as `blocks` wants them: blocks of TOKENS, then of two. An odd one is left out."""
+    codes, scale, total = rounded
+    steps, stride = k // 32, k // 32 * 4
+    whole, token = n // TOKENS * TOKENS, 0
+    while token < n - n % 2:
+        width = TOKENS if token < whole else 2
+        codes_of, scale_of, total_of = codes + token * k, scale + token * stride, total + token * stride
+        blocks.pack(codes_of, scale_of, total_of, k, stride, steps, width, packed + token * steps * TOKEN_BYTES)
+        token += width
 
 
 @kernel
-def _quantize_rows(x: Any, codes: Any, scale: Any, total: Any) -> None:
-    for row in range(x.shape[0]):
-        _quantize_one(x, codes, scale, total, row)
+def _round_share(x: Any, codes: Any, scale: Any, total: Any, packed: Any, share: int, shares: int) -> None:
+    n, k = x.shape
+    first, last = tokens_share(n, share, shares)
+    start = further((blocks.address(codes), blocks.address(scale), blocks.address(total)), first * k)
+    for row in range(last - first):
+        quantize_row(blocks.address(x) + (first + row) * k * 4, k, further(start, row * k))
+    pack_tokens(start, last - first, k, blocks.address(packed) + first * (k // 32) * TOKEN_BYTES)
+
+
+@kernel
+def tokens_share(n: int, share: int, shares: int) -> Any:
+    """A part of n tokens that begins with a whole block."""
+    n_blocks = (n + TOKENS - 1) // TOKENS
+    return n_blocks * share // shares * TOKENS, min(n_blocks * (share + 1) // shares * TOKENS, n)
 
 
 @parallel
-def _quantize_rows_together(x: Any, codes: Any, scale: Any, total: Any) -> None:
-    for row in prange(x.shape[0]):
-        _quantize_one(x, codes, scale, total, np.int64(row))
+def _round(x: Any, codes: Any, scale: Any, total: Any, packed: Any, shares: int) -> None:
+    for share in prange(shares):
+        _round_share(x, codes, scale, total, packed, np.int64(share), shares)
 
 
-def quantize_rows(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
-    """As `reference.quantize_rows`."""
+def round_and_pack(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32], NDArray[np.uint8]]:
+    """As `reference.quantize_rows`, and the same tokens packed for products with several."""
     n, k = x.shape
     steps = -(-k // STEP)
-    if k != steps * STEP:  # np.pad takes twenty times as long, and an adapter's inner product comes here in every layer
+    if k != steps * STEP:  # np.pad takes twenty times as long
         padded = np.zeros((n, steps * STEP), np.float32)
         padded[:, :k] = x
         x = padded
     codes = np.empty((n, steps * STEP), np.int8)
     scale, total = np.empty((n, steps), np.float32), np.empty((n, steps), np.int32)
-    run = _quantize_rows if x.size < _WORTH_ROUNDING_TOGETHER else _quantize_rows_together
-    run(np.ascontiguousarray(x), codes, scale, total)
+    packed = np.empty((n - n % 2) * steps * TOKEN_BYTES, np.uint8)
+    arrays = np.ascontiguousarray(x), codes, scale, total, packed
+    if x.size < _WORTH_ROUNDING_TOGETHER:
+        _round_share(*arrays, 0, 1)
+    else:
+        _round(*arrays, numba.get_num_threads())
+    return codes, scale, total, packed
+
+
+def quantize_rows(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
+    """As `reference.quantize_rows`."""
+    codes, scale, total, _ = round_and_pack(x)
     return codes, scale, total

@@ -225,7 +225,7 @@ def store_sums_of_four(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 def _emit_store_one(lane: ir.Type) -> Callable:
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], v[0], v[1], lane, lane)
-        if lane in (i8, i32):
+        if lane is i8:
             value = builder.fptosi(v[2], lane)
         elif lane is f16:
             value = builder.fptrunc(v[2], f16)
@@ -241,7 +241,6 @@ def _emit_store_one(lane: ir.Type) -> Callable:
 store_one = _operation(types.void, None, types.intp, types.float32)(_emit_store_one(f32))
 store_one_half = _operation(types.void, None, types.intp, types.float32)(_emit_store_one(f16))
 store_one_int8 = _operation(types.void, None, types.intp, types.float32)(_emit_store_one(i8))
-store_one_int32 = _operation(types.void, None, types.intp, types.float32)(_emit_store_one(i32))
 
 
 @_operation(types.void, None, types.intp, F32x16)
@@ -385,11 +384,6 @@ def maximum(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 
 
 @_operation(F32x16, F32x16)
-def absolute(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-    return _call(builder, "llvm.fabs.v16f32", F32x16.llvm, *v)
-
-
-@_operation(F32x16, F32x16)
 def round_even(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """Nearest whole number, ties to even, as numpy.rint."""
     return _call(builder, "llvm.rint.v16f32", F32x16.llvm, v[0])
@@ -411,6 +405,22 @@ def sum_lanes(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         low = isa.lanes(builder, value, 0, width)
         value = builder.fadd(low, isa.lanes(builder, value, width, width))
     return builder.extract_element(value, i32(0))
+
+
+@_operation(types.float32, F32x16, F32x16)
+def extreme(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """The largest absolute value of two vectors. Floats without their signs are ordered as their bits are, and whole
+    numbers have a maximum of one instruction; NaN is larger than all."""
+    mask = _constant(i32, LANES, 0x7FFFFFFF)
+    low, high = (builder.and_(builder.bitcast(value, I32x16.llvm), mask) for value in v)
+    larger = _call(builder, "llvm.umax.v16i32", I32x16.llvm, low, high)
+    return builder.bitcast(_call(builder, "llvm.vector.reduce.umax.v16i32", i32, larger), f32)
+
+
+@_operation(types.int32, F32x16)
+def sum_whole(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """Sum of lanes that hold whole numbers."""
+    return _call(builder, "llvm.vector.reduce.add.v16i32", i32, builder.fptosi(v[0], I32x16.llvm))
 
 
 @_operation(types.float32, F32x16)

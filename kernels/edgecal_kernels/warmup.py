@@ -67,6 +67,10 @@ def compile_all() -> float:
     tile_and_quarter = np.ones((20, 64), np.float32)
     ops.pack_int8(tile_and_quarter)
     ops.pack_int8(np.asfortranarray(tile_and_quarter))
+    pair = ops.pack_int8(np.ones((16, 64), np.float32)), ops.pack_int8(np.ones((64, 16), np.float32))
+    for n_tokens in (2, 512):
+        rows = np.ones((n_tokens, 64), np.float32)
+        ops.add_packed_lora(ops.Activations(rows), *pair, 1.0, rows.copy())
     ops.rms_norm(x, x[0], 1e-5)
     ops.layer_norm(x, x[0], x[0], 1e-5)
     ops.gated(x.copy(), x)

@@ -32,7 +32,7 @@ vector, block = packed_kernels.VECTORS["int8"], packed_kernels.BLOCKS["int8"]
 @numba.njit
 def multiply(codes, scale, sizes, x, x_scale, x_total, packed, one, four):
     vector(codes, scale, 0, sizes, x, x_scale, x_total, one, (0, 2))
-    blocks.pack(x, x_scale, x_total, 64, 8, 2, -packed_kernels.INT8_OFFSET, 4, packed)
+    blocks.pack(x, x_scale, x_total, 64, 8, 2, 4, packed)
     for tile in range(0, 2, blocks.TILES):
         block(codes, scale, 0, sizes, packed, 4, four, tile, blocks.TILES - 1, blocks.zeros4())
 

@@ -39,21 +39,22 @@ def octets(line, x, start, out):
     dots = simd.dot4_int8(simd.splat_int(start), simd.as_operand(simd.load_bytes(line, 0)), x, 0)
     simd.store(out, 0, simd.to_float(dots))
 
-@numba.njit
-def block_of_nibbles(lines, packed, ones, out):
-    first, second = blocks.load_lines(lines, 128), blocks.load_lines(lines + 64, 128)
-    dots = blocks.begin(blocks.zeros4(), packed)
-    dots = blocks.dot8_nibbles(dots, blocks.low(first), blocks.low(second), packed)
-    sums = blocks.scale_and_add(blocks.zeros4(), dots, blocks.load_halves(ones, 0), packed)
-    blocks.store(out, blocks.TILES * 64, 64, sums)
+def block_of(bits, offset, change):
+    begin, dot8, finish = blocks.BEGIN[offset], blocks.DOT8[bits], blocks.FINISH[bits, offset]
+
+    @numba.njit
+    def product(lines, packed, ones, out):
+        first, second = blocks.load_lines(lines, 128), blocks.load_lines(lines + 64, 128)
+        dots = dot8(begin(blocks.zeros4(), packed), change(first), change(second), packed)
+        dots = finish(dots, packed)
+        sums = blocks.scale_and_add(blocks.zeros4(), dots, blocks.load_halves(ones, 0), packed)
+        blocks.store(out, blocks.TILES * 64, 64, sums)
+
+    return product
 
 @numba.njit
-def block_of_octets(lines, packed, ones, out):
-    first, second = blocks.load_lines(lines, 128), blocks.load_lines(lines + 64, 128)
-    dots = blocks.begin(blocks.zeros4(), packed)
-    dots = blocks.dot8_int8(dots, blocks.as_operands(first), blocks.as_operands(second), packed)
-    sums = blocks.scale_and_add(blocks.zeros4(), dots, blocks.load_halves(ones, 0), packed)
-    blocks.store(out, blocks.TILES * 64, 64, sums)
+def as_it_is(lines):
+    return lines
 
 def keep(name, kernel, right):
     [assembly] = kernel.inspect_asm().values()
@@ -70,18 +71,25 @@ for kernel, weights, off in ((nibbles, line & 15, 0), (octets, line.view(np.int8
 
 rng = np.random.default_rng(0)
 tokens = rng.integers(-127, 128, (4, 8), np.int8)
+tokens[0], tokens[1] = 127, -127
 lines = rng.integers(0, 256, (blocks.TILES, 2, 64), np.uint8)
+lines[:, :, :16] = 255
 ones = np.ones(16, np.float16)
-for kernel, weights, off in ((block_of_nibbles, lines & 15, 0), (block_of_octets, lines.view(np.int8), offset)):
-    start = np.array([1, 20, 300, -4000], np.int32)
-    begun = start - off * tokens.sum(1, dtype=np.int32)
-    scale = np.ones(4, np.float32)
-    parts = tokens.view(np.uint8).ravel(), np.zeros(96, np.uint8), begun.view(np.uint8), scale.view(np.uint8)
+sixes, octets = lines & 63, lines.view(np.int8)
+for bits, off, change, stored, meant in (
+    (4, 8, blocks.low, lines, (lines & 15).astype(int) - 8),
+    (4, 0, blocks.low, lines, (lines & 15).astype(int)),
+    (6, 32, as_it_is, sixes, sixes.astype(int) - 32),
+    (8, offset, blocks.as_operands, octets, octets.astype(int)),
+):
+    kernel = block_of(bits, off, change)
+    start, scale = -8 * tokens.sum(1, dtype=np.int32), np.ones(4, np.float32)
+    parts = tokens.view(np.uint8).ravel(), np.zeros(96, np.uint8), start.view(np.uint8), scale.view(np.uint8)
     packed = np.concatenate(parts)
     out = np.empty((4, blocks.TILES, 16), np.float32)
-    kernel(lines.ctypes.data, packed.ctypes.data, ones.ctypes.data, out.ctypes.data)
-    rows = weights.reshape(-1, 2, 16, 4).transpose(0, 2, 1, 3).reshape(-1, 8).astype(int)
-    keep(kernel.__name__, kernel, np.array_equal(out.reshape(4, -1), start[:, None] + tokens @ rows.T))
+    kernel(stored.ctypes.data, packed.ctypes.data, ones.ctypes.data, out.ctypes.data)
+    rows = meant.reshape(-1, 2, 16, 4).transpose(0, 2, 1, 3).reshape(-1, 8)
+    keep(f"block of {bits} bits, offset {off}", kernel, np.array_equal(out.reshape(4, -1), tokens @ rows.T))
 print(json.dumps(found))
 """
 

@@ -139,6 +139,12 @@ for format in (*FORMATS, "of an adapter"):
     rows = [fast.matmul(fast.Activations(row[None]), weight) for row in x]
     same = np.array_equal(fast.matmul(fast.Activations(x), weight), np.concatenate(rows))
     errors[f"{format}, batch against rows"] = float(not same)
+    # The largest codes, whose sums must not leave the integers that an instruction adds in
+    largest = np.repeat(np.array([1, -1, 1, -1], np.float32), 4)[:, None] * np.ones((16, 96), np.float32)
+    weight = quantize(largest, format) if format in FORMATS else fast.pack_int8(largest)
+    x = np.repeat(np.array([[1], [-1]], np.float32), 4, axis=0) * np.ones((8, 96), np.float32)
+    expected = reference.matmul(reference.Activations(x), weight)
+    errors[f"{format}, largest codes"] = float(np.abs(fast.matmul(fast.Activations(x), weight) - expected).max() / 96)
 print(json.dumps([fast.isa.active_name(), errors]))
 """
 

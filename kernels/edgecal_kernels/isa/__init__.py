@@ -15,11 +15,12 @@ A file gives five names:
 The matrix kernel takes two lines of weights, eight columns, at a time for all tokens of a block. What it asks for is
 made of `dot4` here; an instruction that does better with several tokens replaces the three together:
 
-    begin(builder, start)          sums of a block: one vector per token, in an order of the file's own
-    dot8(builder, sums, lines, octets, signed)
+    begin(builder, start)          sums of a block: one <16 x i32> per token, whose meaning is the file's own
+    dot8(builder, sums, lines, octets, bits)
                                    sums + dot products of two lines with each token's 8 int8, which lie token after
-                                   token at the pointer `octets`
-    finish(builder, sums)          one <16 x i32> per token, lane = row
+                                   token at the pointer `octets`; `bits` of a code: 4, 6, or 8 (plus INT8_OFFSET)
+    finish(builder, sums, start, bits)
+                                   one <16 x i32> per token, lane = row; with `start`, where `begin` left it out
 
 A process has one of them, from the first kernel that is defined to its end: constants of the file are parts of kernels,
 of the folder that they are kept in, and of the Python code around them.
@@ -71,28 +72,28 @@ def active_name() -> str:
 
 
 def begin(builder: Any, start: Sequence[Any]) -> list[Any]:
-    """Sums of a block in the active file's order; `start` holds an i32 per token."""
+    """Sums of a block in the active file's order; `start` holds a <16 x i32> per token, all its lanes equal."""
     own = getattr(active(), "begin", None)
-    return own(builder, start) if own else [splat(builder, value, 16) for value in start]
+    return own(builder, start) if own else list(start)
 
 
-def dot8(builder: Any, sums: Sequence[Any], lines: Sequence[Any], octets: Any, signed: bool) -> list[Any]:
+def dot8(builder: Any, sums: Sequence[Any], lines: Sequence[Any], octets: Any, bits: int) -> list[Any]:
     own = getattr(active(), "dot8", None)
     if own:
-        return own(builder, sums, lines, octets, signed)
+        return own(builder, sums, lines, octets, bits)
     fours = builder.bitcast(octets, ir.IntType(32).as_pointer())
     found = []
     for token, acc in enumerate(sums):
         for half, line in enumerate(lines):
             four = builder.load(builder.gep(fours, [ir.IntType(32)(2 * token + half)]))
-            acc = active().dot4(builder, acc, line, splat(builder, four, 16), signed)
+            acc = active().dot4(builder, acc, line, splat(builder, four, 16), bits == 8)
         found.append(acc)
     return found
 
 
-def finish(builder: Any, sums: Sequence[Any]) -> list[Any]:
+def finish(builder: Any, sums: Sequence[Any], start: Sequence[Any], bits: int) -> list[Any]:
     own = getattr(active(), "finish", None)
-    return own(builder, sums) if own else list(sums)
+    return own(builder, sums, start, bits) if own else list(sums)
 
 
 # -------------------------------------------------------------------------- LLVM helpers that every file needs
@@ -102,6 +103,12 @@ def declare(builder: Any, name: str, result: ir.Type, arguments: Sequence[ir.Typ
     """The LLVM intrinsic `name`, declared once per module."""
     known = builder.module.globals.get(name)
     return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def pinned(builder: Any, value: Any, register: str) -> Any:
+    """The same value, in a register of that class (a letter of LLVM's) and at this place of the order of work: the
+    optimizer does not see through it."""
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", f"={register},0", [value], side_effect=False)
 
 
 def splat(builder: Any, value: Any, n: int) -> Any:

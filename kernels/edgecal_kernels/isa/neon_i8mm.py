@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import declare, joined, neon_dotprod, pick, splat, split
+from . import declare, joined, neon_dotprod, pick, split
 
 INT8_OFFSET, VECTORS, TOKENS, TILES = 0, 8, 4, 1
 dot4 = neon_dotprod.dot4
@@ -22,12 +22,12 @@ _INTS, _OCTETS = ir.VectorType(ir.IntType(32), 4), ir.VectorType(ir.IntType(8), 
 def begin(builder: Any, start: Sequence[Any]) -> list[Any]:
     sums = []
     for even, odd in zip(start[::2], start[1::2], strict=True):
-        pair = pick(builder, splat(builder, even, 16), splat(builder, odd, 16), [0, 16] * 8)
+        pair = pick(builder, even, odd, [0, 16] * 8)
         sums += [pair, pair]
     return sums
 
 
-def dot8(builder: Any, sums: Sequence[Any], lines: Sequence[Any], octets: Any, signed: bool) -> list[Any]:
+def dot8(builder: Any, sums: Sequence[Any], lines: Sequence[Any], octets: Any, bits: int) -> list[Any]:
     smmla = declare(builder, "llvm.aarch64.neon.smmla.v4i32.v16i8", _INTS, [_INTS, _OCTETS, _OCTETS])
     first, second = (builder.bitcast(line, ir.VectorType(ir.IntType(32), 16)) for line in lines)
     rows = [  # of eight columns, two to a register
@@ -44,7 +44,7 @@ def dot8(builder: Any, sums: Sequence[Any], lines: Sequence[Any], octets: Any, s
     return found
 
 
-def finish(builder: Any, sums: Sequence[Any]) -> list[Any]:
+def finish(builder: Any, sums: Sequence[Any], start: Sequence[Any], bits: int) -> list[Any]:
     found = []
     for first, second in zip(sums[::2], sums[1::2], strict=True):
         found += [pick(builder, first, second, range(odd, 32, 2)) for odd in (0, 1)]

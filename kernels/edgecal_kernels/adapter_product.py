@@ -1,0 +1,166 @@
+"""An adapter in int8 on top of a product: out += scaling * B* (A* x), for the tokens of a prompt.
+
+The threads share the tokens of A* x, whose rows are few, and then the tiles of B*. What lies between them, rounded and
+packed, is a few kilobytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from numba import prange, types
+from numpy.typing import NDArray
+
+from . import blocks
+from .blocks import TILES, TOKEN_BYTES, TOKENS
+from .function_pointer import by_address
+from .jit import kernel, parallel
+from .packed_kernels import FORMAT_NUMBER, SIZES, ZERO, add_block
+from .packed_matmul import (
+    WORTH_A_THREAD,
+    Activations,
+    add_int8,
+    address,
+    fitting_tokens,
+    known,
+    multiply_packed,
+    multiply_quarters,
+    packed_product,
+)
+from .quant import STEP, Array, QuantizedTensor
+from .rounding import further, pack_tokens, quantize_row, tokens_share
+
+_INT8 = np.int64(FORMAT_NUMBER["int8"])
+_ROUNDED = types.UniTuple(types.int64, 4)  # addresses of tokens: codes, scales, sums, and the same packed
+
+
+@kernel
+def _beyond(tokens: Any, n: int, k: int) -> Any:
+    """The addresses of tokens n tokens of k columns later, n whole blocks."""
+    codes, scale, total, packed = tokens
+    return *further((codes, scale, total), n * k), packed + n * (k // 32) * TOKEN_BYTES
+
+
+@kernel
+def _inner_share(
+    a: Any, sizes: Any, counts: Any, n: int, x: Any, values: int, inner: Any, factor: float, share: int, shares: int
+) -> None:
+    """A* x of a part of n tokens: in float32 at `values`, then rounded, times `factor`, and packed at `inner`.
+
+    a: addresses as in `packed_matmul`; sizes.d columns of `values`, in whole steps, those that A* does not write zeros.
+    """
+    codes, scale, _, quarter_codes, quarter_scale = a
+    first, last = tokens_share(n, share, shares)
+    k, width, most, at = sizes.k, sizes.d, fitting_tokens(sizes.k // 32), first
+    while at < last:
+        rows, out = min(most, last - at), values + at * width * 4
+        xs, scales, totals, packed = _beyond(x, at, k)
+        tokens = xs, scales, totals
+        multiply_packed(_INT8, codes, scale, ZERO, sizes, tokens, packed, rows, out, (ZERO, counts[0]))
+        quarters, column = (ZERO, counts[1]), counts[0] * 16
+        multiply_quarters(quarter_codes, quarter_scale, k, width, tokens, ZERO, rows, out, column, quarters)
+        at += rows
+    to_codes, to_scale, to_total, to_packed = _beyond(inner, first, width)
+    rounded = to_codes, to_scale, to_total
+    for row in range(last - first):
+        own = further(rounded, row * width)
+        quantize_row(values + (first + row) * width * 4, width, own)
+        for step in range(width // 32):  # a power of two: as good as scaling the values
+            blocks.write_float(own[1] + step * 4, blocks.read_float(own[1] + step * 4) * factor)
+    pack_tokens(rounded, last - first, width, to_packed)
+
+
+@kernel
+def _outer_share(
+    codes: int, scale: int, quads: int, n_tiles: int, n: int, inner: Any, width: int, out: int, share: int, shares: int
+) -> None:
+    """out += B* times n tokens of `width` columns at `inner`, for a part of the tiles. `codes`, `scale`: of B*."""
+    xs, scales, totals, packed = inner
+    pairs, d, token_bytes = (n_tiles + TILES - 1) // TILES, n_tiles * 16, width // 32 * TOKEN_BYTES
+    first, last = pairs * share // shares * TILES, min(pairs * (share + 1) // shares * TILES, n_tiles)
+    whole = n // TOKENS * TOKENS
+    for tile in range(first, last, TILES):
+        beside = min(TILES, last - tile) - 1
+        for token in range(0, whole, TOKENS):
+            here, there = packed + token * token_bytes, out + token * d * 4
+            if TOKENS == 4:
+                add_block(codes, scale, quads, here, 4, there, d, tile, beside, blocks.zeros4())
+            else:
+                add_block(codes, scale, quads, here, 2, there, d, tile, beside, blocks.zeros2())
+        if n - whole >= 2:
+            here, there = packed + whole * token_bytes, out + whole * d * 4
+            add_block(codes, scale, quads, here, 2, there, d, tile, beside, blocks.zeros2())
+        if n % 2:
+            token = further((xs, scales, totals), (n - 1) * width)
+            add_int8(codes, scale, quads, token, out + (n - 1) * d * 4, (tile, tile + beside + 1))
+
+
+_call_inner, _inner_code = by_address(
+    _inner_share,
+    *(types.UniTuple(types.int64, 5), SIZES, types.UniTuple(types.int64, 2), types.int64, _ROUNDED, types.int64),
+    *(_ROUNDED, types.float32, types.int64, types.int64),
+)
+_call_outer, _outer_code = by_address(
+    _outer_share,
+    *(types.int64, types.int64, types.int64, types.int64, types.int64, _ROUNDED, types.int64, types.int64),
+    *(types.int64, types.int64),
+)
+
+
+@parallel
+def _inner_shares(
+    code: int,
+    a: Any,
+    sizes: Any,
+    counts: Any,
+    n: int,
+    x: Any,
+    values: int,
+    inner: Any,
+    factor: float,
+    shares: int,
+) -> None:
+    for share in prange(shares):
+        _call_inner(code, a, sizes, counts, n, x, values, inner, factor, np.int64(share), shares)
+
+
+@parallel
+def _outer_shares(
+    code: int, codes: int, scale: int, quads: int, n_tiles: int, n: int, inner: Any, width: int, out: int, shares: int
+) -> None:
+    for share in prange(shares):
+        _call_outer(code, codes, scale, quads, n_tiles, n, inner, width, out, np.int64(share), shares)
+
+
+def add_packed_lora(
+    activations: Activations, a: QuantizedTensor, b: QuantizedTensor, factor: float, out: Array
+) -> None:
+    """As `reference.add_packed_lora`."""
+    if b.n_quarters:  # the odd rows of B* have no kernel that adds
+        low = packed_product(activations, a) * np.float32(factor)
+        out += packed_product(Activations(low), b)
+        return
+    of_a, of_b = known(a), known(b)
+    n, n_tiles, width = len(out), b.n_tiles, -(-of_a.sizes.d // STEP) * STEP
+    values, inner_arrays = np.zeros((n, width), np.float32), _room(n, width)
+    x, inner = (tuple(address(array) for array in arrays) for arrays in (activations.packed(), inner_arrays))
+    first = of_a.places, of_a.sizes._replace(d=width), of_a.counts, n, x, address(values), inner, np.float32(factor)
+    second = *of_b.places[:2], of_b.sizes.tile_lines, n_tiles, n, inner, width, address(out)
+    threads = numba.get_num_threads()
+    if of_a.nbytes * n < WORTH_A_THREAD:
+        _inner_share(*first, 0, 1)
+    else:
+        _inner_shares(_inner_code(), *first, threads)
+    if of_b.nbytes * n < WORTH_A_THREAD:
+        _outer_share(*second, 0, 1)
+    else:
+        _outer_shares(_outer_code(), *second, min(threads, (n_tiles + TILES - 1) // TILES))
+
+
+def _room(n: int, width: int) -> tuple[NDArray, ...]:
+    """For n rounded tokens of `width` columns: codes, scales, sums, and the same packed."""
+    steps = width // STEP
+    scale, total = np.empty((n, steps), np.float32), np.empty((n, steps), np.int32)
+    return np.empty((n, width), np.int8), scale, total, np.empty(max(n - n % 2, 1) * steps * TOKEN_BYTES, np.uint8)
