@@ -19,17 +19,12 @@ from .decoder_weights import N_COMPONENTS
 from .jit import kernel
 from .packed_kernels import FORMAT_NUMBER, ZERO, Sizes
 from .packed_matmul import add_int8, multiply, multiply_quarters
-from .quant import SPECS
 from .rounding import further, quantize_row
 from .sync import WORDS, barrier
 
 # NumPy's integers, because Numba specializes on literal Python integers
 ONE: Any = np.int64(1)
 _INT8 = np.int64(FORMAT_NUMBER["int8"])
-_BITS, _CODE_OFFSETS, _HAVE_MINIMUM, _HAVE_ROW_SCALE = zip(
-    *((spec.bits, float(spec.code_offset), spec.has_minimum, spec.has_row_scale) for spec in SPECS.values()),
-    strict=True,
-)
 
 
 @kernel
@@ -190,30 +185,3 @@ def add_tiles(x: Any, y: Any, tiles: Any) -> None:
     for row in range(x.shape[0]):
         for i in range(tiles[0] * 16, tiles[1] * 16):
             x[row, i] += y[row, i]
-
-
-@kernel
-def embed(linear: Any, token: int, x: Any, row: int) -> None:
-    """The bits of `quant.dequantize_rows` for one row of the embedding table."""
-    tile, lane, step_bytes = token // 16, token % 16, _BITS[linear.format] * 64
-    bits, has_minimum, offset = _BITS[linear.format], _HAVE_MINIMUM[linear.format], _CODE_OFFSETS[linear.format]
-    codes = carray(pointer(linear.codes), (linear.tiles, linear.tile_lines * 64 // step_bytes, step_bytes), np.uint8)
-    for step in range(linear.inputs // 32):
-        group = (tile * linear.groups + step // linear.per_group) * 16 + lane
-        if _HAVE_ROW_SCALE[linear.format]:
-            root = np.float32(simd.whole(linear.scale)[group])
-            scale = root * abs(root) * simd.load_one(linear.extra, token)
-        else:
-            scale = simd.load_one_half(linear.scale, group)
-        minimum = simd.load_one_half(linear.extra, group) if has_minimum else np.float32(0)
-        for column in range(32):
-            if bits == 8:
-                value = np.float32(np.int8(codes[tile, step, column // 4 * 64 + lane * 4 + column % 4]))
-            else:
-                both = codes[tile, step, column % 16 // 4 * 64 + lane * 4 + column % 4]
-                value = np.float32(both & 15 if column < 16 else both >> 4)
-            if bits == 6:
-                upper = codes[tile, step, 256 + column // 16 * 64 + lane * 4 + column % 4] >> (column % 16 // 4 * 2)
-                value += np.float32((upper & 3) * 16)
-            value = (value - np.float32(offset)) * scale
-            x[row, step * 32 + column] = value + minimum if has_minimum else value

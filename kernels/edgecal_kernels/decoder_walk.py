@@ -39,7 +39,6 @@ from .decoder_products import (
     ZERO,
     adapted_product,
     add_tiles,
-    embed,
     heads_border,
     inner_products,
     pairs_share,
@@ -50,8 +49,10 @@ from .decoder_products import (
 )
 from .decoder_weights import N_COMPONENTS
 from .elementwise import gated_lanes, normalize, normalize_row
+from .embedding import embed_row
 from .function_pointer import by_address
 from .jit import kernel, parallel
+from .packed_kernels import Sizes
 from .rounding import further, quantize_row
 from .sync import WORDS, barrier
 
@@ -276,7 +277,10 @@ def _embed(plan: Any, step: Any) -> None:
     table = carray(pointer(plan.table), (plan.n_layers + 1, N_COMPONENTS), LINEAR)
     x, rows = floats(plan.x, step.n, plan.hidden_size), _rows(plan, step)
     for row in range(step.thread, step.n, step.n_threads):
-        embed(table[plan.n_layers, EMBEDDING], rows[row].id, x, row)
+        of = table[plan.n_layers, EMBEDDING]
+        sizes = Sizes(of.tile_lines, of.groups, of.per_group, of.inputs, of.tiles * 16)
+        place = blocks.address(x) + row * x.shape[1] * 4
+        embed_row(of.format, of.codes, of.scale, of.extra, sizes, rows[row].id, place)
         if plan.embedding_scale != 1:
             for i in range(plan.hidden_size):
                 x[row, i] *= np.float32(plan.embedding_scale)

@@ -19,11 +19,11 @@ from .cache_write import remember, rope
 from .decoder import Decoder, DecoderWeights
 from .dense import add_lora, dense_product
 from .elementwise import gated, layer_norm, rms_norm
+from .embedding import embed
 from .jit import preparing_seconds
 from .packed_matmul import Activations, packed_product
 from .packing import pack_int8
 from .quant import Array, QuantizedTensor
-from .reference import embed
 from .rounding import quantize_rows
 from .threads import use_threads
 

@@ -54,6 +54,7 @@ def compile_all() -> float:
             weight = quantize(np.ones((rows_of_weight, 64), np.float32), format)
             for rows in (x[:1], x):
                 ops.matmul(ops.Activations(rows), weight)
+            ops.embed(weight, np.zeros(1, np.int64))
     cached = Cached("fp16", 1, 1, 2048, 16)
     for n_tokens in (1, 2048):  # 2048 is enough for threads to share rotating and writing them
         q = np.ones((n_tokens, 1, 16), np.float32)

@@ -63,6 +63,14 @@ def test_a_row_has_the_same_bits_in_any_batch(fast, rng, format, shape):
         np.testing.assert_array_equal(together, alone[-n_tokens:])
 
 
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("group_size", [32, 128])
+def test_embedding_rows(fast, rng, format, group_size):
+    weight = quantize(rng.standard_normal((53, 200)).astype(np.float32), format, group_size)
+    ids = np.array([0, 52, 17, 17, 5])
+    np.testing.assert_array_equal(fast.embed(weight, ids), reference.embed(weight, ids))
+
+
 @pytest.mark.parametrize("shape", [(1, 5), (3, 16), (64, 70), (33, 200)])
 def test_dense_matmul_and_lora(fast, rng, shape):
     """Float32 products within 1e-6 of the largest output, and with the same bits in any batch."""

@@ -1,0 +1,68 @@
+"""Rows of a packed embedding table as float32: the bits of `quant.dequantize_rows`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import blocks, reference, simd
+from .jit import kernel
+from .packed_kernels import Sizes
+from .packed_matmul import known
+from .quant import SPECS, Array, QuantizedTensor
+
+_BITS, _OFFSETS, _HAVE_MINIMUM, _HAVE_ROW_SCALE = zip(
+    *((spec.bits, float(spec.code_offset), spec.has_minimum, spec.has_row_scale) for spec in SPECS.values()),
+    strict=True,
+)
+
+
+@kernel
+def embed_row(format: int, codes: int, scale: int, extra: int, sizes: Any, token: int, out: int) -> None:
+    """Row `token` to the address `out`. The other arguments are those of `packed_matmul.multiply`."""
+    bits, has_minimum, offset = _BITS[format], _HAVE_MINIMUM[format], np.float32(_OFFSETS[format])
+    tile, lane = token // 16, token % 16
+    for step in range(sizes.k // 32):
+        at = (tile * sizes.tile_lines + step * bits) * 64  # a step has as many lines as a code has bits
+        group = (tile * sizes.n_groups + step // sizes.per_group) * 16 + lane
+        if _HAVE_ROW_SCALE[format]:
+            root = np.float32(simd.whole(scale)[group])
+            factor = root * abs(root) * simd.load_one(extra, token)
+        else:
+            factor = simd.load_one_half(scale, group)
+        minimum = simd.load_one_half(extra, group) if has_minimum else np.float32(0)
+        for column in range(32):
+            value = (_code(codes + at + lane * 4 + column % 4, column, bits) - offset) * factor
+            simd.store_one(out, step * 32 + column, value + minimum if has_minimum else value)
+
+
+@kernel
+def _code(at: int, column: int, bits: int) -> float:
+    """The code of a column of a step; `at` is where its byte of the first line is."""
+    stored = simd.whole(at)
+    if bits == 8:
+        return np.float32(stored[column // 4 * 64])
+    both = np.uint8(stored[column % 16 // 4 * 64])
+    code = both & 15 if column < 16 else both >> 4
+    if bits == 6:
+        upper = np.uint8(stored[256 + column // 16 * 64]) >> (column % 16 // 4 * 2)
+        code += (upper & 3) * 16
+    return np.float32(code)
+
+
+@kernel
+def _embed_rows(format: int, places: Any, sizes: Any, ids: Any, out: Any) -> None:
+    for i in range(len(ids)):
+        embed_row(format, places[0], places[1], places[2], sizes, ids[i], blocks.address(out) + i * sizes.k * 4)
+
+
+def embed(weight: QuantizedTensor | Array, ids: NDArray[np.integer]) -> Array:
+    """As `reference.embed`, with the same bits."""
+    if isinstance(weight, np.ndarray):
+        return reference.embed(weight, ids)
+    of, k = known(weight), weight.shape[1]
+    out = np.empty((len(ids), of.sizes.k), np.float32)
+    _embed_rows(of.format, of.places, of.sizes, np.ascontiguousarray(ids, np.int64), out)
+    return out if out.shape[1] == k else np.ascontiguousarray(out[:, :k])
