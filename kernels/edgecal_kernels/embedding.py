@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from . import blocks, reference, simd
 from .jit import kernel
-from .packed_kernels import Sizes
 from .packed_matmul import known
 from .quant import SPECS, Array, QuantizedTensor
 
@@ -39,7 +38,7 @@ def embed_row(format: int, codes: int, scale: int, extra: int, sizes: Any, token
 
 
 @kernel
-def _code(at: int, column: int, bits: int) -> float:
+def _code(at: int, column: int, bits: int) -> Any:
     """The code of a column of a step; `at` is where its byte of the first line is."""
     stored = simd.whole(at)
     if bits == 8:
