@@ -44,6 +44,7 @@ from .serving import Runner
 from .text.tasks import user_message
 from .text.tokenizer import Tokenizer
 from .threads import Threads, choose_threads
+from .tuned import recall
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
@@ -103,20 +104,22 @@ class Engine:
         "int6", "int4", "int4_f16", "int4_affine" ask for a format. `cache_dtype`: "fp16", "fp32", "int8".
         `prefix_cache`: bytes of keys and values to keep of earlier requests for later ones that begin alike; 0 is off,
         None 32 MiB (and off on NumPy, whose last bits depend on how much of a prompt is read at once). `threads` and
-        `prefill_threads` are as for `set_threads`. `context`: the most tokens, where the model was trained on
+        `prefill_threads` are as for `set_threads`; where neither is given, what `tune` found for this machine and model
+        serves. `context`: the most tokens, where the model was trained on
         more. `progress(done, total, name)` counts bytes of weights. Raises the errors of edgecal.errors.
 
         What has to be converted (a GGUF, float weights) is kept packed in the cache folder, so that the next load maps
         it; `engine.note` says so, and edgecal_weights.converted how much is kept at most.
         """
         ops = find_backend(backend)
+        asked = threads is not None or prefill_threads is not None
         chosen = choose_threads(ops.NAME, threads, prefill_threads)
         with open_checkpoint(demo.find(str(source)), revision=revision, offline=offline) as checkpoint:
             config = _with_context(ModelConfig.from_dict(checkpoint.config), context)
             tokenizer = Tokenizer.from_checkpoint(checkpoint)
             model, note = load_model(checkpoint, config, ops, weights=weights, group_size=group_size, progress=progress)
             base, sampling = base_facts(config), _advised_sampling(checkpoint)
-        model.threads = chosen
+        model.threads = chosen if asked else recall(model) or chosen
         engine = cls(
             model, tokenizer, base, cache_dtype=cache_dtype, prefix_cache=prefix_cache, advised_sampling=sampling
         )

@@ -40,6 +40,7 @@ COMMANDS = {
     "rm": "Remove models from this machine.",
     "cache": "Show what is kept on this machine, with sizes; --clean removes old kernels.",
     "warmup": "Compile the kernels for this machine, once.",
+    "tune": "Find the numbers of threads that are fastest here, and keep them.",
 }
 
 

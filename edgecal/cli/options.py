@@ -96,9 +96,10 @@ _LOADING = (
     *_HUB,
 )
 threads_option = click.option(
-    "-t", "--threads", type=click.IntRange(min=1), help="Threads; the physical (big) cores unless given."
+    "-t", "--threads", type=click.IntRange(min=1), help="Threads; those of tune, else the physical (big) cores."
 )
 _prefill_threads_option = click.option(
+    "-tb",
     "--threads-prefill",
     "prefill_threads",
     type=click.IntRange(min=1),
