@@ -15,7 +15,8 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Hashable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, TypeVar
+from time import monotonic
+from typing import Any, TypeAlias, TypeVar
 
 from .adapters.recipe import Recipe
 from .completion import Completion, Pass, Piece, Request, Settings, completion
@@ -25,8 +26,10 @@ from .errors import BusyError, OptionError
 from .scheduler import Scheduler, Ticket
 
 MAX_WAITING = 64
+_AT_ONCE_S = 0.01  # pieces that follow one another faster than that are told together; nobody reads faster
 _SHORT = 20_000  # characters that become ids in the engine's thread: some milliseconds, and nothing changes meanwhile
 T = TypeVar("T")
+_Pieces: TypeAlias = "asyncio.Queue[Piece | Exception]"
 
 
 class AsyncEngine:
@@ -47,7 +50,9 @@ class AsyncEngine:
             raise OptionError(f"max_waiting must be 0 or more, found {max_waiting}")
         self.engine, self.batch_size, self.max_waiting = engine, batch_size, max_waiting
         self.scheduler = Scheduler(engine.runner, batch_size, interleave=True, drafts=True)
-        self._queues: dict[Ticket, asyncio.Queue[Piece | Exception]] = {}
+        self._queues: dict[Ticket, _Pieces] = {}
+        self._untold: list[tuple[_Pieces, Piece | Exception]] = []
+        self._told_s = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inbox: list[Callable[[], None]] = []
         self._changed = threading.Condition()
@@ -224,12 +229,18 @@ class AsyncEngine:
         self._queues.clear()
         scheduler.close()
 
-    def _tell(self, said: list[tuple[asyncio.Queue[Piece | Exception], Piece | Exception]]) -> None:
-        """All that a step gave at once: waking the loop costs more than what it then does."""
-        if said and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_put, said)
+    def _tell(self, said: list[tuple[_Pieces, Piece | Exception]]) -> None:
+        """Hand pieces to the loop, those of several fast steps together: waking it takes a core from the threads that
+        compute. The first piece of an answer, its last one and what went wrong do not wait."""
+        self._untold += said
+        urgent = any(isinstance(p, Exception) or p.finish_reason is not None or p.token.index == 0 for _, p in said)
+        now = monotonic()
+        if self._untold and (urgent or now - self._told_s >= _AT_ONCE_S):
+            told, self._untold, self._told_s = self._untold, [], now
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(_put, told)
 
 
-def _put(said: list[tuple[asyncio.Queue[Piece | Exception], Piece | Exception]]) -> None:
+def _put(said: list[tuple[_Pieces, Piece | Exception]]) -> None:
     for pieces, piece in said:
         pieces.put_nowait(piece)

@@ -22,7 +22,11 @@ PROMISED = {
     "neon": [r"\bsmull2?\b", r"\bsadalp\b"],
     "portable": [],
 }
-PROMISED_TO_BLOCKS = {**PROMISED, "neon_i8mm": [r"\bsmmla\b"]}
+PROMISED_TO_BLOCKS = {
+    **PROMISED,
+    "neon_i8mm": [r"\bsmmla\b"],
+    "neon": [r"\bsmull2?\b", r"\bsmlal2?\b", r"\bsa(dal|ddl)p\b"],
+}
 # One dot product of nibbles and one of int8, for a token and for a block of four with other codes each, without the
 # rest of a kernel, so that compiling takes a second.
 _PROBE = """
