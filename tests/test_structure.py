@@ -46,7 +46,7 @@ LAYERS = [
     {"scheduler"},
     {"engine", "demo"},
     {"async_engine"},
-    {"conversation", "inspection", "search", "verification"},
+    {"conversation", "inspection", "perplexity", "search", "verification"},
     {"profile", "benchmark"},
     {"server"},
     {"cli"},
