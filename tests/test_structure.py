@@ -47,7 +47,7 @@ LAYERS = [
     {"engine", "demo"},
     {"async_engine"},
     {"conversation", "inspection", "perplexity", "search", "verification"},
-    {"profile", "benchmark"},
+    {"profile", "benchmark", "quantization"},
     {"server"},
     {"cli"},
     {"__main__"},
