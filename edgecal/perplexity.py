@@ -197,7 +197,7 @@ def _check_vocabulary(engine: Engine, other: Engine) -> None:
 class Scorer:
     """A window's ids in, its logits out, as many positions at a time as 64 MiB hold, each with the ids that follow.
 
-    RecipeError for a recipe that makes prompts of its own.
+    `step`: how many. RecipeError for a recipe that makes prompts of its own.
     """
 
     def __init__(self, engine: Engine, recipe: Recipe | str | None = None, cache_dtype: str | None = None) -> None:
@@ -207,12 +207,12 @@ class Scorer:
         self._model, self._adapter = engine.model, engine.compile(recipe)[0]
         self._cache = KVCache(engine.model.config, cache_dtype or engine.cache_dtype)
         # a step that other models of this vocabulary have, too: their pieces belong together
-        self._step = max(1, _LOGIT_BYTES // (4 * engine.model.config.vocab_size))
+        self.step = max(1, _LOGIT_BYTES // (4 * engine.model.config.vocab_size))
 
     def __call__(self, ids: NDArray[np.integer]) -> Iterator[tuple[Array, NDArray[np.integer]]]:
         """Pieces of logits (t, V) and targets (t,), of all positions but the last."""
         self._cache.truncate(0)
-        for start in range(0, len(ids) - 1, self._step):
-            stop = min(start + self._step, len(ids) - 1)
+        for start in range(0, len(ids) - 1, self.step):
+            stop = min(start + self.step, len(ids) - 1)
             logits = self._model.forward(ids[start:stop], self._cache, self._adapter, all_logits=True)
             yield logits, ids[start + 1 : stop + 1]

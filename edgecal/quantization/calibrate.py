@@ -72,6 +72,7 @@ def quantize_calibrated(
     int4. The other arguments and errors are those of `edgecal_weights.quantizer.quantize_checkpoint`; besides
     QuantizationError where there is nothing to calibrate, OptionError for too few tokens, PromptError for no text.
     """
+    began = time.perf_counter()
     target = Path(os.path.realpath(expand(out_dir, StorageError)))
     check_target(target, overwrite)
     if format == "keep":
@@ -92,7 +93,7 @@ def quantize_calibrated(
         searched = _Searched(checkpoint, rounded, importances)
         notes = {"calibration": {"method": "importance", "tensors": len(searched.names)}}
         report = quantize_checkpoint(checkpoint, target, made=searched, source_notes=notes, **writing)  # type: ignore[arg-type]
-        return replace(report, output_errors=searched.errors)
+        return replace(report, output_errors=searched.errors, seconds=time.perf_counter() - began)
     chosen = _windows(checkpoint, documents, tokens, config)
     begun = {"method": _METHOD, "feedback": feedback, **asked, **_digests(checkpoint, chosen)}
     kept = KeptLayers(target, begun, {name: decision.spec for name, decision in decisions.items()})
@@ -103,7 +104,8 @@ def quantize_calibrated(
     notes = {"calibration": {"method": "feedback" if feedback else "importance", "tokens": sum(map(len, chosen))}}
     report = quantize_checkpoint(checkpoint, target, made=tensors.get, source_notes=notes, **writing)  # type: ignore[arg-type]
     kept.remove()
-    return replace(report, output_errors={name: OutputError(*error) for name, error in errors.items()})
+    found = {name: OutputError(*error) for name, error in errors.items()}
+    return replace(report, output_errors=found, seconds=time.perf_counter() - began)
 
 
 def rounded_before(checkpoint: Checkpoint) -> str | None:

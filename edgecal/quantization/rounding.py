@@ -92,7 +92,8 @@ class Feedback:
         full = np.zeros((self.n_groups * group_size,) * 2)
         full[: self.k, : self.k] = hessian
         np.fill_diagonal(full, np.pad(squares * (1 + damping), (0, len(full) - self.k), constant_values=squares.min()))
-        lower = np.linalg.cholesky(full[np.ix_(self.columns, self.columns)])
+        full = full[np.ix_(self.columns, self.columns)]  # the unordered one goes: half a gigabyte at 8,192 columns
+        lower = np.linalg.cholesky(full)
         self.squares = np.square(np.diagonal(lower))
         lower /= np.diagonal(lower).copy()
         self.lower = lower.astype(np.float32)
