@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,7 +131,16 @@ class LlamaCpp:
         import llama_cpp
 
         self._step = step
-        self._peer = llama_cpp.Llama(str(path), n_ctx=CONTEXT, n_batch=CONTEXT, logits_all=True, verbose=False)
+        n = len(os.sched_getaffinity(0))  # its own default is all cores, which wait for one another where there are fewer
+        self._peer = llama_cpp.Llama(
+            str(path),
+            n_ctx=CONTEXT,
+            n_batch=CONTEXT,
+            n_threads=n,
+            n_threads_batch=n,
+            logits_all=True,
+            verbose=False,
+        )
 
     def __call__(self, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         self._peer.reset()
