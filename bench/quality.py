@@ -131,7 +131,7 @@ class LlamaCpp:
         import llama_cpp
 
         self._step = step
-        n = len(os.sched_getaffinity(0))  # its own default is all cores, which wait for one another where there are fewer
+        n = len(os.sched_getaffinity(0))  # its default, all cores, waits where there are fewer
         self._peer = llama_cpp.Llama(
             str(path),
             n_ctx=CONTEXT,
