@@ -1,13 +1,20 @@
 """What rounding costs: perplexity and KL divergence on real text, beside fp32 and beside llama.cpp.
 
-    python -m bench.quality MODEL --data dialogues.jsonl [--llama-cpp ORIGINAL.gguf] [--json bench/results/quality.json]
-    python -m bench.quality MODEL --data dialogues.jsonl --cache
+    python -m bench.quality MODEL --text dialogues.jsonl --text code.txt --work FOLDER [--formats int4,int4_affine]
+        [--calibrated int4,int4_affine] [--llama-cpp ORIGINAL.gguf] [--noise 0.3] [--json bench/results/quality.json]
+    python -m bench.quality MODEL --text dialogues.jsonl --cache
 
-MODEL is a Hugging Face directory of float weights; every format is made from them. The text is the `dialogue` field of
-the file's lines, one behind the other, cut into windows of 512 tokens that are scored independently. KL is of fp32's
-next-token distribution to the format's, mean over all positions. With --llama-cpp (needs the packages llama-cpp-python
-and gguf) the same weights go through llama.cpp's own quantizer to Q4_0 and are scored on the same windows; the
-argument is a GGUF of the same model, whose metadata is used for the file that is quantized.
+MODEL is a Hugging Face directory of float weights; every row is made from them, and scored by `edgecal.perplexity` on
+the same windows of 512 tokens: KL is of fp32's next-token distribution to the row's. Calibrated rows see the text that
+ships with edgecal (--calibrate FILE: another), and so does llama.cpp's importance matrix: mean squares of the inputs of
+every matrix in fp32, which is what `llama-imatrix` gathers. What is made is kept in FOLDER, and used again.
+
+With --llama-cpp (needs the packages llama-cpp-python and gguf) the same weights go through llama.cpp's own quantizer;
+the argument is a GGUF of the same model, whose metadata is used for the files that are quantized. Bits per weight count
+all tensors of the model, without the tokenizer.
+
+--noise SIZE adds Gaussian noise to every matrix first, SIZE of the step that 4 bits have in its groups of 32. The
+models at hand come from files of 4 bits, which flatters formats of that kind; moved off their grid they do not.
 
 With --cache keys and values are rounded instead: MODEL is anything that loads, its weights stay as they are, and KV
 caches in fp16 and int8 are held against one in fp32.
@@ -16,8 +23,10 @@ caches in fp16 and int8 are held against one in fp32.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
-import tempfile
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,83 +34,163 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from edgecal import Engine, KVCache
+from edgecal import Engine, ModelConfig
+from edgecal.perplexity import CONTEXT, Perplexity, Scorer, TokenScores, summarize, token_scores
+from edgecal.quantization import quantize_calibrated
+from edgecal.quantization.calibrate import DEFAULT_TEXT
+from edgecal.quantization.layerwise import Layerwise
+from edgecal.text.corpus import read_documents, windows
+from edgecal_weights.opening import open_checkpoint
 
 from .machine import facts
 
-WINDOW = 512
 OURS = ("int8", "int6", "int4_affine", "int4", "int4_f16")
-Scorer = Callable[[np.ndarray], np.ndarray]  # ids (T,) -> logits (T, V)
+LLAMA_CPP = (("Q4_0", False), ("Q4_K_M", False), ("Q4_K_M", True), ("Q3_K_M", True))
+Pieces = Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]  # a window's ids: logits, and what follows
 
 
-def windows(engine: Engine, data: Path, n_tokens: int) -> list[np.ndarray]:
-    """The first `n_tokens` tokens of the dialogues in `data`, in windows of 512."""
-    ids: list[int] = []
-    for line in data.read_text("utf-8").splitlines():
-        ids += engine.encode(json.loads(line)["dialogue"] + "\n\n", raw=True)
-        if len(ids) >= n_tokens:
-            break
-    if len(ids) < n_tokens:
-        raise SystemExit(f"{data} has {len(ids)} tokens of dialogue, fewer than {n_tokens}")
-    flat = np.array(ids[:n_tokens])
-    return [flat[i : i + WINDOW] for i in range(0, n_tokens, WINDOW)]
-
-
-def ours(engine: Engine, cache_dtype: str | None = None) -> Scorer:
-    def score(ids: np.ndarray) -> np.ndarray:
-        cache = KVCache(engine.model.config, cache_dtype or engine.cache_dtype)
-        return engine.model.forward(ids, cache, all_logits=True)
-
-    return score
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
-
-
-def measure(reference: Scorer, scorers: dict[str, Scorer], texts: list[np.ndarray]) -> dict[str, dict[str, float]]:
-    """Perplexity of all, and KL(reference || scorer) and the share of equal top tokens of each scorer."""
-    names = ["fp32", *scorers]
-    loss, kl, top = (dict.fromkeys(names, 0.0) for _ in range(3))
-    count = 0
+def measure(reference: Pieces, scorers: dict[str, Pieces], texts: list[np.ndarray]) -> dict[str, Perplexity]:
+    """The reference is read once for all."""
+    scores: dict[str, list[TokenScores]] = {name: [] for name in scorers}
     for ids in track(texts, "windows"):
-        exact = log_softmax(reference(ids))[:-1]
-        rows = np.arange(len(ids) - 1)
-        count += len(rows)
-        for name in names:
-            found = exact if name == "fp32" else log_softmax(scorers[name](ids))[:-1]
-            loss[name] -= float(found[rows, ids[1:]].sum(dtype=np.float64))
-            kl[name] += float((np.exp(exact) * (exact - found)).sum(dtype=np.float64))
-            top[name] += int((exact.argmax(axis=1) == found.argmax(axis=1)).sum())
-    return {
-        name: {
-            "perplexity": float(np.exp(loss[name] / count)),
-            "kl": kl[name] / count,
-            "same_top": top[name] / count,
-        }
-        for name in names
-    }
+        exact = np.concatenate([logits for logits, _ in reference(ids)])
+        for name, scorer in scorers.items():
+            parts, at = [], 0
+            for logits, targets in scorer(ids):
+                parts.append(token_scores(logits, targets, exact[at : at + len(logits)]))
+                at += len(logits)
+            joined: list[Any] = [np.concatenate(part) for part in zip(*parts, strict=True)]
+            scores[name].append(TokenScores(*joined))
+    return {name: summarize(found) for name, found in scores.items()}
 
 
-def llama_cpp_q4_0(model: Path, original: Path, folder: Path) -> tuple[Scorer, float]:
-    """llama.cpp's Q4_0 of the same weights; a scorer and its bits per weight."""
+# --------------------------------------------------------------------------------------------------- the models
+
+
+def noisy(model: Path, size: float, folder: Path) -> Path:
+    """The model with noise of `size` steps on every matrix, rounded to bf16."""
+    import torch
+    from safetensors.torch import save_file
+
+    out = folder / "off-grid"
+    if (out / "model.safetensors").exists():
+        return out
+    out.mkdir(parents=True, exist_ok=True)
+    for file in model.glob("*.json"):
+        shutil.copy(file, out)
+    for file in model.glob("*.jinja"):
+        shutil.copy(file, out)
+    rng, tensors = np.random.default_rng(16), {}
+    with open_checkpoint(model) as checkpoint:
+        for name in sorted(checkpoint.names()):
+            w = checkpoint.read(name)
+            if w.ndim == 2:
+                groups = w.reshape(len(w), -1, 32)
+                step = np.ptp(groups, axis=2, keepdims=True) / 15
+                w = (groups + size * step * rng.standard_normal(groups.shape, np.float32)).reshape(w.shape)
+            tensors[name] = torch.from_numpy(w).to(torch.bfloat16)
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    return out
+
+
+def calibrated(model: Path, format: str, text: Path, folder: Path) -> Path:
+    out = folder / f"calibrated-{format}"
+    if not out.exists():
+        with open_checkpoint(model) as checkpoint:
+            quantize_calibrated(checkpoint, out, documents=read_documents(text), format=format)
+    return out
+
+
+def mean_squares(model: Path, text: Path) -> dict[str, np.ndarray]:
+    """Of the inputs of every matrix, in fp32, by tensor name."""
+    found: dict[str, np.ndarray] = {}
+
+    def watch(weights: Any, gram: np.ndarray) -> Any:
+        found.update(dict.fromkeys(weights, np.diagonal(gram) / n_tokens))
+        return weights
+
+    engine = Engine.load(model, weights="fp32")
+    chosen = [ids for ids in windows(engine.tokenizer, read_documents(text), CONTEXT) if len(ids) == CONTEXT][:24]
+    n_tokens = sum(map(len, chosen))
+    with open_checkpoint(model) as checkpoint:
+        config = ModelConfig.from_dict(checkpoint.config)
+        pass_, table = Layerwise(config, checkpoint.read, CONTEXT), checkpoint.read("model.embed_tokens.weight")
+        states = [table[ids] * np.float32(config.embedding_scale) for ids in chosen]
+        for layer in track(range(config.n_layers), "importance matrix"):
+            states = pass_.run(layer, states, watch)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- llama.cpp
+
+
+class LlamaCpp:
+    """A GGUF in llama.cpp, scored in pieces of `step` positions."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        import llama_cpp
+
+        self._step = step
+        n = len(os.sched_getaffinity(0))  # its default, all cores, waits where there are fewer
+        self._peer = llama_cpp.Llama(
+            str(path),
+            n_ctx=CONTEXT,
+            n_batch=CONTEXT,
+            n_threads=n,
+            n_threads_batch=n,
+            logits_all=True,
+            verbose=False,
+        )
+
+    def __call__(self, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        self._peer.reset()
+        self._peer.eval(ids.tolist())
+        for start in range(0, len(ids) - 1, self._step):
+            stop = min(start + self._step, len(ids) - 1)
+            yield np.array(self._peer.scores[start:stop], np.float32), ids[start + 1 : stop + 1]
+
+
+def llama_cpp_files(model: Path, original: Path, text: Path, folder: Path) -> Iterator[tuple[str, Path]]:
+    """llama.cpp's own formats of the same weights, by their names."""
     import llama_cpp
 
-    source, target = folder / "bf16.gguf", folder / "q4_0.gguf"
-    write_bf16_gguf(model, original, source)
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params) != 0:
-        raise SystemExit("llama.cpp could not quantize the model")
-    peer = llama_cpp.Llama(str(target), n_ctx=WINDOW, n_batch=WINDOW, logits_all=True, verbose=False)
+    from edgecal_weights.families import BY_ARCHITECTURE
+    from edgecal_weights.gguf_config import gguf_name
 
-    def score(ids: np.ndarray) -> np.ndarray:
-        peer.reset()
-        peer.eval(ids.tolist())
-        return np.array(peer.scores[: len(ids)], np.float32)
+    source, squares = folder / "bf16.gguf", folder / "mean_squares.npz"
+    if not source.exists():
+        write_bf16_gguf(model, original, source)
+    if not squares.exists():
+        np.savez(squares, **mean_squares(model, text))
+    family = BY_ARCHITECTURE[_architecture(original)]
+    given = {(gguf_name(name, family) or "").encode(): values for name, values in np.load(squares).items()}
+    held = {name: np.ascontiguousarray(values, np.float32) for name, values in given.items()}
+    entries = (llama_cpp.llama_model_imatrix_data * (len(held) + 1))()
+    for entry, (name, values) in zip(entries, held.items(), strict=False):
+        entry.name, entry.size = name, values.size
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    for format, weighed in LLAMA_CPP:
+        target = folder / f"{format}{'-imatrix' if weighed else ''}.gguf"
+        if not target.exists():
+            params = llama_cpp.llama_model_quantize_default_params()
+            params.ftype, params.nthread = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{format}"), 1
+            if weighed:
+                params.imatrix = ctypes.cast(entries, type(params.imatrix))
+            if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params) != 0:
+                raise SystemExit(f"llama.cpp could not quantize the model to {format}")
+        yield f"llama.cpp {format}{' + imatrix' if weighed else ''}", target
 
-    return score, 8 * target.stat().st_size
+
+def _architecture(original: Path) -> str:
+    import gguf
+
+    return str(gguf.GGUFReader(original).fields["general.architecture"].contents())
+
+
+def gguf_bits(path: Path) -> int:
+    import gguf
+
+    return 8 * sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors)
 
 
 def write_bf16_gguf(model: Path, original: Path, out: Path) -> None:
@@ -110,7 +199,6 @@ def write_bf16_gguf(model: Path, original: Path, out: Path) -> None:
 
     from edgecal_weights.families import BY_ARCHITECTURE
     from edgecal_weights.gguf_config import gguf_name
-    from edgecal_weights.opening import open_checkpoint
 
     reader = gguf.GGUFReader(original)
     architecture = reader.fields["general.architecture"].contents()
@@ -140,52 +228,102 @@ def write_bf16_gguf(model: Path, original: Path, out: Path) -> None:
     writer.close()
 
 
+# ------------------------------------------------------------------------------------------------------ results
+
+
 def stored_bits(engine: Engine) -> float:
     return 8 * engine.model.weight_bytes
 
 
-def of_caches(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+def row(found: Perplexity, bits: float | None) -> dict[str, Any]:
+    assert found.against is not None
+    kl, top = found.against.kl, found.against.same_top
+    return {
+        "bits_per_weight": bits,
+        "perplexity": found.perplexity.value,
+        "kl": kl.value,
+        "kl_error": kl.error,
+        "kl_99": found.against.kl_99,
+        "same_top": top.value,
+    }
+
+
+def of_caches(arguments: argparse.Namespace) -> dict[str, Any]:
     engine = Engine.load(arguments.model)
-    texts = windows(engine, arguments.data, arguments.tokens)
-    scorers = {f"{dtype} cache": ours(engine, dtype) for dtype in ("fp16", "int8")}
-    for name, row in measure(ours(engine, "fp32"), scorers, texts).items():
-        yield name if name in scorers else "fp32 cache", row
+    scorers: dict[str, Pieces] = {f"{kind} cache": Scorer(engine, cache_dtype=kind) for kind in ("fp16", "int8")}
+    reference = Scorer(engine, cache_dtype="fp32")
+    return tables(arguments, engine, reference, scorers, {})
 
 
-def results(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    exact = Engine.load(arguments.model, weights="fp32", cache_dtype="fp32")
-    texts = windows(exact, arguments.data, arguments.tokens)
-    sizes, scorers = {"fp32": stored_bits(exact)}, {}
+def of_weights(arguments: argparse.Namespace) -> dict[str, Any]:
+    folder, model = arguments.work, arguments.model
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.noise:
+        model = noisy(model, arguments.noise, folder)
+    exact = Engine.load(model, weights="fp32", cache_dtype="fp32", backend="numpy")  # whose BLAS is fastest there
     n_weights = exact.model.weight_bytes / 4
-    for format in OURS:
-        engine = Engine.load(arguments.model, weights=format)
-        sizes[format], scorers[format] = stored_bits(engine), ours(engine)
-    with tempfile.TemporaryDirectory() as folder:
-        if arguments.llama_cpp:
-            scorer, size = llama_cpp_q4_0(arguments.model, arguments.llama_cpp, Path(folder))
-            sizes["llama.cpp Q4_0"], scorers["llama.cpp Q4_0"] = size, scorer
-        table = measure(ours(exact), scorers, texts)
-    for name, row in table.items():
-        yield name, {"bits_per_weight": sizes[name] / n_weights, **row}
+    engines = {name: Engine.load(model, weights=name) for name in arguments.formats}
+    for name in arguments.calibrated:
+        engines[f"{name} calibrated"] = Engine.load(calibrated(model, name, arguments.calibrate, folder))
+    bits = {name: stored_bits(engine) / n_weights for name, engine in engines.items()}
+    reference = Scorer(exact)
+    scorers: dict[str, Pieces] = {name: Scorer(engine) for name, engine in engines.items()}
+    if arguments.llama_cpp:
+        for name, file in llama_cpp_files(model, arguments.llama_cpp, arguments.calibrate, folder):
+            bits[name], scorers[name] = gguf_bits(file) / n_weights, LlamaCpp(file, reference.step)
+    return tables(arguments, exact, reference, scorers, bits)
+
+
+def tables(
+    arguments: argparse.Namespace, engine: Engine, reference: Scorer, scorers: dict[str, Pieces], bits: dict[str, float]
+) -> dict[str, Any]:
+    made = {}
+    for text in arguments.text:
+        texts = windows(engine.tokenizer, read_documents(text), CONTEXT, arguments.tokens)
+        found = measure(reference, scorers, texts)
+        first = next(iter(found.values()))
+        assert first.against is not None
+        rows = {"fp32": {"bits_per_weight": 32.0 if bits else None, "perplexity": first.against.perplexity, "kl": 0.0}}
+        rows["fp32"]["same_top"] = 1.0
+        rows |= {name: row(one, bits.get(name)) for name, one in found.items()}
+        made[text.name] = {"tokens": first.tokens, "windows": first.windows, "table": rows}
+        show(text.name, made[text.name])
+    return made
+
+
+def show(name: str, made: dict[str, Any]) -> None:
+    print(f"\n{name}: {made['tokens']:,} tokens in {made['windows']} windows\n")
+    print("| weights | bits per weight | perplexity | KL to fp32 | same top token |\n|---|---|---|---|---|")
+    for weights, row in made["table"].items():
+        bits = "-" if row["bits_per_weight"] is None else f"{row['bits_per_weight']:.2f}"
+        error = f" +- {row['kl_error']:.5f}" if row.get("kl_error") else ""
+        top = f"{100 * row['same_top']:.1f} %"
+        print(f"| {weights} | {bits} | {row['perplexity']:.3f} | {row['kl']:.5f}{error} | {top} |", flush=True)
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--text", type=Path, action="append", required=True)
     parser.add_argument("--tokens", type=int, default=20_000)
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="where what is made is kept")
+    parser.add_argument("--formats", type=names, default=OURS)
+    parser.add_argument("--calibrated", type=names, default=())
+    parser.add_argument("--calibrate", type=Path, default=DEFAULT_TEXT, metavar="TEXT")
+    parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--cache", action="store_true", help="round keys and values, not weights")
     parser.add_argument("--llama-cpp", type=Path, metavar="ORIGINAL.gguf")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    table = dict(of_caches(arguments) if arguments.cache else results(arguments))
-    print("| weights | bits per weight | perplexity | KL to fp32 | same top token |")
-    print("|---|---|---|---|---|")
-    for name, row in table.items():
-        bits = f"{row['bits_per_weight']:.2f}" if "bits_per_weight" in row else "-"
-        print(f"| {name} | {bits} | {row['perplexity']:.3f} | {row['kl']:.5f} | {100 * row['same_top']:.1f} % |")
+    if arguments.work is None and not arguments.cache:
+        parser.error("say where to keep what is made: --work FOLDER")
+    made = of_caches(arguments) if arguments.cache else of_weights(arguments)
     if arguments.json:
-        result = {"machine": facts("llama_cpp_python"), "tokens": arguments.tokens, "window": WINDOW, "table": table}
+        result = {"machine": facts("llama_cpp_python"), "window": CONTEXT, "noise": arguments.noise, "texts": made}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

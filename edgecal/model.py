@@ -119,10 +119,18 @@ class Layer:
         return [norm for norm in every if norm is not None]
 
     def __call__(self, x: Array, rope: Ropes, cache: KVCache, adapter: RunningAdapter | None) -> Array:
+        return self.transform(self.attend(x, rope, cache, adapter), adapter)
+
+    def attend(self, x: Array, rope: Ropes, cache: KVCache, adapter: RunningAdapter | None) -> Array:
+        """The first half: float32 (T, D) with what attention adds."""
         normed = self.attention_in(x)
         self.clock.mark(NORM)
         x = x + _through(self.attention_out, self.attention(normed, rope, cache, adapter))
         self.clock.mark(OUTPUT)
+        return x
+
+    def transform(self, x: Array, adapter: RunningAdapter | None) -> Array:
+        """The second half: with what the MLP adds."""
         normed = self.mlp_in(x)
         self.clock.mark(NORM)
         x = x + _through(self.mlp_out, self.mlp(normed, adapter))
@@ -132,6 +140,16 @@ class Layer:
 
 def _through(norm: Norm | None, x: Array) -> Array:
     return x if norm is None else norm(x)
+
+
+def rope_table(inverse_frequencies: Array, n_positions: int) -> Ropes:
+    """cos and sin, float32 (n_ropes, P, rotary_dim / 2), of positions 0 .. P - 1, P >= n_positions.
+
+    `inverse_frequencies` are `ModelConfig.inverse_frequencies()`.
+    """
+    positions = np.arange(-(-n_positions // BLOCK) * BLOCK, dtype=np.float32)
+    angles = positions[:, None] * inverse_frequencies[:, None]
+    return np.cos(angles), np.sin(angles)
 
 
 class Builder:
@@ -218,9 +236,7 @@ class Model:
     def rope_table(self, n_positions: int) -> Ropes:
         """cos and sin, float32 (n_ropes, P, rotary_dim / 2), of positions 0 .. P - 1, P >= n_positions."""
         if self._rope[0].shape[1] < n_positions:
-            positions = np.arange(-(-n_positions // BLOCK) * BLOCK, dtype=np.float32)
-            angles = positions[:, None] * self._inverse_frequencies[:, None]
-            self._rope = np.cos(angles), np.sin(angles)
+            self._rope = rope_table(self._inverse_frequencies, n_positions)
         return self._rope
 
     def forward(

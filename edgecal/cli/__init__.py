@@ -34,6 +34,7 @@ COMMANDS = {
     "doctor": "Say what adapters do to a model, and what in them has no effect.",
     "figure": "Draw the weight changes of a recipe beside plain linear merging.",
     "eval": "Say how well every method does its job, on the papers' tasks or on your own.",
+    "perplexity": "Say how well a model predicts a text, alone or beside another.",
     "profile": "Say where every millisecond and every byte of a token goes, per method.",
     "pull": "Fetch the demo model, or a model of the hub, into the cache.",
     "list": "Show the models on this machine.",

@@ -1,7 +1,9 @@
 """Choosing the codes and scales of a format: of those that are tried for a group of weights, the ones with the least
 squared error.
 
-Every search takes groups, float32 (n, n_groups, group_size) of n rows, and gives what `Chosen` says.
+Every search takes groups, float32 (n, n_groups, group_size) of n rows, and gives what `Chosen` says. With an
+`importance`, float32 (n_groups, group_size) > 0, squared errors are weighed by column, and more scales are tried: who
+knows what a column is worth has the time.
 """
 
 from __future__ import annotations
@@ -18,7 +20,12 @@ Array = NDArray[np.float32]
 _FP16_MAX = 65504.0
 _INT4_DIVISORS = (-8.0, -7.6, -7.2, -6.8, -8.5, 7.0, 7.5)
 _INT6_DIVISORS = (-32.0, -31.2, -30.4, 31.0)
+_AFFINE_CUTS = ((0.0, 0.0), (0.04, 0.0), (0.0, 0.04), (0.04, 0.04), (0.09, 0.0), (0.0, 0.09))  # at either end
 _LARGEST_ROOT = 127
+# With an importance, for 4 bits; 6 bits take four times as much
+_FINE_DIVISORS = tuple(sign * size for sign in (-1, 1) for size in (5.0, 5.4, 5.8, 6.2, 6.5, 7.3, 7.8, 8.2, 8.8))
+_FINE_AFFINE_CUTS = tuple((low / 100, high / 100) for low in range(0, 21, 5) for high in range(0, 21, 5))
+_REFITS = 2  # with an importance; the codes of a fitted scale ask for another
 
 
 class Chosen(NamedTuple):
@@ -45,84 +52,126 @@ def signed_square(s: NDArray) -> Array:
     return s * np.abs(s)
 
 
-def search_int8(g: Array) -> Chosen:
-    """Codes of [-127, 127]; the extreme of a group is one of the two."""
+def search_int8(g: Array, importance: Array | None = None) -> Chosen:
+    """Codes of [-127, 127]; the extreme of a group is one of the two, whatever its importance."""
     scale = half(np.abs(g).max(axis=2) / np.float32(127), "scale")
     codes = np.clip(np.rint(g * _inverse(scale)[..., None]), -127, 127).astype(np.int8)
     return Chosen(codes, scale)
 
 
-def search_int6(g: Array) -> Chosen:
-    return Chosen(*_symmetric(g, 32, _INT6_DIVISORS, _float16_scale))
+def search_int6(g: Array, importance: Array | None = None) -> Chosen:
+    return Chosen(*_symmetric(g, 32, _INT6_DIVISORS, _float16_scale, importance))
 
 
-def search_int4_f16(g: Array) -> Chosen:
-    return Chosen(*_symmetric(g, 8, _INT4_DIVISORS, _float16_scale))
+def search_int4_f16(g: Array, importance: Array | None = None) -> Chosen:
+    return Chosen(*_symmetric(g, 8, _INT4_DIVISORS, _float16_scale, importance))
 
 
-def search_int4(g: Array) -> Chosen:
-    """Scales are s abs(s) of an int8 s, in units of the row's; the largest that is tried of a row has s = +-127."""
+def row_scales(g: Array) -> Array:
+    """float32 (n,), the units of int4's scales: the largest that is tried of a row has s = +-127."""
     row = np.abs(g).max(axis=(1, 2)) / np.float32(min(map(abs, _INT4_DIVISORS)) * _LARGEST_ROOT**2)
     row[row < np.finfo(np.float32).tiny] = 0  # its reciprocal might be infinite
+    return row
+
+
+def search_int4(g: Array, importance: Array | None = None, row: Array | None = None) -> Chosen:
+    """Scales are s abs(s) of an int8 s, in units of the row's: `row`, where the groups are not all that it has."""
+    row = row_scales(g) if row is None else row
 
     def root(scale: Array) -> Array:
         return np.copysign(np.minimum(np.rint(np.sqrt(np.abs(scale))), np.float32(_LARGEST_ROOT)), scale)
 
     in_rows = g * _inverse(row)[:, None, None]
-    codes, scale = _symmetric(in_rows, 8, _INT4_DIVISORS, lambda scale: signed_square(root(scale)))
+    codes, scale = _symmetric(in_rows, 8, _INT4_DIVISORS, lambda scale: signed_square(root(scale)), importance)
     return Chosen(codes, root(scale).astype(np.int8), row_scale=row)
 
 
-def search_int4_affine(g: Array) -> Chosen:
+def search_int4_affine(g: Array, importance: Array | None = None) -> Chosen:
     """The range [low, high] shrunk a little at either end where that lowers the squared error."""
     low, high = g.min(axis=2), g.max(axis=2)
     span = high - low
-    best_scale = np.zeros(low.shape, np.float32)
-    best_minimum = np.zeros(low.shape, np.float32)
-    best_codes = np.zeros(g.shape, np.uint8)
-    best_error = np.full(low.shape, np.inf, np.float32)
-    for cut_low, cut_high in ((0.0, 0.0), (0.04, 0.0), (0.0, 0.04), (0.04, 0.04), (0.09, 0.0), (0.0, 0.09)):
+    best = _Best(g, importance)
+
+    def attempt(minimum: Array, scale: Array) -> None:
+        minimum, scale = half(minimum, "minimum"), half(scale, "scale")
+        codes = np.clip(np.rint((g - minimum[..., None]) * _inverse(scale)[..., None]), 0, 15)
+        best.offer(codes, scale, minimum)
+
+    for cut_low, cut_high in _AFFINE_CUTS if importance is None else _FINE_AFFINE_CUTS:
         minimum = half(low + np.float32(cut_low) * span, "minimum")
         top = high - np.float32(cut_high) * span
-        scale = half(np.maximum(top - minimum, 0) / np.float32(15), "scale")
-        codes = np.clip(np.rint((g - minimum[..., None]) * _inverse(scale)[..., None]), 0, 15)
-        error = np.square(codes * scale[..., None] + minimum[..., None] - g).sum(axis=2)
-        better = error < best_error
-        best_error = np.where(better, error, best_error)
-        best_scale = np.where(better, scale, best_scale)
-        best_minimum = np.where(better, minimum, best_minimum)
-        best_codes = np.where(better[..., None], codes.astype(np.uint8), best_codes)
-    return Chosen(best_codes, best_scale, best_minimum)
+        attempt(minimum, np.maximum(top - minimum, 0) / np.float32(15))
+    if importance is not None:
+        for _ in range(_REFITS):
+            attempt(*_fitted_line(best.codes, g, importance, best.minimum, best.scale))
+    return Chosen(best.codes.astype(np.uint8), best.scale, best.minimum)
+
+
+def _fitted_line(codes: Array, g: Array, importance: Array, minimum: Array, scale: Array) -> tuple[Array, Array]:
+    """Minimum and scale that fit the codes best; what they were where the codes are all alike."""
+    total = importance.sum(axis=1)
+    mean_code, mean = ((importance * values).sum(axis=2) / total for values in (codes, g))
+    centred = codes - mean_code[..., None]
+    spread = (importance * np.square(centred)).sum(axis=2)
+    slope = np.divide((importance * centred * g).sum(axis=2), spread, out=scale.copy(), where=spread > 0)
+    slope = np.where(slope > 0, slope, scale)
+    return np.where(spread > 0, mean - slope * mean_code, minimum), slope
+
+
+class _Best:
+    """Of what was offered for each group, the codes, scale and minimum with the least error; 0 before the first."""
+
+    def __init__(self, g: Array, importance: Array | None) -> None:
+        self.scale, self.minimum = np.zeros(g.shape[:2], np.float32), np.zeros(g.shape[:2], np.float32)
+        self.codes = np.zeros(g.shape, np.float32)
+        self._error = np.full(g.shape[:2], np.inf, np.float32)
+        self._g, self._importance = g, importance
+
+    def offer(self, codes: Array, scale: Array, minimum: Array | None = None) -> None:
+        values = codes * scale[..., None]
+        if minimum is not None:
+            values += minimum[..., None]
+        values -= self._g
+        np.square(values, out=values)
+        if self._importance is not None:
+            values *= self._importance
+        error = values.sum(axis=2)
+        better = error < self._error
+        self._error = np.where(better, error, self._error)
+        self.scale = np.where(better, scale, self.scale)
+        if minimum is not None:
+            self.minimum = np.where(better, minimum, self.minimum)
+        self.codes = np.where(better[..., None], codes, self.codes)
 
 
 def _symmetric(
-    g: Array, offset: int, divisors: tuple[float, ...], stored: Callable[[Array], Array]
+    g: Array,
+    offset: int,
+    divisors: tuple[float, ...],
+    stored: Callable[[Array], Array],
+    importance: Array | None = None,
 ) -> tuple[NDArray[np.uint8], Array]:
     """Codes around `offset` and scales: of the scales extreme / divisor, the one with the least squared error, then the
     scale that fits its codes best. `stored` gives a scale as the format can hold it.
 
     With the first divisor the signed extreme goes to code 0 (value -offset), as in llama.cpp's Q4_0.
     """
-    best_scale = np.zeros(g.shape[:2], np.float32)
-    best_codes = np.zeros(g.shape, np.float32)
-    best_error = np.full(g.shape[:2], np.inf, np.float32)
+    best = _Best(g, importance)
 
     def attempt(wanted: Array) -> None:
-        nonlocal best_scale, best_codes, best_error
         scale = stored(wanted)
-        codes = np.clip(np.rint(g * _inverse(scale)[..., None]), -offset, offset - 1)
-        error = np.square(codes * scale[..., None] - g).sum(axis=2)
-        better = error < best_error
-        best_error = np.where(better, error, best_error)
-        best_scale = np.where(better, scale, best_scale)
-        best_codes = np.where(better[..., None], codes, best_codes)
+        best.offer(np.clip(np.rint(g * _inverse(scale)[..., None]), -offset, offset - 1), scale)
 
+    if importance is not None:
+        divisors = (*divisors, *(offset / 8 * divisor for divisor in _FINE_DIVISORS))
     extreme = _extreme(g)
     for divisor in divisors:
         attempt(extreme / np.float32(divisor))
-    square = np.square(best_codes).sum(axis=2)
-    attempt(np.divide((best_codes * g).sum(axis=2), square, out=np.zeros_like(square), where=square != 0))
-    return (best_codes + offset).astype(np.uint8), best_scale
+    for _ in range(1 if importance is None else _REFITS):
+        weighed = best.codes if importance is None else best.codes * importance
+        square = (weighed * best.codes).sum(axis=2)
+        attempt(np.divide((weighed * g).sum(axis=2), square, out=np.zeros_like(square), where=square != 0))
+    return (best.codes + offset).astype(np.uint8), best.scale
 
 
 def _extreme(g: Array) -> Array:

@@ -29,7 +29,6 @@ from typing import Literal
 import numpy as np
 
 from .code_search import (
-    Array,
     Chosen,
     search_int4,
     search_int4_affine,
@@ -56,7 +55,7 @@ class FormatSpec:
     name: str
     packing: Packing
     code_offset: int
-    search: Callable[[Array], Chosen]
+    search: Callable[..., Chosen]
     has_minimum: bool = False
     has_row_scale: bool = False
     gguf: Mapping[str, Literal["exact", "near"]] = field(default_factory=dict)
@@ -64,6 +63,15 @@ class FormatSpec:
     @property
     def bits(self) -> int:
         return self.packing.bits
+
+    @property
+    def lowest(self) -> int:
+        """The smallest code, as a multiple of the scale."""
+        return -127 if self.packing is BYTES else -self.code_offset
+
+    @property
+    def highest(self) -> int:
+        return 127 if self.packing is BYTES else (1 << self.bits) - 1 - self.code_offset
 
     @property
     def scale_dtype(self) -> np.dtype:

@@ -32,6 +32,7 @@ __all__ = [
     "dequantize",
     "dequantize_rows",
     "find_format",
+    "from_chosen",
     "from_codes",
     "packed_shapes",
     "quantize",
@@ -184,6 +185,13 @@ def from_codes(
     if minimum is not None:
         minimum = half(np.asarray(minimum, np.float32), "minimum")
     _store(out, 0, Chosen(codes, scale, minimum))
+    return out
+
+
+def from_chosen(format: str, shape: tuple[int, int], group_size: int, chosen: Chosen) -> QuantizedTensor:
+    """Pack what a search, or somebody who knows more than it, chose for a (d, k) weight: codes (d, k_padded)."""
+    out = _empty(format, shape, group_size)
+    _store(out, 0, chosen)
     return out
 
 

@@ -11,6 +11,8 @@ import pytest
 from edgecal.cli import main
 from edgecal_weights import demo_model, hub
 from edgecal_weights.opening import open_checkpoint
+from tests.cli.shell import edgecal
+from tests.tiny import write_tiny_hf
 from tests.weights.hf_files import write_hf
 from tests.weights.samples import weights
 
@@ -119,3 +121,29 @@ def test_pull_from_the_hub(run, tmp_path, monkeypatch):
 def test_options_that_do_not_belong(run, arguments):
     code, _, err = run("pull", *arguments)
     assert code == 2 and "demo" in err
+
+
+def test_calibrated(tmp_path):
+    write_tiny_hf(tmp_path / "model")
+    done = edgecal("quantize", tmp_path / "model", tmp_path / "int8", "--format", "int8", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    options = ["--calibrate-tokens", "1024", "--calibrate"]
+    done = edgecal("quantize", tmp_path / "int8", tmp_path / "out", *options, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "are rounded already (int8); their float32 values are rounded again" in done.stderr
+    assert "squared error of outputs" in done.stdout and "down_proj" in done.stdout
+    text = json.dumps({"dialogue": "A: Hello there. B: Who are you? " * 40}) + "\n"
+    options = ["--calibrate=-", "--importance", "--calibrate-tokens", "512", "--force", "--json"]
+    done = edgecal("quantize", tmp_path / "model", tmp_path / "out", *options, home=tmp_path, input=text)
+    assert done.returncode == 0, done.stderr
+    errors = json.loads(done.stdout)["output_errors"]
+    assert len(errors) == 14 and all(error["calibrated"] < error["rounded"] for error in errors.values())
+
+
+def test_options_that_contradict_each_other(tmp_path):
+    for options, message in (
+        (("--importance",), "give it with --calibrate"),
+        (("--imatrix", "x.gguf", "--calibrate"), "without --calibrate"),
+    ):
+        done = edgecal("quantize", tmp_path / "model", tmp_path / "out", *options, home=tmp_path)
+        assert done.returncode == 2 and message in " ".join(done.stderr.split())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,15 @@ class TensorError:
 
 
 @dataclass(frozen=True)
+class OutputError:
+    """Squared error of a module's outputs by their squared size, on the inputs of a calibration: of plain rounding into
+    the same form, and of what was written (of a sample of outputs)."""
+
+    rounded: float
+    calibrated: float
+
+
+@dataclass(frozen=True)
 class FormatTotal:
     tensors: int
     weights: int
@@ -32,7 +41,7 @@ class FormatTotal:
 @dataclass(frozen=True)
 class QuantizeReport:
     """What was written. `fidelity` counts tensors: "exact" (every value unchanged), "near" (codes taken over
-    or re-rounded once from blocks), "rounded" (quantized from floats)."""
+    or re-rounded once from blocks), "rounded" (quantized from floats). `output_errors` are of calibrated ones."""
 
     path: Path
     source: str
@@ -43,6 +52,7 @@ class QuantizeReport:
     fidelity: dict[str, int]
     seconds: float
     errors: dict[str, TensorError]
+    output_errors: dict[str, OutputError] = field(default_factory=dict)
 
     @property
     def bits_per_weight(self) -> float:

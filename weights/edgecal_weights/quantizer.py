@@ -22,7 +22,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,10 @@ _BLOCK_WEIGHTS = 1 << 16  # quantized at once; larger blocks fall out of the pro
 _DEFAULT, _NOTHING_LIKE_IT, _HEAD = "int4", "int8", "int6"  # of floats, of kept tensors without counterpart, of heads
 _HEAD_GROUP = 64  # a scale for 32 would cost a quarter of a bit, of 6, for a hundredth of the error of the layers
 _HEADS = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+Made = Callable[[str], "QuantizedTensor | None"]
+"""A tensor that was rounded elsewhere, by its name; None for one that was not."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +163,13 @@ def quantize_checkpoint(
     overwrite: bool = False,
     measure_errors: bool = False,
     source_notes: Mapping[str, Any] | None = None,
+    made: Made | None = None,
 ) -> QuantizeReport:
     """Write `checkpoint` as a packed directory; see `plan` for the formats. The checkpoint stays open.
 
     `measure_errors` compares every packed block with its source and fills `QuantizeReport.errors`, for about
-    half as much time again. `source_notes` are added to the file's account of its source. Raises StorageError
+    half as much time again. `source_notes` are added to the file's account of its source. `made` gives tensors that are
+    rounded already, in the form of `plan`, by somebody who knows more than their weights. Raises StorageError
     (cannot write, or `out_dir` is there and `overwrite` was not asked for), FileFormatError (NaN or infinite
     weights, a corrupt source), QuantizationError (unknown option, weights beyond the scales' float16 range),
     and whatever the checkpoint's tokenizer raises.
@@ -190,7 +196,7 @@ def quantize_checkpoint(
         for file, content in side_files.items():
             write_file(folder / file, content)
         with WeightFile(folder / PACKED_FILE, layout) as output:
-            errors = _write_weights(checkpoint, decisions, output, progress, measure_errors)
+            errors = _write_weights(checkpoint, decisions, output, progress, measure_errors, made)
     return QuantizeReport(
         path=target,
         source=source_name(checkpoint.path),
@@ -224,12 +230,14 @@ def _write_weights(
     output: WeightFile,
     progress: Progress | None,
     measure_errors: bool,
+    made: Made | None,
 ) -> dict[str, TensorError]:
     errors = {}
     total, done = sum(d.spec.nbytes(d.name) for d in decisions), 0
     for decision in decisions:
         measure = ErrorSum() if measure_errors else None
-        for written in _write_tensor(checkpoint, decision, output, measure):
+        whole = None if made is None else made(decision.name)
+        for written in _write_tensor(checkpoint, decision, output, measure, whole):
             done += written
             if progress is not None:
                 progress(done, total, decision.name)
@@ -239,10 +247,14 @@ def _write_weights(
 
 
 def _write_tensor(
-    checkpoint: Checkpoint, decision: Decision, output: WeightFile, measure: ErrorSum | None
+    checkpoint: Checkpoint,
+    decision: Decision,
+    output: WeightFile,
+    measure: ErrorSum | None,
+    whole: QuantizedTensor | None,
 ) -> Iterator[int]:
-    """Yields the bytes written after every block."""
-    for start, part in _blocks(checkpoint, decision):
+    """Yields the bytes written after every block. `whole`: the tensor, where it is rounded already."""
+    for start, part in _blocks(checkpoint, decision, whole):
         yield output.put(decision.name, start, part)
         if measure is not None:
             n = part.shape[0]
@@ -250,10 +262,12 @@ def _write_tensor(
             measure.add(checkpoint.read_rows(decision.name, start, start + n), values)
 
 
-def _blocks(checkpoint: Checkpoint, decision: Decision) -> Iterator[tuple[int, QuantizedTensor | NDArray[np.float32]]]:
+def _blocks(
+    checkpoint: Checkpoint, decision: Decision, whole: QuantizedTensor | None = None
+) -> Iterator[tuple[int, QuantizedTensor | NDArray[np.float32]]]:
     """The rows of a tensor in their packed form, each block with its first row."""
     name, spec = decision.name, decision.spec
-    kept = _kept(checkpoint, decision) if decision.keep else None
+    kept = _kept(checkpoint, decision) if decision.keep else whole
     step = max(TILE_ROWS, _BLOCK_WEIGHTS // math.prod(spec.shape[1:]) // TILE_ROWS * TILE_ROWS)
     for start in range(0, spec.shape[0], step):
         stop = min(start + step, spec.shape[0])

@@ -1,0 +1,170 @@
+"""Rounding a matrix so that its outputs change least: each column's error is made good by the columns still to come.
+
+The error of a layer W (d, k) on inputs X (T, k) is, for each row w of W rounded to q,
+
+    |X w - X q|^2 = (w - q) H (w - q),   H = X^T X.
+
+GPTQ (Frantar et al. 2023, arXiv 2210.17323) rounds column by column and moves the columns that are left against the
+error. With H = L L^T that is the same as this, which needs no inverse (Babai's nearest plane; Chen et al. 2025, arXiv
+2507.18553): the error is the sum over columns i of
+
+    L[i, i]^2 (w_i - q_i + sum over j > i of L[j, i] / L[i, i] (w_j - q_j))^2,
+
+so, from the last column to the first, q_i is the value nearest to what stands before it there, which depends on columns
+that are rounded already.
+
+The order of columns is free as long as a group is together: its scale is searched when the group is reached, on the
+weights as they are corrected by then, weighed by H's diagonal. The groups whose inputs are largest go first, while
+there are most columns left to make good what they lose, and so do the largest inputs within a group.
+
+Columns that hardly differ make L badly conditioned, and inputs of another text differ from these: H is damped, by
+adding a part of its diagonal to it. A part of the *mean* of the diagonal, as GPTQ adds, is too much for all other
+columns where one input is a thousand times as large as the rest, as before `down_proj` in many models.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecal_kernels.code_search import Chosen, row_scales, signed_square
+from edgecal_kernels.quant import (
+    SPECS,
+    Array,
+    FormatSpec,
+    QuantizedTensor,
+    dequantize,
+    dequantize_rows,
+    from_chosen,
+    quantize,
+)
+
+_ROWS = 2048  # rounded at a time
+_SEARCHED = 1 << 16  # weights whose scales are searched at a time: the temporaries stay in the processor's cache
+
+
+class Metric(Protocol):
+    """What is known of a module's inputs, ready for groups of a size."""
+
+    def round(self, w: Array, format: str) -> QuantizedTensor:
+        """w float32 (d, k) in `format`. QuantizationError where a scale is beyond the format's."""
+
+    def norm(self, difference: Array) -> float:
+        """The squared error of all outputs, of a difference (d, k) of weights."""
+
+
+class Diagonal:
+    """Mean squares of inputs alone, float (k,): scales are searched under them, and nothing is made good."""
+
+    def __init__(self, squares: NDArray[np.floating], group_size: int) -> None:
+        self.group_size, k = group_size, len(squares)
+        self.squares = _positive(squares)
+        padded = np.full(-(-k // group_size) * group_size, self.squares.min())
+        padded[:k] = self.squares
+        self.importance = (padded / padded.mean()).astype(np.float32).reshape(-1, group_size)
+
+    def round(self, w: Array, format: str) -> QuantizedTensor:
+        rows = max(1, _SEARCHED // w.shape[1])
+        parts = [self._round(w[start : start + rows], SPECS[format]) for start in range(0, len(w), rows)]
+        return _packed(parts, w.shape, format, self.group_size)
+
+    def _round(self, w: Array, spec: FormatSpec) -> Chosen:
+        chosen = spec.search(_padded(w, self.group_size).reshape(len(w), -1, self.group_size), self.importance)
+        return chosen._replace(codes=chosen.codes.reshape(len(w), -1))
+
+    def norm(self, difference: Array) -> float:
+        return float((np.square(difference, dtype=np.float64).sum(axis=0) * self.squares).sum())
+
+
+class Feedback:
+    """Of H, float (k, k): its diagonal, the order of the columns, and L."""
+
+    def __init__(self, hessian: NDArray[np.floating], group_size: int, damping: float) -> None:
+        self.group_size, self.k = group_size, len(hessian)
+        self.n_groups = -(-self.k // group_size)
+        squares = _positive(np.diagonal(hessian))
+        self.importance = Diagonal(squares, group_size).importance
+        inner = np.argsort(self.importance, axis=1, kind="stable")
+        self.groups = np.argsort(self.importance.mean(axis=1), kind="stable")  # the last goes first
+        self.columns = (self.groups[:, None] * group_size + inner[self.groups]).ravel()
+        full = np.zeros((self.n_groups * group_size,) * 2)
+        full[: self.k, : self.k] = hessian
+        np.fill_diagonal(full, np.pad(squares * (1 + damping), (0, len(full) - self.k), constant_values=squares.min()))
+        full = full[np.ix_(self.columns, self.columns)]  # the unordered one goes: half a gigabyte at 8,192 columns
+        lower = np.linalg.cholesky(full)
+        self.squares = np.square(np.diagonal(lower))
+        lower /= np.diagonal(lower).copy()
+        self.lower = lower.astype(np.float32)
+
+    def round(self, w: Array, format: str) -> QuantizedTensor:
+        parts = [self._round(w[start : start + _ROWS], SPECS[format]) for start in range(0, len(w), _ROWS)]
+        return _packed(parts, w.shape, format, self.group_size)
+
+    def _round(self, w: Array, spec: FormatSpec) -> Chosen:
+        size, padded = self.group_size, _padded(w, self.group_size)
+        rows = row_scales(padded.reshape(len(w), -1, size)) if spec.has_row_scale else None
+        left = np.ascontiguousarray(padded[:, self.columns].T)  # (k_padded, d): w - q where a column is done
+        wanted = left.copy()  # what stands before q in the sum
+        codes = np.empty(padded.shape, spec.packing.dtype)
+        scale = np.empty((len(w), self.n_groups), np.int8 if spec.has_row_scale else np.float32)
+        minimum = np.empty(scale.shape, np.float32) if spec.has_minimum else None
+        for place in range(self.n_groups - 1, -1, -1):
+            group, start, stop = self.groups[place], place * size, (place + 1) * size
+            chosen = self._search(spec, wanted[start:stop], self.columns[start:stop], rows)
+            step, low = _values(chosen, rows)
+            inverse = np.divide(1, step, out=np.zeros_like(step), where=step != 0)
+            for i in range(stop - 1, start - 1, -1):
+                code = np.clip(np.rint((wanted[i] - low) * inverse), spec.lowest, spec.highest)
+                codes[:, self.columns[i]] = code + spec.code_offset
+                left[i] -= code * step + low
+                wanted[start:i] += self.lower[i, start:i, None] * left[i]
+            if start:
+                wanted[:start] += self.lower[start:stop, :start].T @ left[start:stop]
+            scale[:, group] = chosen.scale[:, 0]
+            if minimum is not None:
+                minimum[:, group] = low
+        return Chosen(codes, scale, minimum, rows)
+
+    def _search(self, spec: FormatSpec, wanted: Array, columns: NDArray[np.integer], rows: Array | None) -> Chosen:
+        importance = self.importance.ravel()[columns][None]
+        groups = np.ascontiguousarray(wanted.T)[:, None]
+        return spec.search(groups, importance) if rows is None else spec.search(groups, importance, rows)
+
+    def norm(self, difference: Array) -> float:
+        moved = _padded(difference, self.group_size)[:, self.columns] @ self.lower
+        return float((np.square(moved).sum(axis=0, dtype=np.float64) * self.squares).sum())
+
+
+def rounding_errors(metric: Metric, w: Array, packed: QuantizedTensor) -> tuple[float, float]:
+    """The squared error of outputs by their squared size: of plain rounding into `packed`'s form, and of `packed`.
+
+    Of about 256 outputs, evenly taken: all of them would cost as much as the rounding.
+    """
+    rows = np.arange(0, len(w), max(1, len(w) // 256))
+    exact = w[rows]
+    whole = metric.norm(exact) or 1.0
+    plain = dequantize(quantize(exact, packed.format, packed.group_size))
+    return metric.norm(exact - plain) / whole, metric.norm(exact - dequantize_rows(packed, rows)) / whole
+
+
+def _positive(squares: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Inputs that were never there count for a millionth of the mean, so that everything has an optimum."""
+    squares = squares.astype(np.float64)
+    return np.maximum(squares, 1e-6 * squares.mean()) if squares.any() else np.ones_like(squares)
+
+
+def _padded(w: Array, group_size: int) -> Array:
+    return np.pad(w, ((0, 0), (0, -w.shape[1] % group_size)))
+
+
+def _values(chosen: Chosen, rows: Array | None) -> tuple[Array, Array | np.float32]:
+    """Scale and minimum, float32 (d,), of the one group that was searched."""
+    step = chosen.scale[:, 0] if rows is None else signed_square(chosen.scale[:, 0]) * rows
+    return step, np.float32(0) if chosen.minimum is None else chosen.minimum[:, 0]
+
+
+def _packed(parts: list[Chosen], shape: tuple[int, ...], format: str, group_size: int) -> QuantizedTensor:
+    joined: list[Any] = [None if part[0] is None else np.concatenate(part) for part in zip(*parts, strict=True)]
+    return from_chosen(format, (shape[0], shape[1]), group_size, Chosen(*joined))
