@@ -69,7 +69,7 @@ class Engine:
         advised_sampling: SamplingOptions | None = None,
     ) -> None:
         if prefix_cache is None:
-            prefix_cache = PREFIX_CACHE if model.ops.NAME == "numba" else 0
+            prefix_cache = PREFIX_CACHE if model.ops.NAME != "numpy" else 0
         if isinstance(prefix_cache, bool) or not isinstance(prefix_cache, int) or prefix_cache < 0:
             raise OptionError(f"prefix_cache must be a number of bytes, 0 or more (0: off), found {prefix_cache!r}")
         self.runner = Runner(model, tokenizer, PrefixCache(prefix_cache), cache_dtype)

@@ -40,6 +40,8 @@ _PI_BITS = {
 
 def facts(root: Path = ROOT) -> dict[str, Any]:
     """What does not change during a run."""
+    from edgecal_kernels import dispatch
+
     found: dict[str, Any] = {
         "cpu": cpu.cpu_model(),
         "board": _text(root / "proc/device-tree/model") or _text(root / "sys/class/dmi/id/product_name"),
@@ -56,13 +58,18 @@ def facts(root: Path = ROOT) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": _versions(),
     }
+    ops = dispatch.backend()
+    found["back_end"] = dispatch.serving()
+    if ops.NAME == "ready":
+        found["instructions"] = ops.library.isa
+        return {key: value for key, value in found.items() if value not in (None, "", [])}
     try:
         _, target, features = cpu.compile_target()
         found["instructions"] = cpu.detect_isa()
         found["compile_target"] = target
         found["features"] = [name for name in TELLING if name in features]
     except ImportError:
-        found["instructions"] = "NumPy's own"
+        found["instructions"] = dispatch.reference.INSTRUCTIONS
     return {key: value for key, value in found.items() if value not in (None, "", [])}
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgecal_kernels.dispatch import backend as find_backend
+
 from .errors import OptionError
 
 FEW_TOKENS = 16  # of one pass, up to which it counts as decoding: as many as the compiled decoder takes at a time
@@ -37,14 +39,13 @@ def choose_threads(backend: str, threads: int | None = None, prefill_threads: in
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise OptionError(f"{name} must be a whole number of at least 1, found {value!r}")
-        if backend != "numba":
+        if backend == "numpy":
             raise OptionError(
                 f"{name} {value}: the NumPy back end has no threads to set, its BLAS has settings of its own "
-                "(OPENBLAS_NUM_THREADS, OMP_NUM_THREADS); leave the option out, or take the numba back end"
+                "(OPENBLAS_NUM_THREADS, OMP_NUM_THREADS); leave the option out, or take compiled kernels"
             )
-    if backend != "numba":
+    if backend == "numpy":
         return Threads(None, None)
-    from edgecal_kernels.threads import number_of_threads
-
+    number_of_threads = find_backend(backend).number_of_threads
     decode = number_of_threads(threads)
     return Threads(decode, decode if prefill_threads is None else number_of_threads(prefill_threads))

@@ -38,14 +38,14 @@ def key_of(model: Model) -> str:
     )
     c = model.config
     shape = c.n_layers, c.hidden_size, c.intermediate_size, c.n_heads, c.n_kv_heads, c.vocab_size
-    machine = cpu.cpu_model(), cpu.usable_cores(), cpu.physical_cores(), model.ops.isa.active_name()
+    machine = cpu.cpu_model(), cpu.usable_cores(), cpu.physical_cores(), model.ops.INSTRUCTIONS
     facts = json.dumps([machine, shape, sorted(kinds.items())])
     return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 
 def recall(model: Model) -> Threads | None:
     """What was found for this machine and model, if anything; None on NumPy, which has no threads to set."""
-    if model.ops.NAME != "numba":
+    if model.ops.NAME == "numpy":
         return None
     found = _entries().get(key_of(model))
     numbers = [found.get(name) for name in ("decode", "prefill")] if isinstance(found, dict) else []

@@ -60,7 +60,7 @@ def tune(
     rounds that are expected. OptionError on NumPy, whose BLAS has settings of its own, and for a time that is no
     positive number.
     """
-    if engine.model.ops.NAME != "numba":
+    if engine.model.ops.NAME == "numpy":
         raise OptionError("the NumPy back end has no threads to tune, its BLAS has settings of its own")
     if not 0 < seconds < float("inf"):
         raise OptionError(f"seconds must be a positive number, found {seconds!r}")

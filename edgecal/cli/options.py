@@ -89,7 +89,7 @@ _LOADING = (
         callback=lambda context, parameter, value: int(value),
         help="Columns per scale.",
     ),
-    click.option("--backend", type=click.Choice(BACKENDS), help="Kernels; numba where it can be imported."),
+    click.option("--backend", type=click.Choice(BACKENDS), help="Kernels; the first of these that serves here."),
     click.option(
         "--cache-dtype", type=click.Choice(list(TYPES)), default="fp16", show_default=True, help="Of the KV cache."
     ),
@@ -128,10 +128,11 @@ def load_engine(
     prefix_cache: int | None = None,
 ) -> Engine:
     """The engine for `model` ("demo", a path or a hub id) with these adapters, {name: path}."""
-    from edgecal_kernels.dispatch import backend
+    from edgecal_kernels.dispatch import asked, backend, serving
 
-    if backend(loading.backend).NAME == "numba":
-        compile_kernels()
+    compile_kernels(loading.backend)
+    if backend(loading.backend).NAME == "numpy" and not asked(loading.backend):
+        note(f"slow kernels serve: {serving()}")
     from ..engine import Engine
 
     with model_named(model) as path, progress(f"loading {Path(model).name}", unit="bytes") as report:
@@ -154,8 +155,15 @@ def open_model(name: str, loading: ModelOptions) -> Iterator[Checkpoint]:
         yield checkpoint
 
 
-def compile_kernels() -> float:
-    """Make sure that this machine's kernels are compiled, on disk where that is possible; seconds that it took."""
+def compile_kernels(backend: str | None = None) -> float:
+    """Make sure that this machine's kernels are compiled, on disk where that is possible; seconds that it took.
+
+    Nothing where the back end, the one that serves unless named, needs no compiling.
+    """
+    from edgecal_kernels.dispatch import backend as find_backend
+
+    if find_backend(backend).NAME != "numba":
+        return 0.0
     from edgecal_kernels.jit import can_keep, kernel_cache
     from edgecal_kernels.paths import cache_directory
     from edgecal_kernels.warmup import compile_all, is_warm, warm_up

@@ -219,15 +219,13 @@ def _measure(
     chosen: RecipeOptions,
     output: OutputOptions,
 ) -> int:
-    from edgecal_kernels.dispatch import backend
-
     from .. import engine as _engine_module  # noqa: F401  (imported before the clock runs)
     from ..profile import ProfileRun
     from ..profile.trace import Span
     from ._profile_recipes import gather
 
     recipes, paths = gather(words, chosen)
-    kernels_s = (compile_kernels() or None) if backend(loading.backend).NAME == "numba" else None
+    kernels_s = compile_kernels(loading.backend) or None
     started = perf_counter()
     engine = load_engine(model, loading)
     load_s = perf_counter() - started

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecal_kernels.dispatch import backend
-
 from ..errors import EdgecalError, OptionError, RecipeError
 from ._completion import adapters as adapter_names
 from ._completion import calibrations as calibration_names
@@ -145,8 +143,7 @@ def command(
             paths.setdefault(name, path)
     with open_model(model, loading):  # what is wrong with it is said now, and what is of the hub is fetched
         pass
-    if backend(loading.backend).NAME == "numba":
-        compile_kernels()
+    compile_kernels(loading.backend)
     with _listening(host, port) as listener:
         service = _Service(model, loading, paths, files, composed, options, listener, quiet=quiet, as_json=as_json)
         service.run()

@@ -50,7 +50,7 @@ def command(model: str, seconds: float, forget: bool, loading: ModelOptions, as_
             {
                 "model": model,
                 "cpu": cpu.cpu_model(),
-                "instructions": engine.model.ops.isa.active_name(),
+                "instructions": engine.model.ops.INSTRUCTIONS,
                 "threads": {"decode": found.threads.decode, "prefill": found.threads.prefill},
                 "measured": [vars(one) for one in found.measured],
                 "rounds": found.rounds,

@@ -12,13 +12,26 @@ from .options import compile_kernels, json_option
 @json_option
 def command(as_json: bool) -> None:
     """Compile the kernels for this machine and keep them on disk. Needed once per machine and version."""
-    from edgecal_kernels import cpu, isa
+    from edgecal_kernels import cpu, dispatch
+
+    ops = dispatch.backend()
+    if ops.NAME == "ready":
+        library = ops.library
+        facts = {"cpu": cpu.cpu_model(), "instructions": library.isa, "path": str(library.path)}
+        facts["bytes"] = library.path.stat().st_size
+        if as_json:
+            echo_json({**facts, "total_s": 0})
+            return
+        echo(f"kernels for {facts['cpu']} ({library.isa}) are ready: {facts['bytes'] / 2**20:.1f} MiB, {library.path}")
+        return
+    dispatch.backend("numba")  # says what is missing
+    from edgecal_kernels import isa
     from edgecal_kernels.jit import can_keep, kernel_cache
     from edgecal_kernels.warmup import warm_up
 
     if not can_keep():
         warm_up()  # says what is the matter
-    seconds = compile_kernels()
+    seconds = compile_kernels("numba")
     folder = kernel_cache()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     facts = {"cpu": cpu.cpu_model(), "instructions": isa.active_name(), "path": str(folder), "bytes": size}

@@ -144,10 +144,10 @@ def drafts_allowed(model: Model, speculate: Speculate) -> bool:
     check_speculate(speculate)
     if speculate in ("off", 0):
         return False
-    if model.ops.NAME == "numba":
+    if model.ops.NAME != "numpy":
         return True
     if speculate != "auto":
-        raise OptionError(f"speculate {speculate} needs the numba back end: with {model.ops.NAME} it is not exact")
+        raise OptionError(f"speculate {speculate} needs compiled kernels: with {model.ops.NAME} it is not exact")
     return False
 
 

@@ -8,32 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numba import prange, types
-from numpy.typing import NDArray
 
 from . import blocks
 from .blocks import TILES, TOKEN_BYTES, TOKENS
 from .function_pointer import by_address
 from .jit import kernel, parallel
-from .packed_kernels import FORMAT_NUMBER, SIZES, ZERO, add_block
-from .packed_matmul import (
-    WORTH_A_THREAD,
-    Activations,
-    add_int8,
-    address,
-    fitting_tokens,
-    known,
-    multiply_packed,
-    multiply_quarters,
-    packed_product,
-)
-from .quant import STEP, Array, QuantizedTensor
+from .packed_kernels import SIZES, ZERO, add_block
+from .packed_matmul import add_int8, fitting_tokens, multiply_packed, multiply_quarters
+from .records import FORMAT_NUMBER
 from .rounding import further, pack_tokens, quantize_row, tokens_share
 
 _INT8 = np.int64(FORMAT_NUMBER["int8"])
-_ROUNDED = types.UniTuple(types.int64, 4)  # addresses of tokens: codes, scales, sums, and the same packed
+ROUNDED = types.UniTuple(types.int64, 4)  # addresses of tokens: codes, scales, sums, and the same packed
 
 
 @kernel
@@ -44,7 +32,7 @@ def _beyond(tokens: Any, n: int, k: int) -> Any:
 
 
 @kernel
-def _inner_share(
+def inner_share(
     a: Any, sizes: Any, counts: Any, n: int, x: Any, values: int, inner: Any, factor: float, share: int, shares: int
 ) -> None:
     """A* x of a part of n tokens: in float32 at `values`, then rounded, times `factor`, and packed at `inner`.
@@ -73,7 +61,7 @@ def _inner_share(
 
 
 @kernel
-def _outer_share(
+def outer_share(
     codes: int, scale: int, quads: int, n_tiles: int, n: int, inner: Any, width: int, out: int, share: int, shares: int
 ) -> None:
     """out += B* times n tokens of `width` columns at `inner`, for a part of the tiles. `codes`, `scale`: of B*."""
@@ -97,20 +85,20 @@ def _outer_share(
             add_int8(codes, scale, quads, token, out + (n - 1) * d * 4, (tile, tile + beside + 1))
 
 
-_call_inner, _inner_code = by_address(
-    _inner_share,
-    *(types.UniTuple(types.int64, 5), SIZES, types.UniTuple(types.int64, 2), types.int64, _ROUNDED, types.int64),
-    *(_ROUNDED, types.float32, types.int64, types.int64),
+_call_inner, inner_code = by_address(
+    inner_share,
+    *(types.UniTuple(types.int64, 5), SIZES, types.UniTuple(types.int64, 2), types.int64, ROUNDED, types.int64),
+    *(ROUNDED, types.float32, types.int64, types.int64),
 )
-_call_outer, _outer_code = by_address(
-    _outer_share,
-    *(types.int64, types.int64, types.int64, types.int64, types.int64, _ROUNDED, types.int64, types.int64),
+_call_outer, outer_code = by_address(
+    outer_share,
+    *(types.int64, types.int64, types.int64, types.int64, types.int64, ROUNDED, types.int64, types.int64),
     *(types.int64, types.int64),
 )
 
 
 @parallel
-def _inner_shares(
+def inner_together(
     code: int,
     a: Any,
     sizes: Any,
@@ -127,40 +115,8 @@ def _inner_shares(
 
 
 @parallel
-def _outer_shares(
+def outer_together(
     code: int, codes: int, scale: int, quads: int, n_tiles: int, n: int, inner: Any, width: int, out: int, shares: int
 ) -> None:
     for share in prange(shares):
         _call_outer(code, codes, scale, quads, n_tiles, n, inner, width, out, np.int64(share), shares)
-
-
-def add_packed_lora(
-    activations: Activations, a: QuantizedTensor, b: QuantizedTensor, factor: float, out: Array
-) -> None:
-    """As `reference.add_packed_lora`."""
-    if b.n_quarters:  # the odd rows of B* have no kernel that adds
-        low = packed_product(activations, a) * np.float32(factor)
-        out += packed_product(Activations(low), b)
-        return
-    of_a, of_b = known(a), known(b)
-    n, n_tiles, width = len(out), b.n_tiles, -(-of_a.sizes.d // STEP) * STEP
-    values, inner_arrays = np.zeros((n, width), np.float32), _room(n, width)
-    x, inner = (tuple(address(array) for array in arrays) for arrays in (activations.packed(), inner_arrays))
-    first = of_a.places, of_a.sizes._replace(d=width), of_a.counts, n, x, address(values), inner, np.float32(factor)
-    second = *of_b.places[:2], of_b.sizes.tile_lines, n_tiles, n, inner, width, address(out)
-    threads = numba.get_num_threads()
-    if of_a.nbytes * n < WORTH_A_THREAD:
-        _inner_share(*first, 0, 1)
-    else:
-        _inner_shares(_inner_code(), *first, threads)
-    if of_b.nbytes * n < WORTH_A_THREAD:
-        _outer_share(*second, 0, 1)
-    else:
-        _outer_shares(_outer_code(), *second, min(threads, (n_tiles + TILES - 1) // TILES))
-
-
-def _room(n: int, width: int) -> tuple[NDArray, ...]:
-    """For n rounded tokens of `width` columns: codes, scales, sums, and the same packed."""
-    steps = width // STEP
-    scale, total = np.empty((n, steps), np.float32), np.empty((n, steps), np.int32)
-    return np.empty((n, width), np.int8), scale, total, np.empty(max(n - n % 2, 1) * steps * TOKEN_BYTES, np.uint8)

@@ -18,18 +18,17 @@ Trap: constants that are passed to kernels are NumPy's integers, because Numba s
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange, types
 
 from . import blocks, simd
-from .cached import FP16, FP32, INT8, KEY_GROUP, PAIRS, Addresses, Cached
+from .cached import FP16, FP32, INT8, KEY_GROUP, PAIRS, Addresses
 from .elementwise import exp_lanes
 from .function_pointer import by_address
 from .jit import kernel, parallel
-from .quant import Array
+from .records import View
 from .simd import add, load, mul, splat, store
 from .small_products import Scales, Strides, multiply_rows
 
@@ -37,18 +36,6 @@ BLOCK = np.int64(64)  # positions
 ROWS = 64  # of an item, about: a block of keys and values and what belongs to the rows stay in the first-level cache
 _ZERO: Any = np.int64(0)
 _LANES: Any = np.int64(16)
-_WORTH_A_THREAD = 1 << 18  # multiply-adds from which it is worth waking other threads
-
-
-class View(NamedTuple):
-    """What the rows of an item have in common: the position of the first token, the size of a head (`width` is head_dim
-    in whole vectors), what scores are multiplied by, the number of positions that a row sees (0: all)."""
-
-    pos: Any
-    head_dim: Any
-    width: Any
-    scaling: Any
-    window: Any
 
 
 class Parts(NamedTuple):
@@ -291,7 +278,7 @@ def attend(
 
 
 @kernel
-def _attend_share(q: Any, out: Any, shape: Any, view: Any, place: Any, layer: int, first: int, stride: int) -> None:
+def attend_share(q: Any, out: Any, shape: Any, view: Any, place: Any, layer: int, first: int, stride: int) -> None:
     """Items first, first + stride, ...; shape = (T, H, K). Late tokens, which see most, come first."""
     n_tokens, n_heads, n_kv = shape
     pos, head_dim, width, scaling, window = view
@@ -310,28 +297,13 @@ def _attend_share(q: Any, out: Any, shape: Any, view: Any, place: Any, layer: in
 
 
 call_share, share_code = by_address(
-    _attend_share,
+    attend_share,
     *(types.float32[::1], types.float32[::1], types.UniTuple(types.int64, 3)),
     *(_VIEW, _ADDRESSES, types.int64, types.int64, types.int64),
 )
 
 
 @parallel
-def _attention(code: int, q: Any, out: Any, shape: Any, view: Any, place: Any, layer: int) -> None:
-    for chunk in prange(32):
-        call_share(code, q, out, shape, view, place, layer, np.int64(chunk), np.int64(32))
-
-
-def attention(q: Array, cached: Cached, layer: int, pos: int, scale: float | None = None, window: int = 0) -> Array:
-    """As `reference.attention`."""
-    n_tokens, n_heads, head_dim = q.shape
-    n_kv, width = cached.values.shape[1], cached.values.shape[3]
-    out = np.empty((n_tokens, n_heads * head_dim), np.float32)
-    flat = np.ascontiguousarray(q).reshape(-1)
-    view = View(pos, head_dim, width, 1.0 / math.sqrt(scale or head_dim), window)
-    arguments = flat, out.reshape(-1), (n_tokens, n_heads, n_kv), view, cached.addresses, layer
-    if (pos + n_tokens) * out.size < _WORTH_A_THREAD:
-        _attend_share(*arguments, 0, 1)
-    else:
-        _attention(share_code(), *arguments)
-    return out
+def attend_together(code: int, q: Any, out: Any, shape: Any, view: Any, place: Any, layer: int, shares: int) -> None:
+    for share in prange(shares):
+        call_share(code, q, out, shape, view, place, layer, np.int64(share), shares)

@@ -24,12 +24,12 @@ from numba.extending import intrinsic as _numba_intrinsic
 
 from . import isa
 from .jit import kernel
+from .records import TOKEN_BYTES
 from .simd import LANES, F32x16, I8x64, Vector, emit_signed_square, emit_upper, f32, i8, i32, i64
 
 intrinsic: Any = _numba_intrinsic
 TILES: int = isa.active().TILES
 TOKENS: int = isa.active().TOKENS
-TOKEN_BYTES = 44  # of a packed step
 _START_OFFSET = 8  # that of nibbles, whose dot products can start with what is packed
 
 _LINES = {n: Vector(f"I8x64x{n}", i8, 64 * n) if n > 1 else I8x64 for n in (1, 2)}

@@ -11,12 +11,10 @@ import numpy as np
 from numba import prange
 
 from . import simd
-from .cached import FP16, INT8, KEY_GROUP, LARGEST, PAIRS, TINY, Cached
+from .cached import FP16, INT8, KEY_GROUP, LARGEST, PAIRS, TINY
 from .jit import kernel, parallel
-from .quant import Array
 
 KEY, VALUE = np.True_, np.False_  # for `remember_head`; Python's would be two types, and it compiled twice
-_SETS_WORTH_A_THREAD = 1 << 15  # elements to rotate or to write
 
 
 @kernel
@@ -101,7 +99,7 @@ def remember_head(x: Any, first: int, head_dim: int, width: int, place: Any, at:
 
 
 @kernel
-def _remember_share(
+def remember_share(
     keys: Any, values: Any, shape: Any, place: Any, layer: int, pos: int, width: int, first: int, stride: int
 ) -> None:
     n_tokens, n_kv, head_dim = shape
@@ -113,19 +111,11 @@ def _remember_share(
 
 
 @parallel
-def _remember(keys: Any, values: Any, shape: Any, place: Any, layer: int, pos: int, width: int) -> None:
-    for chunk in prange(32):
-        _remember_share(keys, values, shape, place, layer, pos, width, np.int64(chunk), np.int64(32))
-
-
-def remember(cached: Cached, layer: int, pos: int, keys: Array, values: Array) -> None:
-    """As `reference.remember`, with the same bits."""
-    flat = np.ascontiguousarray(keys).reshape(-1), np.ascontiguousarray(values).reshape(-1)
-    arguments = *flat, keys.shape, cached.addresses, layer, pos, cached.values.shape[3]
-    if keys.size < _SETS_WORTH_A_THREAD:
-        _remember_share(*arguments, 0, 1)
-    else:
-        _remember(*arguments)
+def remember_together(
+    keys: Any, values: Any, shape: Any, place: Any, layer: int, pos: int, width: int, shares: int
+) -> None:
+    for share in prange(shares):
+        remember_share(keys, values, shape, place, layer, pos, width, np.int64(share), shares)
 
 
 @kernel
@@ -139,7 +129,7 @@ def rotate(x: Any, at: int, cos: Any, sin: Any, pos: int) -> None:
 
 
 @kernel
-def _rotate_share(x: Any, shape: Any, cos: Any, sin: Any, first: int, stride: int) -> None:
+def rotate_share(x: Any, shape: Any, cos: Any, sin: Any, first: int, stride: int) -> None:
     n_tokens, n_heads, head_dim = shape
     for token in range(first, n_tokens, stride):
         for head in range(n_heads):
@@ -147,15 +137,6 @@ def _rotate_share(x: Any, shape: Any, cos: Any, sin: Any, first: int, stride: in
 
 
 @parallel
-def _rotate(x: Any, shape: Any, cos: Any, sin: Any) -> None:
-    for chunk in prange(32):
-        _rotate_share(x, shape, cos, sin, np.int64(chunk), np.int64(32))
-
-
-def rope(x: Array, cos: Array, sin: Array) -> None:
-    """As `reference.rope`, with the same bits."""
-    arguments = x.reshape(-1), x.shape, np.ascontiguousarray(cos), np.ascontiguousarray(sin)
-    if x.size < _SETS_WORTH_A_THREAD:
-        _rotate_share(*arguments, 0, 1)
-    else:
-        _rotate(*arguments)
+def rotate_together(x: Any, shape: Any, cos: Any, sin: Any, shares: int) -> None:
+    for share in prange(shares):
+        rotate_share(x, shape, cos, sin, np.int64(share), shares)

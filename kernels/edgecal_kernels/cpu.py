@@ -59,9 +59,7 @@ def _reported_extensions() -> list[str]:
     """Those of _ARM_EXTENSIONS that Linux on ARM reports to this process."""
     if sys.platform != "linux" or platform.machine() != "aarch64":
         return []
-    getauxval = ctypes.CDLL(None).getauxval
-    getauxval.restype, getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
-    return [name for name, (entry, bit) in _ARM_EXTENSIONS.items() if getauxval(entry) & bit]
+    return [name for name, (entry, bit) in _ARM_EXTENSIONS.items() if _auxiliary(entry) & bit]
 
 
 @lru_cache(maxsize=1)
@@ -75,6 +73,37 @@ def cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+# Of each instruction set with ready-made kernels, best first, what Linux calls all that LLVM may use for it
+_AVX2 = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"})
+_X86_ISAS = {
+    "avx512vnni": _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"},
+    "avxvnni": _AVX2 | {"avx_vnni"},
+    "avx2": _AVX2,
+}
+# ... on ARM as bits of AT_HWCAP (<asm/hwcap.h>: ASIMD, ATOMICS, ASIMDHP, ASIMDDP) and of AT_HWCAP2 (I8MM)
+_V82 = 1 << 1 | 1 << 8 | 1 << 10 | 1 << 20
+_ARM_ISAS = {"neon_i8mm": (_V82, 1 << 13), "neon_dotprod": (_V82, 0), "neon": (1 << 1, 0)}
+
+
+def processor_isas() -> list[str]:
+    """The instruction sets with ready-made kernels that this processor has, best first, as Linux tells; no Numba."""
+    if sys.platform not in ("linux", "android"):
+        return []
+    if platform.machine() == "aarch64":
+        first, second = _auxiliary(16), _auxiliary(26)
+        return [name for name, (a, b) in _ARM_ISAS.items() if first & a == a and second & b == b]
+    if platform.machine() == "x86_64":
+        flags = next((line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("flags")), "").split()
+        return [name for name, needed in _X86_ISAS.items() if needed <= set(flags)]
+    return []
+
+
+def _auxiliary(entry: int) -> int:
+    getauxval = ctypes.CDLL(None).getauxval
+    getauxval.restype, getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    return int(getauxval(entry))
 
 
 def known_isas() -> tuple[str, ...]:

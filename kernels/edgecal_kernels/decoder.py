@@ -5,8 +5,7 @@ next tokens of several, or a guess of several tokens of one. The logits have the
 operations. What the decoder does not take (fp32 weights, an fp32 cache, odd sizes, many tokens) is left to those;
 `Decoder.build` returns None where it can take nothing. The kernels are in decoder_walk.py.
 
-Trap: the threads wait for each other, so all must run at the same time. OpenMP starts them all; a work-stealing layer
-might not, and then the decoder runs on one thread.
+Trap: the threads wait for each other, so all must run at the same time.
 """
 
 from __future__ import annotations
@@ -16,18 +15,14 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from weakref import WeakKeyDictionary
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from .clock import Clock
-from .decoder_plan import LAYER, LINEAR, PAIR, PLAN, ROW
-from .decoder_walk import walk
 from .decoder_weights import ACTIVATIONS, N_COMPONENTS, DecoderWeights, Pair, Place
 from .errors import BackendError
-from .packed_matmul import FORMAT_NUMBER, address, extra_address
 from .quant import STEP, TILE_ROWS, Array, QuantizedTensor
-from .sync import WORDS
+from .records import FORMAT_NUMBER, LAYER, LINEAR, PAIR, PLAN, ROW, WORDS, address, data_address, extra_address
 
 
 class Decoder:
@@ -42,8 +37,9 @@ class Decoder:
     }
     """Options of a model (`DecoderWeights.options`) that a step computes."""
 
-    def __init__(self, weights: DecoderWeights) -> None:
+    def __init__(self, weights: DecoderWeights, walk: Callable[..., None], walkers: Callable[[], int]) -> None:
         self._weights = weights
+        self._walk, self._walkers = walk, walkers
         self._lock = threading.Lock()
         self._table = _describe(weights)
         self._pairs = np.zeros((1, len(weights.layers), N_COMPONENTS), PAIR)  # slot 0: no adapter
@@ -52,8 +48,10 @@ class Decoder:
         self._scratches: dict[int, _Scratch] = {}  # by the number of threads
 
     @classmethod
-    def build(cls, weights: DecoderWeights) -> Decoder | None:
+    def build(cls, weights: DecoderWeights, walk: Callable[..., None], walkers: Callable[[], int]) -> Decoder | None:
         """None where a weight is float32 or a size does not fill whole registers.
+
+        `walk` and `walkers` are those of `operations.Kernels`.
 
         BackendError for a model with an option that a step does not compute: it would answer wrongly without a word.
         """
@@ -68,7 +66,7 @@ class Decoder:
         whole = all(w.shape[1] % STEP == 0 and w.shape[0] % TILE_ROWS == 0 for w in linears[:-2])
         if not packed or not whole or weights.head_dim % 16:
             return None
-        return cls(weights)
+        return cls(weights, walk, walkers)
 
     def step(
         self,
@@ -87,7 +85,7 @@ class Decoder:
         logits = np.empty((n - first_logit, -(-head // TILE_ROWS) * TILE_ROWS), np.float32)
         counters = clock.counters
         with self._lock:
-            n_threads = _threads()
+            n_threads = self._walkers()
             slots = [0 if p.adapter is None else self._slot(p.adapter, p.pairs) for p in places]
             adapted = any(slots)
             rank = max(self._ranks[slot] for slot in slots) if adapted else 0
@@ -96,7 +94,8 @@ class Decoder:
             scratch.adapt(self._pairs)
             for i, place in enumerate(places):
                 scratch.rows[i] = (*place.cached.addresses, place.pos, slots[i], ids[i])
-            walk(n_threads, scratch.address, n, first_logit, int(adapted), address(counters), logits.ctypes.data)
+            where, times = scratch.address, address(counters)
+            self._walk(where, n, first_logit, int(adapted), times, data_address(logits), n_threads)
         return logits[:, :head]
 
     def _scratch(self, n_threads: int, n: int, rank: int) -> _Scratch:
@@ -242,11 +241,3 @@ def _describe_pairs(pairs: Sequence[Pair | None], n_layers: int) -> NDArray:
             place["b_lines"] = pair.b.tile_lines
             place["scaling"] = pair.scaling
     return table
-
-
-def _threads() -> int:
-    """Threads that are sure to run at the same time: all of OpenMP's, one of any other layer's."""
-    try:
-        return int(numba.get_num_threads()) if numba.threading_layer() == "omp" else 1
-    except ValueError:  # no parallel kernel ran yet, so it is not settled: this step will be the first
-        return 1

@@ -14,13 +14,14 @@ from numba import carray
 
 from . import blocks, simd
 from .clock import LORA
-from .decoder_plan import LINEAR, PAIR, ROW, charge, now, pointer, tick
+from .decoder_plan import charge, now, pointer, tick
 from .decoder_weights import N_COMPONENTS
 from .jit import kernel
-from .packed_kernels import FORMAT_NUMBER, ZERO, Sizes
+from .packed_kernels import ZERO
 from .packed_matmul import add_int8, multiply, multiply_quarters
+from .records import FORMAT_NUMBER, LINEAR, PAIR, ROW, WORDS, Sizes
 from .rounding import further, quantize_row
-from .sync import WORDS, barrier
+from .sync import barrier
 
 # NumPy's integers, because Numba specializes on literal Python integers
 ONE: Any = np.int64(1)

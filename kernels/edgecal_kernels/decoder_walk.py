@@ -29,11 +29,11 @@ import numpy as np
 from numba import carray, prange, types
 
 from . import blocks
-from .attention import View, attend, attention_scratch
+from .attention import attend, attention_scratch
 from .cache_write import KEY, VALUE, remember_head, rotate
 from .cached import Addresses
 from .clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, NORM, OUTPUT, QKV, ROPE
-from .decoder_plan import LAYER, LINEAR, PLAN, ROW, floats, now, pointer, tick
+from .decoder_plan import floats, now, pointer, tick
 from .decoder_products import (
     ONE,
     ZERO,
@@ -52,9 +52,9 @@ from .elementwise import gated_lanes, normalize, normalize_row
 from .embedding import embed_row
 from .function_pointer import by_address
 from .jit import kernel, parallel
-from .packed_kernels import Sizes
+from .records import LAYER, LINEAR, PLAN, ROW, WORDS, Sizes, View
 from .rounding import further, quantize_row
-from .sync import WORDS, barrier
+from .sync import barrier
 
 Q_PROJ, K_PROJ, V_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ, _END = np.arange(N_COMPONENTS + 1)
 HEAD_PROJ, EMBEDDING = 0, 1  # in the row of the table after the last layer
@@ -287,8 +287,8 @@ def _embed(plan: Any, step: Any) -> None:
 
 
 @kernel
-def _walk(
-    thread: int, n_threads: int, address: int, n: int, first_logit: int, adapted: int, clock: int, logits: int
+def walk(
+    address: int, n: int, first_logit: int, adapted: int, clock: int, logits: int, thread: int, n_threads: int
 ) -> None:
     """What one thread does for a step; the arguments are those of `Decoder.step`."""
     plan = carray(pointer(address), (1,), PLAN)[0]
@@ -310,17 +310,12 @@ def _walk(
     tick(step.clock, HEAD, t)
 
 
-call_walk, walk_code = by_address(_walk, *[types.int64] * 8)
+call_walk, walk_code = by_address(walk, *[types.int64] * 8)
 
 
 @parallel
-def _share_out(
-    code: int, n_threads: int, plan: int, n: int, first_logit: int, adapted: int, clock: int, logits: int
+def walk_together(
+    code: int, plan: int, n: int, first_logit: int, adapted: int, clock: int, logits: int, n_threads: int
 ) -> None:
     for thread in prange(n_threads):
-        call_walk(code, np.int64(thread), n_threads, plan, n, first_logit, adapted, clock, logits)
-
-
-def walk(n_threads: int, plan: int, n: int, first_logit: int, adapted: int, clock: int, logits: int) -> None:
-    """A step by `n_threads`; the arguments are those of `Decoder.step`."""
-    _share_out(walk_code(), n_threads, plan, n, first_logit, adapted, clock, logits)
+        call_walk(code, plan, n, first_logit, adapted, clock, logits, np.int64(thread), n_threads)

@@ -13,7 +13,6 @@ from numba import prange
 
 from . import simd
 from .jit import kernel, parallel
-from .quant import Array
 from .simd import add, fma, load, splat, store
 
 
@@ -48,10 +47,11 @@ def _dot_four(x: Any, x_at: int, w: Any, w_at: int, k: int, out: Any, at: int) -
         out[at + row] = total
 
 
-@parallel
-def _dense(x: Any, w: Any, out: Any, n_tokens: int, d: int, k: int) -> None:
-    """out (T, d) = x (T, k) w^T, all flat; w (d, k)."""
-    for block in prange((d + 3) // 4):
+@kernel
+def dense_share(x: Any, w: Any, out: Any, n_tokens: int, d: int, k: int, share: int, shares: int) -> None:
+    """out (T, d) = x (T, k) w^T, all flat; w (d, k): one thread's part of its rows, by fours."""
+    blocks = (d + 3) // 4
+    for block in range(blocks * share // shares, blocks * (share + 1) // shares):
         row = block * 4
         for token in range(n_tokens):
             if row + 4 <= d:
@@ -61,11 +61,10 @@ def _dense(x: Any, w: Any, out: Any, n_tokens: int, d: int, k: int) -> None:
                     out[token * d + r] = _dot(x, token * k, w, r * k, k)
 
 
-def dense_product(x: Array, weight: Array) -> Array:
-    out = np.empty((len(x), len(weight)), np.float32)
-    x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
-    _dense(x.reshape(-1), weight.reshape(-1), out.reshape(-1), len(x), *weight.shape)
-    return out
+@parallel
+def dense_together(x: Any, w: Any, out: Any, n_tokens: int, d: int, k: int, shares: int) -> None:
+    for share in prange(shares):
+        dense_share(x, w, out, n_tokens, d, k, np.int64(share), shares)
 
 
 @kernel
@@ -102,20 +101,15 @@ def _add_lora_row(x: Any, a: Any, b: Any, out: Any, token: int, inner: Any) -> N
         out[token * d + i] += total
 
 
+@kernel
+def add_lora_share(x: Any, a: Any, b: Any, out: Any, rank: int, n_tokens: int, share: int, shares: int) -> None:
+    """`Operations.add_lora`: one thread's part of the tokens; all flat, b (R, d)."""
+    inner = np.empty(rank, np.float32)
+    for token in range(n_tokens * share // shares, n_tokens * (share + 1) // shares):
+        _add_lora_row(x, a, b, out, token, inner)
+
+
 @parallel
-def _add_lora_many(x: Any, a: Any, b: Any, out: Any, rank: int, n_tokens: int) -> None:
-    for token in prange(n_tokens):
-        _add_lora_row(x, a, b, out, np.int64(token), np.empty(rank, np.float32))
-
-
-def add_lora(x: Array, a: Array, b: Array, out: Array) -> None:
-    """As `reference.add_lora`; fastest when b is in Fortran order (the engine's pairs are)."""
-    rank = len(a)
-    if rank == 0:
-        return
-    flat = (np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(a).reshape(-1))
-    transposed = np.ascontiguousarray(b.T).reshape(-1)
-    if len(x) == 1:  # too little work to wake another thread
-        _add_lora_row(*flat, transposed, out.reshape(-1), 0, np.empty(rank, np.float32))
-    else:
-        _add_lora_many(*flat, transposed, out.reshape(-1), rank, len(x))
+def add_lora_together(x: Any, a: Any, b: Any, out: Any, rank: int, n_tokens: int, shares: int) -> None:
+    for share in prange(shares):
+        add_lora_share(x, a, b, out, rank, n_tokens, np.int64(share), shares)

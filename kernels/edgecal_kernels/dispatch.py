@@ -1,30 +1,37 @@
-"""Which back end serves: the compiled one where it can, NumPy where it must.
+"""Which back end serves: kernels that were made before, Numba's of this machine, or NumPy where neither is there.
 
-EDGECAL_BACKEND=numpy|numba, or an explicit name, overrides; tests use both.
+EDGECAL_BACKEND=ready|numba|numpy, or an explicit name, overrides; tests use all three.
 """
 
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from types import ModuleType
 
 from . import reference
 from .errors import BackendError
 
-BACKENDS = ("numba", "numpy")
+BACKENDS = ("ready", "numba", "numpy")
 BACKEND_ENV = "EDGECAL_BACKEND"
 
 
 def backend(name: str | None = None) -> ModuleType:
-    """The module of operations called `name`; without a name EDGECAL_BACKEND's, else numba's where it imports.
+    """The module of operations called `name`; without a name EDGECAL_BACKEND's, else the first of BACKENDS that serves.
 
     Raises BackendError for an unknown name or one that this machine cannot run.
     """
-    name = name or os.environ.get(BACKEND_ENV) or None
+    name = asked(name)
+    if name is not None and name not in BACKENDS:
+        raise BackendError(f"unknown back end {name!r}; choose one of {', '.join(BACKENDS)}")
     if name == "numpy":
         return reference
-    if name not in (None, "numba"):
-        raise BackendError(f"unknown back end {name!r}; choose one of {', '.join(BACKENDS)}")
+    if name == "ready" or (name is None and why_not_ready() is None):
+        if (reason := why_not_ready()) is not None:
+            raise BackendError(f"the ready back end does not serve: {reason}")
+        from . import ready_ops
+
+        return ready_ops
     try:
         import numba  # noqa: F401
     except ImportError as error:
@@ -36,3 +43,29 @@ def backend(name: str | None = None) -> ModuleType:
     from . import numba_ops
 
     return numba_ops
+
+
+def asked(name: str | None = None) -> str | None:
+    """`name`, else EDGECAL_BACKEND's, else None: whichever serves."""
+    return name or os.environ.get(BACKEND_ENV) or None
+
+
+@lru_cache(maxsize=1)
+def why_not_ready() -> str | None:
+    """Why the ready back end does not serve in this process; None where it does."""
+    try:
+        from . import ready_ops  # noqa: F401
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+def serving(name: str | None = None) -> str:
+    """A line about which back end serves and why, for reports."""
+    ops = backend(name)
+    if ops.NAME == "ready":
+        return f"ready ({ops.library.isa}): kernels that were made before"
+    if asked(name):
+        return f"{ops.NAME}: it was asked for"
+    without = "" if ops.NAME == "numba" else "; Numba cannot be imported"
+    return f"{ops.NAME}: {why_not_ready()}{without}"

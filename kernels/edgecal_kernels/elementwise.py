@@ -10,7 +10,6 @@ import numpy as np
 from . import simd
 from .decoder_weights import ACTIVATIONS
 from .jit import kernel
-from .quant import Array
 from .simd import add, fma, load, mul, splat, store
 
 GELU_TANH = ACTIVATIONS.index("gelu_tanh")
@@ -48,7 +47,7 @@ def gated_lanes(activation: int, gate: Any, up: Any, i: int) -> None:
 
 
 @kernel
-def _gated(activation: int, gate: Any, up: Any) -> None:
+def gate_all(activation: int, gate: Any, up: Any) -> None:
     """Flat arrays. The tail takes the same lanes through a buffer, so an element's bits do not depend on its place."""
     n = gate.size
     whole = n - n % 16
@@ -56,15 +55,11 @@ def _gated(activation: int, gate: Any, up: Any) -> None:
         gated_lanes(activation, gate, up, i)
     if whole < n:
         tail = np.zeros((2, 16), np.float32)
-        tail[0, : n - whole], tail[1, : n - whole] = gate[whole:], up[whole:]
+        for i in range(whole, n):
+            tail[0, i - whole], tail[1, i - whole] = gate[i], up[i]
         gated_lanes(activation, tail[0], tail[1], 0)
-        gate[whole:] = tail[0, : n - whole]
-
-
-def gated(gate: Array, up: Array, activation: str = "silu") -> Array:
-    """As `reference.gated`."""
-    _gated(ACTIVATIONS.index(activation), gate.reshape(-1), up.reshape(-1))
-    return gate
+        for i in range(whole, n):
+            gate[i] = tail[0, i - whole]
 
 
 @kernel
@@ -110,17 +105,3 @@ def normalize(x: Any, weight: Any, bias: Any, eps: float, centered: bool, out: A
     flat, target = x.reshape(-1), out.reshape(-1)
     for row in range(n):
         normalize_row(flat, row * d, d, weight, bias, np.int64(0), eps, centered, target, row * d)
-
-
-def rms_norm(x: Array, weight: Array, eps: float) -> Array:
-    """As `reference.rms_norm`, for x (T, D)."""
-    out = np.empty_like(x)
-    normalize(x, weight, weight, eps, False, out)
-    return out
-
-
-def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
-    """As `reference.layer_norm`, for x (T, D)."""
-    out = np.empty_like(x)
-    normalize(x, weight, bias, eps, True, out)
-    return out

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from . import blocks, reference, simd
+from . import blocks, simd
 from .jit import kernel
-from .packed_matmul import known
-from .quant import SPECS, Array, QuantizedTensor
+from .quant import SPECS
 
 _BITS, _OFFSETS, _HAVE_MINIMUM, _HAVE_ROW_SCALE = zip(
     *((spec.bits, float(spec.code_offset), spec.has_minimum, spec.has_row_scale) for spec in SPECS.values()),
@@ -52,16 +50,7 @@ def _code(at: int, column: int, bits: int) -> Any:
 
 
 @kernel
-def _embed_rows(format: int, places: Any, sizes: Any, ids: Any, out: Any) -> None:
+def embed_rows(format: int, places: Any, sizes: Any, ids: Any, out: Any) -> None:
+    """`Operations.embed`."""
     for i in range(len(ids)):
         embed_row(format, places[0], places[1], places[2], sizes, ids[i], blocks.address(out) + i * sizes.k * 4)
-
-
-def embed(weight: QuantizedTensor | Array, ids: NDArray[np.integer]) -> Array:
-    """As `reference.embed`, with the same bits."""
-    if isinstance(weight, np.ndarray):
-        return reference.embed(weight, ids)
-    of, k = known(weight), weight.shape[1]
-    out = np.empty((len(ids), of.sizes.k), np.float32)
-    _embed_rows(of.format, of.places, of.sizes, np.ascontiguousarray(ids, np.int64), out)
-    return out if out.shape[1] == k else np.ascontiguousarray(out[:, :k])

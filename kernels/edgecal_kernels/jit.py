@@ -57,11 +57,20 @@ def kernel_cache() -> Path:
     return wanted
 
 
+_keep = True
+
+
+def keep_nothing() -> None:
+    """Before anything is compiled: it is for another processor, and of no use to this one."""
+    global _keep
+    _keep = False
+
+
 @lru_cache(maxsize=1)
 def can_keep() -> bool:
     """Whether compiled kernels can be kept in `kernel_cache()`. Elsewhere they are not: Numba would fall back to the
     folder of the sources, where nothing tells one instruction set from another, and they are compiled anew instead."""
-    return _writable(kernel_cache())
+    return _keep and _writable(kernel_cache())
 
 
 def _writable(folder: Path) -> bool:
@@ -85,7 +94,7 @@ def _compiled(function: Callable, **options: Any) -> Any:
     # The decorator reads the setting; afterwards it is the program's own again.
     settings: Any = numba.config
     before = settings.CACHE_DIR
-    settings.CACHE_DIR = str(kernel_cache())
+    settings.CACHE_DIR = str(kernel_cache()) if _keep else before
     try:
         return numba.njit(cache=can_keep(), **_OPTIONS, **options)(function)
     finally:

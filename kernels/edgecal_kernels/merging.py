@@ -39,6 +39,13 @@ _DOT_BLOCK = 8192  # floats added in float32 before float64 takes over
 
 
 @kernel
+def _copy_tail(tail: Any, whole: int, out: Any) -> None:
+    """The entries of `out` from `whole` on. An assignment of slices would bring the message that they do not fit."""
+    for i in range(whole, out.size):
+        out[i] = tail[i - whole]
+
+
+@kernel
 def decode_half(raw: Any, out: Any) -> None:
     """float16, as uint16, to float32."""
     whole = raw.size - raw.size % 16
@@ -46,9 +53,10 @@ def decode_half(raw: Any, out: Any) -> None:
         simd.store(out, i, simd.load_half(raw, i))
     if whole < raw.size:
         tail, wide = np.zeros(16, np.uint16), np.empty(16, np.float32)
-        tail[: raw.size - whole] = raw[whole:]
+        for i in range(whole, raw.size):
+            tail[i - whole] = raw[i]
         simd.store(wide, 0, simd.load_half(tail, 0))
-        out[whole:] = wide[: raw.size - whole]
+        _copy_tail(wide, whole, out)
 
 
 @kernel
@@ -256,7 +264,7 @@ def sum_trimmed(tensors: Any, thresholds: Any, cuts: Any, weights: Any, out: Any
         _kept_alive, places = _tails(tensors, whole, out.size)
         last = np.empty(16, np.float32)
         simd.store(last, 0, _sum_lanes(places, thresholds, cuts, weights, whole, -whole))
-        out[whole:] = last[: out.size - whole]
+        _copy_tail(last, whole, out)
 
 
 @kernel
@@ -328,7 +336,7 @@ def elect(tensors: Any, thresholds: Any, cuts: Any, weights: Any, frequency: boo
         _kept_alive, places = _tails(tensors, whole, out.size)
         last = np.empty(16, np.float32)
         simd.store(last, 0, _elect_lanes(places, thresholds, cuts, weights, frequency, whole, -whole))
-        out[whole:] = last[: out.size - whole]
+        _copy_tail(last, whole, out)
 
 
 @kernel

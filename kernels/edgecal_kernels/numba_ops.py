@@ -1,4 +1,4 @@
-"""The compiled back end: the operations of reference.py, gathered from the files that hold the kernels.
+"""The back end that Numba compiles in this process: `Operations` with the kernels of the files beside this one.
 
 Every kernel is written once, against the vectors of `simd`; the instruction set is chosen when it is compiled. The
 arithmetic of an output element does not depend on how many tokens or threads share the work, so a prompt gives the
@@ -10,26 +10,34 @@ jit.py therefore keeps a cache directory per content of all these files.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from typing import Any
+
+import numba
 
 from . import isa, merging
-from .adapter_product import add_packed_lora
-from .attention import attention
-from .cache_write import remember, rope
-from .decoder import Decoder, DecoderWeights
-from .dense import add_lora, dense_product
-from .elementwise import gated, layer_norm, rms_norm
-from .embedding import embed
+from .adapter_product import inner_code, inner_share, inner_together, outer_code, outer_share, outer_together
+from .attention import attend_share, attend_together
+from .attention import share_code as attention_code
+from .blocks import TILES
+from .cache_write import remember_share, remember_together, rotate_share, rotate_together
+from .decoder_walk import walk_code, walk_together
+from .dense import add_lora_share, add_lora_together, dense_share, dense_together
+from .elementwise import gate_all, normalize
+from .embedding import embed_rows
 from .jit import preparing_seconds
-from .packed_matmul import Activations, packed_product
-from .packing import pack_int8
-from .quant import Array, QuantizedTensor
-from .rounding import quantize_rows
-from .threads import use_threads
+from .operations import Kernels, Operations
+from .packed_matmul import multiply_share, multiply_together
+from .packed_matmul import share_code as product_code
+from .packing import pack_share, pack_together
+from .rounding import round_share, round_together
+from .threads import number_of_threads, use_threads
 
 NAME = "numba"
+INSTRUCTIONS = isa.active_name()
 
 __all__ = [
+    "INSTRUCTIONS",
     "NAME",
     "Activations",
     "add_lora",
@@ -42,6 +50,7 @@ __all__ = [
     "layer_norm",
     "matmul",
     "merging",
+    "number_of_threads",
     "pack_int8",
     "preparing_seconds",
     "quantize_rows",
@@ -52,13 +61,62 @@ __all__ = [
 ]
 
 
-def matmul(activations: Activations, weight: QuantizedTensor | Array) -> Array:
-    """As `reference.matmul`."""
-    if isinstance(weight, np.ndarray):
-        return dense_product(activations.x, weight)
-    return packed_product(activations, weight)
+def _threads() -> int:
+    return int(numba.get_num_threads())
 
 
-def build_decoder(weights: DecoderWeights) -> Decoder | None:
-    """A few tokens through all layers in one call, where the weights allow it; else None."""
-    return Decoder.build(weights)
+def _walkers() -> int:
+    """All of OpenMP's threads run at the same time, but a work-stealing layer's might not: one of any other's."""
+    try:
+        return _threads() if numba.threading_layer() == "omp" else 1
+    except ValueError:  # no parallel kernel ran yet, so it is not settled: this step will be the first
+        return 1
+
+
+def _shared(share: Any, together: Any, code: Callable[[], int] | None = None) -> Callable[..., None]:
+    """A kernel as `Kernels` has it, from the one that does a share and the one whose threads do them all, which calls
+    the first by its address where it has one."""
+
+    def run(*arguments: Any) -> None:
+        *given, shares = arguments
+        if shares == 1:
+            share(*given, 0, 1)
+        elif code is None:
+            together(*given, shares)
+        else:
+            together(code(), *given, shares)
+
+    return run
+
+
+def _walk(*arguments: int) -> None:
+    walk_together(walk_code(), *arguments)
+
+
+_operations = Operations(
+    Kernels(
+        tiles=TILES,
+        threads=_threads,
+        walkers=_walkers,
+        round=_shared(round_share, round_together),
+        multiply=_shared(multiply_share, multiply_together, product_code),
+        inner=_shared(inner_share, inner_together, inner_code),
+        outer=_shared(outer_share, outer_together, outer_code),
+        dense=_shared(dense_share, dense_together),
+        add_lora=_shared(add_lora_share, add_lora_together),
+        embed=embed_rows,
+        normalize=normalize,
+        gate=gate_all,
+        rotate=_shared(rotate_share, rotate_together),
+        remember=_shared(remember_share, remember_together),
+        attend=_shared(attend_share, attend_together, attention_code),
+        pack=_shared(pack_share, pack_together),
+        walk=_walk,
+    )
+)
+Activations = _operations.activations
+add_lora, add_packed_lora = _operations.add_lora, _operations.add_packed_lora
+matmul, quantize_rows = _operations.matmul, _operations.quantize_rows
+rms_norm, layer_norm, gated = _operations.rms_norm, _operations.layer_norm, _operations.gated
+rope, remember, attention = _operations.rope, _operations.remember, _operations.attention
+embed, pack_int8, build_decoder = _operations.embed, _operations.pack_int8, _operations.build_decoder

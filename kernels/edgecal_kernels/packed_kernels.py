@@ -11,7 +11,7 @@ that the format does not take.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -21,21 +21,12 @@ from .blocks import TILES, TOKEN_BYTES
 from .formats import SPECS, FormatSpec
 from .jit import kernel
 from .kernel_choice import one_of
+from .records import Sizes
 from .simd import dot4_int8, dot4_nibbles, fma, high_nibbles, load_half, low_nibbles, mul, splat, splat_int, store
 
 INT8_OFFSET: int = isa.active().INT8_OFFSET
 ZERO: Any = np.int64(0)
 AHEAD = 8192  # bytes of codes: a processor's own prefetching ends with the page and starts late in the next
-
-
-class Sizes(NamedTuple):
-    """What the loops have to know of a packed matrix and of its product."""
-
-    tile_lines: int  # 64-byte lines of codes from one tile to the next
-    n_groups: int  # of a row
-    per_group: int  # steps of a group
-    k: int  # columns of x, in whole steps
-    d: int  # columns of out
 
 
 SIZES = types.NamedUniTuple(types.int64, len(Sizes._fields), Sizes)
@@ -202,7 +193,6 @@ def _block_kernel(format: FormatSpec) -> Any:
 
 VECTORS = {name: _vector_kernel(format) for name, format in SPECS.items()}
 BLOCKS = {name: _block_kernel(format) for name, format in SPECS.items()}
-FORMAT_NUMBER = {name: number for number, name in enumerate(SPECS)}  # by which `vector` and `block` choose
 vector, block = one_of(list(VECTORS.values())), one_of(list(BLOCKS.values()))
 
 

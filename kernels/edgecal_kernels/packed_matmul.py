@@ -5,36 +5,29 @@ Here tokens are cut into blocks and tiles into the shares of threads; the loops 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any
 
-import numba
 import numpy as np
 from numba import prange, types
-from numpy.typing import NDArray
 
-from . import blocks, reference, simd
+from . import blocks, simd
 from .blocks import TILES, TOKEN_BYTES, TOKENS
 from .function_pointer import by_address
 from .jit import kernel, parallel
 from .packed_kernels import (
     AHEAD,
-    FORMAT_NUMBER,
     INT8_OFFSET,
     SIZES,
     ZERO,
-    Sizes,
     block,
     int8_line,
     quarter_tiles,
     vector,
 )
-from .quant import QUARTER_ROWS, STEP, TILE_ROWS, Array, QuantizedTensor
-from .rounding import further, pack_tokens, round_and_pack
+from .rounding import further, pack_tokens
 from .simd import dot4_int8, fma, load, load_half, mul, splat, splat_int, store
 
 _CHUNK_BYTES = 1 << 18  # of packed tokens at a time: a quarter of a usual second-level cache
-WORTH_A_THREAD = 1 << 18  # bytes of weights times tokens that are worth waking other threads (20 us of work)
 
 
 @kernel
@@ -59,7 +52,7 @@ def multiply(
     """Tokens [first, last) of x against a range of tiles, into the same rows of `out`.
 
     `format` is one of FORMAT_NUMBER. Arrays are given by their addresses, because passing a Numba array costs seven to
-    nine words a call: `codes`, `scale`, `extra` (`extra_address`), x = codes, scales and sums of the rounded
+    nine words a call: `codes`, `scale`, `extra` (`records.extra_address`), x = codes, scales and sums of the rounded
     activations, and `out`, whose rows are d elements. sizes as in `packed_kernels`.
 
     Trap: Numba specializes on literal integers. A number written in a call, or in a tuple that is passed, is a part of
@@ -157,7 +150,7 @@ def add_int8(codes: int, scale: int, quads: int, x: Any, out: int, tiles: Any) -
 
 
 @kernel
-def _multiply_share(
+def multiply_share(
     format: int,
     places: Any,
     sizes: Any,
@@ -191,7 +184,7 @@ def _multiply_share(
 
 
 call_share, share_code = by_address(
-    _multiply_share,
+    multiply_share,
     *(types.int64, types.UniTuple(types.int64, 5), SIZES, types.UniTuple(types.int64, 2)),
     *(types.int8[::1], types.float32[:, ::1], types.int32[:, ::1], types.uint8[::1], types.float32[:, ::1]),
     *(types.int64, types.int64),
@@ -199,7 +192,7 @@ call_share, share_code = by_address(
 
 
 @parallel
-def _multiply(
+def multiply_together(
     code: int,
     format: int,
     places: Any,
@@ -214,82 +207,3 @@ def _multiply(
 ) -> None:
     for share in prange(shares):
         call_share(code, format, places, sizes, counts, x, x_scale, x_total, packed, out, np.int64(share), shares)
-
-
-def extra_address(weight: QuantizedTensor) -> int:
-    """Where the minima or the rows' scales lie, 0 for a format that has neither."""
-    return address(weight.minimum if weight.row_scale is None else weight.row_scale)
-
-
-def address(array: NDArray | None) -> int:
-    """Where an array lies, 0 for what is not there."""
-    return 0 if array is None or array.size == 0 else int(array.ctypes.data)
-
-
-class Known(NamedTuple):
-    """What a product asks of its weight; asking it anew took as long as the products of a short prompt's adapters."""
-
-    format: int
-    places: tuple[int, ...]
-    sizes: Sizes
-    counts: tuple[int, int]
-    nbytes: int
-
-
-_KNOWN: WeakKeyDictionary[QuantizedTensor, Known] = WeakKeyDictionary()
-
-
-def known(weight: QuantizedTensor) -> Known:
-    """Its arrays stay where they are as long as it lives."""
-    found = _KNOWN.get(weight)
-    if found is None:
-        found = _KNOWN[weight] = _ask(weight)
-    return found
-
-
-def _ask(weight: QuantizedTensor) -> Known:
-    n_tiles, n_quarters = weight.n_tiles, weight.n_quarters
-    columns, rows = -(-weight.shape[1] // STEP) * STEP, n_tiles * TILE_ROWS + n_quarters * QUARTER_ROWS
-    whole = address(weight.codes), address(weight.scale), extra_address(weight)
-    return Known(
-        FORMAT_NUMBER[weight.format],
-        (*whole, address(weight.quarter_codes), address(weight.quarter_scale)),
-        Sizes(weight.tile_lines, weight.n_groups, weight.group_size // STEP, columns, rows),
-        (n_tiles, n_quarters),
-        weight.nbytes,
-    )
-
-
-class Activations(reference.Activations):
-    """As `reference.Activations`, packed for the kernels by all threads when it is first needed."""
-
-    __slots__ = ("_packed",)
-
-    def __init__(self, x: Array) -> None:
-        super().__init__(x)
-        self._packed: NDArray[np.uint8] | None = None
-
-    def rounded(self) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
-        return self.packed()[:3]
-
-    def packed(self) -> tuple[NDArray[np.int8], Array, NDArray[np.int32], NDArray[np.uint8]]:
-        """Codes, scales, sums, and the same in blocks of tokens, as `rounding.round_and_pack`."""
-        if self._rounded is None or self._packed is None:
-            codes, scale, total, self._packed = round_and_pack(self.x)
-            self._rounded = codes, scale, total
-        return *self._rounded, self._packed
-
-
-def packed_product(activations: Activations, weight: QuantizedTensor) -> Array:
-    """x (T, k) times a packed weight (d, k), transposed: float32 (T, d)."""
-    x, x_scale, x_total, packed = activations.packed()
-    of = known(weight)
-    sizes, n_tiles = of.sizes, of.counts[0]
-    out = np.empty((len(x), sizes.d), np.float32)
-    arguments = (of.format, of.places, sizes, of.counts, x.reshape(-1), x_scale, x_total, packed, out)
-    if of.nbytes * len(x) < WORTH_A_THREAD:
-        _multiply_share(*arguments, 0, 1)
-    else:
-        _multiply(share_code(), *arguments, max(min((n_tiles + TILES - 1) // TILES, numba.get_num_threads()), 1))
-    d = weight.shape[0]
-    return out if out.shape[1] == d else np.ascontiguousarray(out[:, :d])

@@ -1,17 +1,14 @@
-"""Rounding adapters to int8 when they are first used: the numbers of `quant.quantize(w, "int8")`, on all cores."""
+"""Rounding adapters to int8 when they are first used: the loops of `Operations.pack_int8`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numba import prange
 
 from . import simd
-from .errors import QuantizationError
 from .jit import kernel, parallel
-from .quant import QUARTER_ROWS, STEP, TILE_ROWS, Array, QuantizedTensor
 
 INFINITY = 0x7F800000  # the bits of float32's; those of NaN are above
 
@@ -54,39 +51,19 @@ def _pack_tile(w: Any, factor: Any, first_row: int, bits: int, codes: Any, scale
                 codes[tile, (step * 8 + quad) >> bits, (row << bits) + (quad & mask)] = quads[quad]
 
 
+@kernel
+def pack_share(
+    w: Any, factor: Any, first_row: int, bits: int, codes: Any, scale: Any, finite: Any, share: int, shares: int
+) -> None:
+    """One thread's part of the tiles."""
+    n = codes.shape[0]
+    for tile in range(n * share // shares, n * (share + 1) // shares):
+        _pack_tile(w, factor, first_row, bits, codes, scale, finite, tile)
+
+
 @parallel
-def _pack_int8(w: Any, factor: Any, first_row: int, bits: int, codes: Any, scale: Any, finite: Any) -> None:
-    for tile in prange(codes.shape[0]):
-        _pack_tile(w, factor, first_row, bits, codes, scale, finite, np.int64(tile))
-
-
-def pack_int8(w: Array, factor: float = 1.0) -> QuantizedTensor:
-    """As `reference.pack_int8`, without padding that no product needs: see QuantizedTensor on adapters.
-
-    The rank is the number of rows of A* and of columns of B*, which seldom fills whole tiles or steps. More than twelve
-    rows after the last whole tile make another one.
-    """
-    d, k = w.shape
-    n_tiles, n_quarters = d // TILE_ROWS, -(-(d % TILE_ROWS) // QUARTER_ROWS)
-    if n_quarters == TILE_ROWS // QUARTER_ROWS:
-        n_tiles, n_quarters = n_tiles + 1, 0
-    n_groups, quads = -(-k // STEP), -(-k // 4)
-    memory = np.zeros((n_tiles * quads + 7) * 64, np.uint8)  # kernels read whole steps, past the last tile too
-    codes = memory[: n_tiles * quads * 64].reshape(n_tiles, quads, 64)
-    scale = np.zeros((n_tiles, n_groups, TILE_ROWS), np.float16)
-    quarter_codes = np.zeros((n_quarters, 2 * n_groups, 64), np.uint8)
-    quarter_scale = np.zeros((n_quarters, n_groups, QUARTER_ROWS), np.float16)
-    finite = np.ones(n_tiles + n_quarters, np.bool_)
-    for start, bits, own_codes, own_scale, own_finite in (
-        (0, 0, codes, scale, finite[:n_tiles]),
-        (n_tiles * TILE_ROWS, 2, quarter_codes, quarter_scale, finite[n_tiles:]),
-    ):
-        if len(own_codes):
-            _pack_int8(
-                w, np.float32(factor), start, bits, own_codes.view(np.int32), own_scale.view(np.uint16), own_finite
-            )
-    if not finite.all():
-        raise QuantizationError("a weight is NaN or infinite; quantization needs finite values")
-    whole = codes.reshape(n_tiles, 1, -1) if n_tiles else np.zeros((0, 1, quads * 64), np.uint8)
-    packed = QuantizedTensor("int8", (d, k), STEP, whole, scale)
-    return replace(packed, quarter_codes=quarter_codes, quarter_scale=quarter_scale) if n_quarters else packed
+def pack_together(
+    w: Any, factor: Any, first_row: int, bits: int, codes: Any, scale: Any, finite: Any, shares: int
+) -> None:
+    for share in prange(shares):
+        pack_share(w, factor, first_row, bits, codes, scale, finite, np.int64(share), shares)

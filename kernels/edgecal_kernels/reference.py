@@ -29,6 +29,7 @@ from .quant import (
 )
 
 NAME = "numpy"
+INSTRUCTIONS = "NumPy's own"
 _GELU_SLOPE, _GELU_CUBE = np.float32(2 * np.sqrt(2 / np.pi)), np.float32(0.044715)
 merging: None = None  # the methods themselves are written in NumPy
 _BLOCK_TILES = 64  # 1,024 rows are dequantized at a time, so that a large head needs no large temporary

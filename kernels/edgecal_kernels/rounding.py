@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numba import prange
-from numpy.typing import NDArray
 
 from . import blocks, simd
 from .blocks import TOKEN_BYTES, TOKENS
 from .jit import kernel, parallel
-from .quant import STEP, Array
 from .simd import add, mul, splat
-
-_WORTH_ROUNDING_TOGETHER = 1 << 16  # numbers; 20 us of work
 
 
 @kernel
@@ -58,7 +53,8 @@ def pack_tokens(rounded: Any, n: int, k: int, packed: int) -> None:
 
 
 @kernel
-def _round_share(x: Any, codes: Any, scale: Any, total: Any, packed: Any, share: int, shares: int) -> None:
+def round_share(x: Any, codes: Any, scale: Any, total: Any, packed: Any, share: int, shares: int) -> None:
+    """`Operations.round_and_pack`: one thread's part of the tokens."""
     n, k = x.shape
     first, last = tokens_share(n, share, shares)
     start = further((blocks.address(codes), blocks.address(scale), blocks.address(total)), first * k)
@@ -75,31 +71,6 @@ def tokens_share(n: int, share: int, shares: int) -> Any:
 
 
 @parallel
-def _round(x: Any, codes: Any, scale: Any, total: Any, packed: Any, shares: int) -> None:
+def round_together(x: Any, codes: Any, scale: Any, total: Any, packed: Any, shares: int) -> None:
     for share in prange(shares):
-        _round_share(x, codes, scale, total, packed, np.int64(share), shares)
-
-
-def round_and_pack(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32], NDArray[np.uint8]]:
-    """As `reference.quantize_rows`, and the same tokens packed for products with several."""
-    n, k = x.shape
-    steps = -(-k // STEP)
-    if k != steps * STEP:  # np.pad takes twenty times as long
-        padded = np.zeros((n, steps * STEP), np.float32)
-        padded[:, :k] = x
-        x = padded
-    codes = np.empty((n, steps * STEP), np.int8)
-    scale, total = np.empty((n, steps), np.float32), np.empty((n, steps), np.int32)
-    packed = np.empty((n - n % 2) * steps * TOKEN_BYTES, np.uint8)
-    arrays = np.ascontiguousarray(x), codes, scale, total, packed
-    if x.size < _WORTH_ROUNDING_TOGETHER:
-        _round_share(*arrays, 0, 1)
-    else:
-        _round(*arrays, numba.get_num_threads())
-    return codes, scale, total, packed
-
-
-def quantize_rows(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
-    """As `reference.quantize_rows`."""
-    codes, scale, total, _ = round_and_pack(x)
-    return codes, scale, total
+        round_share(x, codes, scale, total, packed, np.int64(share), shares)

@@ -16,9 +16,9 @@ from numba.extending import intrinsic as _numba_intrinsic
 
 from .isa import declare
 from .jit import kernel
+from .records import WORDS
 
 intrinsic: Any = _numba_intrinsic
-WORDS = 16  # of int64 per thread: two lines of 64 bytes, which some processors fetch together
 _SPINS = 4000
 i32, i64 = ir.IntType(32), ir.IntType(64)
 

@@ -303,7 +303,7 @@ def test_other_settings_are_refused(engine, value):
 
 def test_numpy_drafts_nothing(folder):
     engine = Engine.load(folder / "llama", backend="numpy")
-    with pytest.raises(OptionError, match="speculate 4 needs the numba back end"):
+    with pytest.raises(OptionError, match="speculate 4 needs compiled kernels"):
         engine.stream("x", settings=Settings(speculate=4))
     answer = engine.generate("the the the", settings=Settings(max_tokens=20))
     assert answer.drafted_tokens == 0

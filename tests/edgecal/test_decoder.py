@@ -120,7 +120,7 @@ def test_tokens_outside_the_vocabulary_are_refused(folders, weights, ids):
 # The decoder is imported before anything has asked for a back end, which must not matter to its numbers
 _SHORT_PROMPTS_ONLY = """
 import sys
-import edgecal_kernels.decoder
+import edgecal_kernels.decoder_walk
 import numba, numpy as np
 from edgecal import Engine, KVCache
 engine = Engine.load(sys.argv[1], weights="int8", backend="numba", threads=numba.config.NUMBA_NUM_THREADS)

@@ -81,7 +81,7 @@ def failing(code: str, **environment: str) -> str:
     return done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("first", ["decoder", "blocks", "numba_ops"])
+@pytest.mark.parametrize("first", ["decoder_walk", "blocks", "numba_ops"])
 def test_an_unknown_instruction_set_is_refused_by_every_module(first):
     message = failing(f"import edgecal_kernels.{first}", EDGECAL_ISA="mmx")
     assert "BackendError" in message and "EDGECAL_ISA=mmx" in message

@@ -131,7 +131,7 @@ def test_gated_is_the_activation_of_pytorch(ops, rng):
 # The first import of kernels is none of the back end: the instruction set is settled all the same
 _PROBE = """
 import json, numpy as np
-import edgecal_kernels.decoder
+import edgecal_kernels.decoder_walk
 from edgecal_kernels import reference
 from edgecal_kernels.dispatch import backend
 from edgecal_kernels.quant import FORMATS, quantize

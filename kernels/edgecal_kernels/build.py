@@ -1,0 +1,168 @@
+"""Make the ready-made libraries: `python -m edgecal_kernels.build [--own | --isa NAME]... [--folder FOLDER]`.
+
+Every kernel that a request or a merge needs is compiled from the sources beside this file, for each instruction set by
+a process of its own, whatever processor this is; a linker makes a shared library of it. Needs Numba and a linker for
+the target: ld.lld (Debian's lld), the package ziglang, or, for this machine's own kind of processor, ld.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from . import cpu, ready_file
+from .errors import BackendError, EdgecalError
+
+_OBJECT, _TABLE = "kernels.o", "table.json"
+
+
+def build(isa_name: str, folder: Path = ready_file.FOLDER) -> Path:
+    """The library for an instruction set, in `folder`; its path.
+
+    Raises BackendError where something that it needs is missing, or compiling fails.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        _compile_apart(isa_name, place)
+        table = json.loads((place / _TABLE).read_text())
+        library = place / f"{isa_name}.so"
+        _link(table["family"], place / _OBJECT, library)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = ready_file.library_path(isa_name, folder)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_bytes(ready_file.with_table(library.read_bytes(), table))
+        unfinished.replace(path)
+    return path
+
+
+def _compile_apart(isa_name: str, place: Path) -> None:
+    # Names that Python makes of hashes are part of what is compiled
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "EDGECAL_ISA": isa_name}
+    environment = {key: value for key, value in environment.items() if not key.startswith("NUMBA_")}
+    command = [sys.executable, "-m", "edgecal_kernels.build", "--isa", isa_name, "--object", str(place)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise BackendError(f"compiling the kernels for {isa_name} failed: {reason[0]}")
+
+
+def _linker(family: str) -> list[str]:
+    """The command of a linker for a family of processors."""
+    if found := shutil.which("ld.lld"):
+        return [found]
+    if find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "ld.lld"]
+    if platform.machine() == family and (found := shutil.which("ld")):
+        return [found]
+    raise BackendError(f"no linker for {family} was found; install lld, or the package ziglang")
+
+
+def _link(family: str, source: Path, library: Path) -> None:
+    # Pages of 64 KiB are the largest that an ARM system has; whatever is not defined inside is an error
+    options = ["-shared", "--no-undefined", "-z", "noexecstack", "-z", "max-page-size=65536", "--hash-style=both"]
+    options += ["--build-id=none", "--gc-sections", "-s", "-soname", library.name]
+    command = [*_linker(family), *options, "-o", str(library), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise BackendError(f"linking {library.name} failed: {done.stderr.strip()[:500]}")
+
+
+def _compile(isa_name: str, place: Path) -> None:
+    """In a process for this alone: the object file and the table, into a folder."""
+    from . import build_target
+
+    sources, processor = ready_file.sources_digest(), build_target.PROCESSORS[isa_name]
+    build_target.install(processor)
+    from . import jit
+
+    jit.keep_nothing()
+    import llvmlite
+    import llvmlite.binding as llvm
+    import numba
+    from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.registry import cpu_target
+
+    from . import build_exports, build_runtime
+    from .blocks import TILES
+
+    context = cpu_target.target_context
+    kernels: dict[str, Any] = {}
+    parts = []
+    with global_compiler_lock:
+        for export in build_exports.EXPORTS:
+            symbol = "edgecal_" + export.name.replace(".", "_")
+            parts.append(build_exports.define(context, export, symbol))
+            arguments, results = build_exports.signature(export)
+            kernels[export.name] = {"symbol": symbol, "arguments": arguments, "results": results}
+        for symbol, (kernel, n) in build_exports.TEAM.items():
+            parts.append(build_exports.define_plain(context, kernel, n, symbol))
+        codegen = context.codegen()
+        module = llvm.parse_assembly(str(codegen._create_empty_module("edgecal")))
+        for function, library in parts:
+            module.link_in(llvm.parse_assembly(function))
+            module.link_in(llvm.parse_assembly(_without_messages(str(library._get_module_for_linking()))))
+        runtime = llvm.parse_assembly(build_runtime.runtime(processor.family))
+        runtime.triple, runtime.data_layout = module.triple, module.data_layout
+        module.link_in(runtime)
+        exported = {entry["symbol"] for entry in kernels.values()} | {*build_exports.TEAM, build_runtime.INITIALIZE}
+        for symbol in [*module.functions, *module.global_variables]:
+            if not symbol.is_declaration and symbol.name not in {*exported, *build_runtime.LIBRARY_CALLS}:
+                symbol.linkage = "internal"
+        module.verify()
+        passes, builder = codegen._module_pass_manager()
+        passes.add_global_dead_code_eliminate_pass()
+        passes.run(module, builder)
+        (place / _OBJECT).write_bytes(codegen._tm.emit_object(module))
+    table = {
+        "version": ready_file.VERSION,
+        "sources": sources,
+        "isa": isa_name,
+        "family": processor.family,
+        "made_with": {"numba": numba.__version__, "llvmlite": llvmlite.__version__},
+        "tiles": TILES,
+        "kernels": kernels,
+    }
+    (place / _TABLE).write_text(json.dumps(table))
+
+
+def _without_messages(assembly: str) -> str:
+    """Without the exceptions that Numba would raise, which hold paths of this machine."""
+    return re.sub(r'(@\.?const\.pickle[^ ]* = .*constant \[\d+ x i8\]) c".*?"', r"\1 zeroinitializer", assembly)
+
+
+def main() -> None:
+    from .build_target import PROCESSORS
+
+    parser = argparse.ArgumentParser(prog="python -m edgecal_kernels.build", description="Make ready-made kernels.")
+    parser.add_argument("--isa", action="append", choices=list(PROCESSORS), help="this one; all unless given")
+    parser.add_argument("--own", action="store_true", help="the best one of this processor")
+    parser.add_argument("--folder", type=Path, default=ready_file.FOLDER, help="where they go; beside the sources")
+    parser.add_argument("--object", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.object is not None:
+        _compile(given.isa[0], given.object)
+        return
+    names = given.isa or list(PROCESSORS)
+    if given.own and not (names := cpu.processor_isas()[:1]):
+        sys.exit("error: no instruction set of this processor is one that ready-made kernels are for")
+    try:
+        with ThreadPoolExecutor(cpu.usable_cores()) as pool:  # each is a process of its own
+            for path in pool.map(lambda name: build(name, given.folder), names):
+                print(f"{path}: {path.stat().st_size / 2**10:.0f} KiB", flush=True)
+    except EdgecalError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

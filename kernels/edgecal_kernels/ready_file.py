@@ -1,0 +1,63 @@
+"""The file of a ready-made library: a shared library of Linux, and after it a table that says what it is.
+
+    the library | JSON | CRC-32 of all before | length of the JSON | MAGIC
+
+The system's loader does not look at what comes after a library. The table is read, and everything checked, before any
+of it is loaded: a file that was cut short would end the process by a signal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .errors import BackendError
+
+FOLDER = Path(__file__).parent / "ready"
+VERSION = 1  # of the table, and of how kernels are called
+_MAGIC = b"edgecal\x01"
+_TAIL = struct.Struct("<II8s")
+
+
+@lru_cache(maxsize=1)
+def sources_digest() -> str:
+    """Of the sources of this package: a library that was made from others may not do what the Python around expects."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for source in sorted([*here.glob("*.py"), *(here / "isa").glob("*.py")]):
+        digest.update(source.relative_to(here).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def library_path(isa_name: str, folder: Path = FOLDER) -> Path:
+    return folder / f"{isa_name}.so"
+
+
+def with_table(library: bytes, table: dict[str, Any]) -> bytes:
+    """The whole file."""
+    text = json.dumps(table, sort_keys=True, separators=(",", ":")).encode()
+    return library + text + _TAIL.pack(zlib.crc32(library + text), len(text), _MAGIC)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Raises BackendError for a file that is not there, is none of these, or is damaged; of another version, or made
+    from other sources."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BackendError(f"{path}: {error.strerror or error}") from error
+    if len(data) < _TAIL.size or data[-8:] != _MAGIC:
+        raise BackendError(f"{path}: cut short, or no library of edgecal's; make it anew (`make kernels`)")
+    crc, length, _ = _TAIL.unpack(data[-_TAIL.size :])
+    end = len(data) - _TAIL.size
+    if length > end or zlib.crc32(memoryview(data)[:end]) != crc:
+        raise BackendError(f"{path}: damaged; make it anew (`make kernels`)")
+    table: dict[str, Any] = json.loads(data[end - length : end])
+    if table["version"] != VERSION or table["sources"] != sources_digest():
+        raise BackendError(f"{path}: made from other sources than those beside it; make it anew (`make kernels`)")
+    return table

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Ready-made kernels on emulated ARM cores, with a Python that has no Numba: ready.sh HOST_PYTHON. Every operation has
+# to give the bits that the host's own library gives; HOST_PYTHON needs what `make test` installs.
+set -eu
+cd "$(dirname "$0")/../.."
+host=$1
+cache=${EDGECAL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/edgecal}/arm
+tests/arm/setup.sh "$cache/machine" "$host"
+
+export PYTHONPATH="$PWD:$PWD/kernels:$PWD/weights" PYTHONDONTWRITEBYTECODE=1 EDGECAL_READY="$cache/ready"
+"$host" -m edgecal_kernels.build --own --folder "$EDGECAL_READY"
+"$host" -m edgecal_kernels.build --isa neon --isa neon_dotprod --isa neon_i8mm --folder "$EDGECAL_READY"
+expected=$("$host" -m tests.kernels.operations_probe ready 1)
+export PYTHONPATH="$PYTHONPATH:$cache/machine/packages"
+for ARM_CPU in ${ARM_CPUS:-cortex-a72 cortex-a76 max}; do
+    export ARM_CPU
+    found=$("$cache/machine/python" -m tests.kernels.operations_probe ready 2)
+    [ "$found" = "$expected" ] || { echo "ready.sh: other bits on $ARM_CPU: $found, expected $expected" >&2; exit 1; }
+    echo "== $ARM_CPU: the bits of this machine, without Numba"
+done

@@ -1,0 +1,175 @@
+"""Ready-made kernels: the bits of Numba's, no Numba, and what happens where a library does not fit."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgecal_kernels import cpu, dispatch, ready_file
+from edgecal_kernels.errors import BackendError
+from edgecal_kernels.paths import cache_directory
+from edgecal_kernels.ready_library import find_library
+from tests.cli.shell import SOURCES
+from tests.kernels.operations_probe import digests
+from tests.tiny import write_tiny_adapter, write_tiny_hf
+
+pytestmark = pytest.mark.skipif(not cpu.processor_isas(), reason="no ready-made kernels for this processor")
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    """A folder with the library for this processor, made once per content of the sources."""
+    from edgecal_kernels.build import build
+
+    isa, kept = cpu.processor_isas()[0], cache_directory() / "tests" / "ready"
+    kept.mkdir(parents=True, exist_ok=True)
+    with (kept / "lock").open("w") as lock:  # of the processes that share the tests, one makes it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for place in (ready_file.FOLDER, kept):
+            try:
+                ready_file.read_table(ready_file.library_path(isa, place))
+                return place
+            except BackendError:
+                continue
+        try:
+            build(isa, kept)
+        except BackendError as error:
+            if "no linker" in str(error):
+                pytest.skip(str(error))
+            raise
+    return kept
+
+
+def run(folder: Path, *arguments: str, **variables: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": SOURCES, "EDGECAL_READY": str(folder), **variables}
+    environment.pop("EDGECAL_BACKEND", None)
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_operation_has_the_bits_of_numba(folder):
+    expected = digests(dispatch.backend("numba"), 1)
+    for n_threads in (1, 2):
+        found, imported = json.loads(run(folder, "-m", "tests.kernels.operations_probe", "ready", str(n_threads)))
+        assert not imported
+        assert {name for name in expected if found[name] != expected[name]} == set()
+
+
+# Where Numba cannot be imported, and may not be
+_ANSWER = """
+import sys
+for name in ("numba", "llvmlite"):
+    sys.modules[name] = None
+from edgecal import Engine, Recipe, Settings
+engine = Engine.load(sys.argv[1], weights=sys.argv[2], adapters={"a": sys.argv[3], "b": sys.argv[3]})
+print(engine.model.ops.NAME)
+for recipe in (None, Recipe("linear", ("a", "b"))):
+    print(engine.generate("The weather is " * 9, recipe=recipe, settings=Settings(max_tokens=24)).text)
+"""
+
+
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_an_engine_answers_the_same_without_numba(folder, tmp_path, weights):
+    from edgecal import Engine, Recipe, Settings
+
+    model = write_tiny_hf(tmp_path / "model")
+    lora = write_tiny_adapter(tmp_path / "lora", model)
+    name, *found = run(folder, "-c", _ANSWER, str(model), weights, str(lora)).splitlines()
+    engine = Engine.load(model, weights=weights, adapters={"a": lora, "b": lora}, backend="numba")
+    texts = [
+        engine.generate("The weather is " * 9, recipe=recipe, settings=Settings(max_tokens=24)).text
+        for recipe in (None, Recipe("linear", ("a", "b")))
+    ]
+    assert name == "ready" and "\n".join(found) == "\n".join(texts)
+
+
+_THREADS = """
+import multiprocessing, os, sys, time
+import numpy as np
+from pathlib import Path
+from edgecal_kernels import ready_ops as ops
+from edgecal_kernels.quant import quantize
+
+weight = quantize(np.ones((4096, 64), np.float32), "int8")
+
+def product(number):
+    with ops.use_threads(2):
+        return round(float(ops.matmul(ops.Activations(np.ones((4, 64), np.float32)), weight).sum()))
+
+def asleep():
+    states = [Path(f"/proc/self/task/{task}/stat").read_text().rsplit(")")[1].split()[0]
+              for task in os.listdir("/proc/self/task") if int(task) != os.getpid()]
+    return len(states) >= 1 and set(states) == {"S"}
+
+first = product(0)
+while not asleep():
+    time.sleep(0.01)
+again = product(0)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(first, again, *pool.map(product, range(3)), product(0))
+"""
+
+
+def test_threads_sleep_wake_and_outlive_a_fork(folder):
+    """A child of a process whose threads it does not have makes its own."""
+    assert set(run(folder, "-W", "ignore", "-c", _THREADS).split()) == {"1048512"}  # 2^20 but for float16's scale
+
+
+def damaged(path: Path, isa: str, how: str) -> Path:
+    """A folder whose library for `isa` is not what it should be."""
+    data = bytearray(ready_file.library_path(isa, path).read_bytes())
+    table = ready_file.read_table(ready_file.library_path(isa, path))
+    if how == "cut short":
+        data = data[: len(data) // 2]
+    elif how == "damaged":
+        data[5000] ^= 1
+    else:
+        change = {"other sources": {"sources": "0"}, "made for": {"isa": "neon"}, "does not load it": {}}[how]
+        data = bytearray(ready_file.with_table(b"no library at all", {**table, **change}))
+    return data
+
+
+@pytest.mark.parametrize("how", ["cut short", "damaged", "other sources", "made for", "does not load it"])
+def test_a_library_that_does_not_fit_is_named_and_the_next_back_end_serves(folder, tmp_path, monkeypatch, how):
+    isa = cpu.processor_isas()[0]
+    path = ready_file.library_path(isa, tmp_path)
+    path.write_bytes(damaged(folder, isa, how))
+    monkeypatch.setenv("EDGECAL_READY", str(tmp_path))
+    with pytest.raises(BackendError, match=how) as caught:
+        find_library()
+    assert str(path) in str(caught.value)
+    code = "import sys; from edgecal_kernels.dispatch import serving; print(serving())"
+    said = run(tmp_path, "-c", code)
+    assert said.startswith("numba: ") and how in said
+    code = "import sys; sys.modules['numba'] = None; " + code
+    assert run(tmp_path, "-c", code).startswith(f"numpy: {path}")
+
+
+def test_one_that_is_asked_for_by_name_is_refused_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGECAL_READY", str(tmp_path))
+    dispatch.why_not_ready.cache_clear()
+    try:
+        with pytest.raises(BackendError, match="the ready back end does not serve: no ready-made kernels are here"):
+            dispatch.backend("ready")
+    finally:
+        dispatch.why_not_ready.cache_clear()
+
+
+def test_other_instruction_sets(folder, tmp_path, monkeypatch):
+    isa = cpu.processor_isas()[0]
+    shutil.copy(ready_file.library_path(isa, folder), tmp_path)
+    monkeypatch.setenv("EDGECAL_READY", str(tmp_path))
+    monkeypatch.setattr(cpu, "processor_isas", lambda: ["other"])
+    with pytest.raises(BackendError, match=r"are for this processor \(other\)"):
+        find_library()
+    monkeypatch.setenv("EDGECAL_ISA", "mmx")
+    with pytest.raises(BackendError, match="EDGECAL_ISA=mmx"):
+        find_library()
