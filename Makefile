@@ -14,7 +14,7 @@ QUICK := tests/test_structure.py tests/test_docs.py tests/edgecal/test_conversat
   $(patsubst %,tests/weights/test_%.py,calibration_file gguf_blocks packed safe_pattern) \
   tests/cli/test_doctor_cli.py
 
-.PHONY: demo test quick test-arm lint docs clean
+.PHONY: demo test quick test-arm kernels lint docs clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/edgecal pull demo
@@ -31,9 +31,17 @@ test: $(TEST)/.installed
 quick: $(DEMO)/.quick
 	EDGECAL_BACKEND=numpy $(DEMO)/bin/python -m pytest -k "not numba and not any_course_of_events" $(QUICK)
 
+# Ready-made kernels for this processor (KERNELS= : for all), beside the sources: what is run from here then starts fast
+# and compiles nothing. A change of a kernel makes them useless, and Numba serves again.
+KERNELS ?= --own
+
+kernels: $(TEST)/.installed
+	$(TEST)/bin/python -m edgecal_kernels.build $(KERNELS)
+
 # Debian only; minutes, for the processor is emulated. Nothing is installed: all goes to the cache folder.
-test-arm:
+test-arm: $(TEST)/.installed
 	tests/arm/run.sh $(PYTHON)
+	tests/arm/ready.sh $(TEST)/bin/python
 
 lint: $(TEST)/.installed
 	$(TEST)/bin/python -m pip install -q -e ".[lint]"

@@ -3,7 +3,7 @@
 Compiled kernels call a few functions that a process with Numba has: memory for their buffers, the C library's memset,
 sched_yield and the like. Here they are, in LLVM's language. What only the system can do is done by five functions of
 the C library, whose addresses the loader hands in (`edgecal_initialize`): a library that names none of them loads
-beside glibc, musl and bionic alike.
+beside any C library.
 """
 
 from __future__ import annotations
