@@ -1,11 +1,11 @@
-"""edgecal, llama.cpp, transformers and mistral.rs on the same weights, threads and prompts, interleaved in one run.
+"""edgecal, llama.cpp, ik_llama.cpp, transformers and mistral.rs on the same weights, threads and prompts, interleaved in one run.
 
     python -m bench.peers --model smollm2 --hf DIR          # the demo model; DIR has its bf16 weights
     python -m bench.peers --model FILE.gguf
     python -m bench.peers --shape llama-3.2-1b              # random weights
     ... [--formats native int4 int8] [--threads N] [--rounds R] [--skip NAME ...] [--json FILE] [--plot FILE.png]
 
-Needs llama-cpp-python and gguf; torch, transformers and peft for the transformers row, mistralrs for that row,
+Needs llama-cpp-python and gguf; ik-llama-cpp-python for the ik_llama.cpp rows (without adapters); torch, transformers and peft for the transformers row, mistralrs for that row,
 matplotlib for the plot. A package that is missing makes its row say so. Linux only (memory is read from /proc).
 
 Measured, each without an adapter, with one rank-32 LoRA on all seven components, and for edgecal with LC++ of two:
@@ -46,7 +46,7 @@ from .models import SHAPES, Material, from_files, from_shape
 from .protocol import CONTEXT, PREFILLS, Run
 from .report import build, plot, table
 
-PACKAGES = ("llama_cpp_python", "torch", "transformers", "peft", "mistralrs", "gguf")
+PACKAGES = ("llama_cpp_python", "ik_llama_cpp_python", "torch", "transformers", "peft", "mistralrs", "gguf")
 FORMATS = ("native", "int4", "int4_f16", "int8")
 
 

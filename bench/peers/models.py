@@ -134,6 +134,8 @@ def _add_pair(material: Material, format: str, packed: Path, gguf: Path, kind: s
     peer = Row("llama.cpp", kind, {"gguf": str(gguf)}, None, format)
     material.rows.append(Row("edgecal", detail, {"packed": str(packed), "tokenizer": tokenizer}, peer.label, format))
     material.rows.append(peer)
+    if format in ("int4", "int8"):
+        material.rows.append(Row("ik_llama.cpp", kind, dict(peer.model), peer.label, format))
 
 
 def _add_others(material: Material, source: dict[str, str] | dict[str, Any]) -> None:

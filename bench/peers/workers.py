@@ -324,6 +324,80 @@ class LlamaCpp(Worker):
         return _thin(self._run(self._ready(128), self.ids[:128]))
 
 
+class IkLlamaCpp(Worker):
+    """ik_llama.cpp by the C interface in its package, with tensors repacked when they are loaded, as its kernels want
+    them. No adapters, and no flash attention: on processors without VNNI it ends the process (says the package)."""
+
+    variants = (BASE,)
+    BATCH = 512
+
+    def imports(self) -> None:
+        from ik_llama_cpp import _ctypes_api, _internals
+
+        self.api, self.parts = _ctypes_api, _internals
+
+    def load(self) -> None:
+        plain = self.api.llama_model_default_params
+
+        def repacking() -> Any:
+            params = plain()
+            params.repack_tensors = True
+            return params
+
+        self.api.llama_model_default_params = repacking
+        self.native = self.parts.IkModel(self.model["gguf"])
+        self.size, self.context = 0, None
+        self._ready(1088)
+
+    def _ready(self, n_tokens: int) -> Any:
+        """An empty context with room for so many."""
+        if n_tokens > self.size:
+            self.size = -(-n_tokens // 256) * 256
+            self.context = self.parts.IkContext(
+                self.native, n_ctx=self.size, n_threads=self.threads, flash_attn=False
+            )
+        self.context.kv_cache_clear()
+        return self.context
+
+    def _run(self, context: Any, ids: list[int], pos: int = 0) -> Any:
+        """Logits of the last token, float32 (V,), a view of the engine's memory."""
+        import numpy as np
+
+        for start in range(0, len(ids), self.BATCH):
+            part = ids[start : start + self.BATCH]
+            batch = self.parts.make_batch_range(part, pos_start=pos + start, logits_last=True)
+            failed = context.decode(batch)
+            self.api.llama_batch_free(batch)
+            if failed:
+                raise RuntimeError("llama_decode failed")
+        return np.ctypeslib.as_array(self.api.llama_get_logits_ith(context.ctx, -1), (self.native.n_vocab,))
+
+    def prefill(self, n: int) -> float:
+        context = self._ready(n)
+        started = perf_counter()
+        self._run(context, self.ids[:n]).argmax()
+        return perf_counter() - started
+
+    def decode(self, n: int, depth: int) -> float:
+        context = self._ready(depth + n)
+        if depth:
+            self._run(context, self.ids[:depth])
+        started = perf_counter()
+        for i, token in enumerate(self.ids[depth : depth + n]):
+            self._run(context, [token], depth + i).argmax()
+        return perf_counter() - started
+
+    def first_token(self, text: str) -> float:
+        context = self._ready(256)
+        started = perf_counter()
+        token = int(self._run(context, self.native.tokenize(text, special=True)).argmax())
+        self.native.detokenize([token])
+        return perf_counter() - started
+
+    def probe(self) -> list[float]:
+        return _thin(self._run(self._ready(128), self.ids[:128]))
+
+
 class Transformers(Worker):
     """PyTorch. Once an adapter is attached, "base" runs with it disabled, through PEFT's wrappers."""
 
@@ -450,6 +524,7 @@ class MistralRs(Worker):
 ENGINES: dict[str, type[Worker]] = {
     "edgecal": Edgecal,
     "llama.cpp": LlamaCpp,
+    "ik_llama.cpp": IkLlamaCpp,
     "transformers": Transformers,
     "mistral.rs": MistralRs,
 }
