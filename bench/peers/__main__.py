@@ -1,12 +1,14 @@
-"""edgecal, llama.cpp, ik_llama.cpp, transformers and mistral.rs on the same weights, threads and prompts, interleaved in one run.
+"""edgecal and its peers on the same weights, threads and prompts, interleaved in one run.
 
     python -m bench.peers --model smollm2 --hf DIR          # the demo model; DIR has its bf16 weights
     python -m bench.peers --model FILE.gguf
     python -m bench.peers --shape llama-3.2-1b              # random weights
     ... [--formats native int4 int8] [--threads N] [--rounds R] [--skip NAME ...] [--json FILE] [--plot FILE.png]
 
-Needs llama-cpp-python and gguf; ik-llama-cpp-python for the ik_llama.cpp rows (without adapters); torch, transformers and peft for the transformers row, mistralrs for that row,
-matplotlib for the plot. A package that is missing makes its row say so. Linux only (memory is read from /proc).
+The peers are llama.cpp, ik_llama.cpp, transformers and mistral.rs. Needs llama-cpp-python and gguf; ik-llama-cpp-python
+for the rows of ik_llama.cpp (without adapters); torch, transformers and peft for the transformers row, mistralrs for
+that row, matplotlib for the plot. A package that is missing makes its row say so. Linux only (memory is read from
+/proc). EDGECAL_ISA=avx2 with NUMBA_CPU_NAME=haswell compares with peers that were built for AVX2.
 
 Measured, each without an adapter, with one rank-32 LoRA on all seven components, and for edgecal with LC++ of two:
 decode of 64 tokens behind 0 and 1,024; prefill of 128, 512 and 2,048; a text of 128 tokens to the text of the first
