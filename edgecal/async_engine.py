@@ -14,6 +14,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Hashable
 from concurrent.futures import Future
+from contextlib import aclosing
 from functools import partial
 from time import monotonic
 from typing import Any, TypeAlias, TypeVar
@@ -142,8 +143,9 @@ class AsyncEngine:
         Requests of one `client` share its turns. BusyError when too many wait.
         """
         request = await self.prepare(prompt, recipe=recipe, settings=settings, **options)
-        async for piece in self.stream_request(request, passes=passes, client=client):
-            yield piece
+        async with aclosing(self.stream_request(request, passes=passes, client=client)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def stream_request(
         self,
