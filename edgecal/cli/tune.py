@@ -62,4 +62,5 @@ def command(model: str, seconds: float, forget: bool, loading: ModelOptions, as_
     rows = [(m.threads, f"{m.prefill_tokens_per_s:.0f}", f"{m.decode_tokens_per_s:.1f}") for m in found.measured]
     show_table(screen(), ["threads", "read tokens/s", "write tokens/s"], rows, left=())
     reading, writing = found.threads.prefill, found.threads.decode
-    echo(f"from now on {reading} read and {writing} write for this model here; --forget goes back to the default")
+    echo(f"from now on, for this model here: {reading} to read, {writing} to write")
+    echo("--forget goes back to the default")
