@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.command("perplexity")
 @click.argument("model", shell_complete=complete_model)
 @click.option(
+    "-f",
     "--text",
     "text_file",
     required=True,

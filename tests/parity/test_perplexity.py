@@ -134,7 +134,7 @@ def test_the_command(folder):
     assert done.returncode == 0, done.stderr
     assert "same top token" in done.stdout and "94 tokens scored in 2 windows of 48" in done.stdout
     text = "".join(DOCUMENTS)
-    done = edgecal("perplexity", folder / "model", "--text", "-", "--max-tokens", "100", home=folder, input=text)
+    done = edgecal("perplexity", folder / "model", "-f", "-", "--max-tokens", "100", home=folder, input=text)
     assert done.returncode == 0 and "[99 tokens scored in 1 windows" in done.stdout, done.stderr
     done = edgecal("perplexity", folder / "model", "--text", folder / "nowhere", home=folder)
     assert done.returncode == 1 and "nowhere" in done.stderr
