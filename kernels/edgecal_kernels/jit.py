@@ -106,6 +106,20 @@ def kernel(function: Callable) -> Any:
     return _compiled(function)
 
 
+def kernel_for(variant: str) -> Callable[[Callable], Any]:
+    """As `kernel`, for a function that is defined once per variant, each time with other values around it.
+
+    Numba names what it compiles by the function's name, the types of its arguments and a count of the process. Kernels
+    that two processes left on disk may have the same count; by the name alone one would be linked in another's place.
+    """
+
+    def decorate(function: Callable) -> Any:
+        function.__qualname__ = f"{function.__name__}_{variant}"
+        return kernel(function)
+
+    return decorate
+
+
 def parallel(function: Callable) -> Any:
     """Decorator for a compiled function whose `prange` loops share the threads."""
     return _compiled(function, parallel=True)

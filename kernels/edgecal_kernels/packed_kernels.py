@@ -19,7 +19,7 @@ from numba import types
 from . import blocks, isa, simd
 from .blocks import TILES, TOKEN_BYTES
 from .formats import SPECS, FormatSpec
-from .jit import kernel
+from .jit import kernel, kernel_for
 from .kernel_choice import one_of
 from .records import Sizes
 from .simd import dot4_int8, dot4_nibbles, fma, high_nibbles, load_half, low_nibbles, mul, splat, splat_int, store
@@ -80,7 +80,7 @@ def _vector_kernel(format: FormatSpec) -> Any:
     bits, has_minimum, has_row_scale = format.bits, format.has_minimum, format.has_row_scale
     lines, width, offset = format.packing.step_bytes // 64, format.scale_dtype.itemsize, operand_offset(format)
 
-    @kernel
+    @kernel_for(format.name)
     def vector(
         codes: int, scale: int, extra: int, sizes: Any, x: int, x_scale: int, x_total: int, out: int, tiles: Any
     ) -> None:
@@ -131,7 +131,7 @@ def _block_kernel(format: FormatSpec) -> Any:
     offset = operand_offset(format)
     begin, dot8, finish = blocks.BEGIN[offset], blocks.DOT8[bits], blocks.FINISH[bits, offset]
 
-    @kernel
+    @kernel_for(format.name)
     def block(
         codes: int,
         scale: int,
