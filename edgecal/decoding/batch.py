@@ -3,8 +3,9 @@
 Each has its own adapter, sampler and KV cache; an output row has the same bits in any company, so each gets the tokens
 that it would get alone. Who is complete leaves at once and the next one takes the place (continuous batching; Orca, Yu
 et al. 2022), so a long answer among short ones holds nobody up. Prompts are read one after the other: they keep all
-cores busy by themselves. They are read at once, or a few tokens in every step of the others, so that nobody who is
-being answered waits for a long one.
+cores busy by themselves. They are read at once, or in pieces between the steps of the others, so that nobody who is
+being answered waits for a long one. A piece is as long as a pause may be; where the machine does not read enough in
+that time to make a matrix product worth its while, it is the rows that a step leaves instead.
 
 Whoever reads the records decides who takes part: between any two tokens a job may be added, and any job may be told to
 stop.
@@ -33,7 +34,8 @@ from .speculation import Speculate, StepCosts
 BATCH_SIZE = 8
 LARGEST_BATCH = 256
 _ROWS, _LEAST = 16, 8  # of a pass of the compiled decoder; fewer of them for a prompt are not worth its reading
-_CHUNK = 64  # tokens of a prompt between two steps of others, where these cannot share a pass
+_PAUSE_S = 0.12  # that those who are being answered wait for a piece of a prompt
+_CHUNK = 64  # tokens of a prompt below which the rows of a step read as fast as a matrix product
 
 
 @dataclass(eq=False)
@@ -136,9 +138,9 @@ class Batch:
     """Jobs that run together, at most `size` of them. `step` does a piece of work: a chunk of a prompt, or a token for
     every job whose prompt is read.
 
-    `interleave`: while others are being answered prompts are read in the rows that their passes leave, so that nobody
-    waits for longer than two passes; else they are read through, for when all answers are waited for anyway. Raises
-    OptionError for an impossible size.
+    `interleave`: while others are being answered prompts are read in pieces between their steps, each for at most
+    `_PAUSE_S` by the speed of the last one, or in the rows that their passes leave; else they are read through, for
+    when all answers are waited for anyway. Raises OptionError for an impossible size.
     """
 
     def __init__(
@@ -155,6 +157,7 @@ class Batch:
         self._reading: deque[Job] = deque()
         self._answering: list[Job] = []
         self._read_next = True
+        self._token_s = 0.0  # that a token of a prompt took in the last piece; 0: none was read
 
     def __len__(self) -> int:
         """Jobs that take part."""
@@ -204,7 +207,7 @@ class Batch:
 
     def _mixes(self) -> bool:
         """Whether the next step reads a prompt and moves the others on, all in the same passes."""
-        if not (self._interleave and self._reading and self._answering):
+        if not (self._interleave and self._reading and self._answering) or self._in_a_pause() >= _CHUNK:
             return False
         jobs = [self._reading[0], *self._answering]
         return self._model.steps_reading([job.cache for job in jobs], [job.adapter for job in jobs])
@@ -224,12 +227,21 @@ class Batch:
         )
         share = (perf_counter() - began) / (len(jobs) + len(prompt))
         reader.read_s += share * len(prompt)
+        self._token_s = share
         yield from self._choose(jobs, logits, share)
         if reader.is_read:
             yield from self._answer(reader, behind)
 
+    def _in_a_pause(self) -> int:
+        """Tokens of a prompt that are read in `_PAUSE_S`, in whole chunks; 0 while that is not known."""
+        return int(_PAUSE_S / self._token_s) // _CHUNK * _CHUNK if self._token_s else 0
+
     def _read(self, job: Job) -> Iterator[tuple[Job, TokenRecord]]:
-        logits = job.read(self._model, _CHUNK if self._interleave and self._answering else None)
+        before, read_s = job.cache.length, job.read_s
+        others_wait = self._interleave and bool(self._answering)
+        logits = job.read(self._model, max(self._in_a_pause(), _CHUNK) if others_wait else None)
+        if (n_tokens := job.cache.length - before) >= _ROWS:  # fewer say little of many
+            self._token_s = (job.read_s - read_s) / n_tokens
         if logits is not None:
             yield from self._answer(job, logits)
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgecal import Completion, Engine, KVCache, Model, Pass, Recipe, SamplingOptions, Settings, Step
+from edgecal.decoding import batch
 from edgecal.decoding.batch import LARGEST_BATCH, Batch, Job
 from edgecal.decoding.generate import TokenRecord
 from edgecal.decoding.sampler import Sampler
@@ -157,11 +158,11 @@ def generate_batch(
     interleave: bool = False,
 ) -> Iterator[tuple[Job, TokenRecord]]:
     """All that the queue holds, and what is put into it meanwhile."""
-    batch = Batch(model, eos_ids, batch_size, interleave)
-    while queue or len(batch):
-        while queue and len(batch) < batch_size:
-            batch.add(queue.popleft())
-        yield from batch.step()
+    running = Batch(model, eos_ids, batch_size, interleave)
+    while queue or len(running):
+        while queue and len(running) < batch_size:
+            running.add(queue.popleft())
+        yield from running.step()
 
 
 def waiting(engine: Engine, ids: list[int], max_tokens: int) -> deque[Job]:
@@ -219,8 +220,9 @@ def test_a_job_leaves_at_any_token(engine, leaves, reads):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", ["fp16", "int8", "fp32"])
-def test_prompts_are_read_in_the_steps_of_others(folder, family, dtype):
-    """A few tokens with each, and the same answers. fp32 caches are not the compiled decoder's: chunks in between."""
+def test_prompts_are_read_between_the_tokens_of_others(folder, family, dtype, monkeypatch):
+    """No pause allowed: the rows that steps leave, a chunk for fp32 caches, which are not the compiled decoder's. A
+    long one: what the prompt has, once it is known how long a token takes. The answers are the same."""
     engine = load(folder, family)
     config, adapters = engine.model.config, [None, *(engine.compile(Recipe("single", (name,)))[0] for name in PAIR)]
     prompts = [[3 + i] * n for i, n in enumerate((5, 140, 17, 30, 1, 200))]
@@ -233,15 +235,23 @@ def test_prompts_are_read_in_the_steps_of_others(folder, family, dtype):
         ]
 
     wanted = [[r.id for _, r in generate_batch(engine.model, deque([job]))] for job in fresh()]
-    every, reads = fresh(), []
-    found = {job: [] for job in every}
-    for job, record in generate_batch(engine.model, deque(every), interleave=True):
-        found[job].append(record.id)
-        if job is every[0]:
-            reads.append(sum(j.cache.length for j in every[1:] if j._cache is not None and not found[j]))
-    assert list(found.values()) == wanted
-    assert max(after - before for before, after in pairwise(reads)) <= (64 if dtype == "fp32" else 23)
-    assert len(reads) > 8 and reads[3] > reads[1], "both go on at once"
+    mixed, step = [], engine.model.step_reading
+    monkeypatch.setattr(engine.model, "step_reading", lambda ids, *rest: mixed.append(len(ids)) or step(ids, *rest))
+    for pause_s in (0, 3600):
+        monkeypatch.setattr(batch, "_PAUSE_S", pause_s)
+        mixed.clear()
+        every, reads = fresh(), []
+        found = {job: [] for job in every}
+        for job, record in generate_batch(engine.model, deque(every), interleave=True):
+            found[job].append(record.id)
+            if job is every[0]:
+                reads.append(sum(j.cache.length for j in every[1:] if j._cache is not None and not found[j]))
+        assert list(found.values()) == wanted
+        if pause_s:
+            assert len(mixed) == (dtype != "fp32"), "to know how long a token takes"
+        else:
+            assert max(after - before for before, after in pairwise(reads)) <= (64 if dtype == "fp32" else 23)
+            assert len(reads) > 8 and reads[3] > reads[1], "both go on at once"
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
