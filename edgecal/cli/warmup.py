@@ -16,13 +16,14 @@ def command(as_json: bool) -> None:
 
     ops = dispatch.backend()
     if ops.NAME == "ready":
-        library = ops.library
-        facts = {"cpu": cpu.cpu_model(), "instructions": library.isa, "path": str(library.path)}
-        facts["bytes"] = library.path.stat().st_size
+        from edgecal_kernels.ready_ops import library
+
+        size = library.path.stat().st_size
+        facts = {"cpu": cpu.cpu_model(), "instructions": library.isa, "path": str(library.path), "bytes": size}
         if as_json:
             echo_json({**facts, "total_s": 0})
             return
-        echo(f"kernels for {facts['cpu']} ({library.isa}) are ready: {facts['bytes'] / 2**20:.1f} MiB, {library.path}")
+        echo(f"kernels for {facts['cpu']} ({library.isa}) are ready: {size / 2**20:.1f} MiB, {library.path}")
         return
     dispatch.backend("numba")  # says what is missing
     from edgecal_kernels import isa

@@ -95,7 +95,7 @@ _THREADS = """
 import multiprocessing, os, sys, time
 import numpy as np
 from pathlib import Path
-from edgecal_kernels import ready_ops as ops
+from edgecal_kernels.ready_ops import OPERATIONS as ops
 from edgecal_kernels.quant import quantize
 
 weight = quantize(np.ones((4096, 64), np.float32), "int8")
