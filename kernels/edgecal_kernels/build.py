@@ -3,11 +3,15 @@
 Every kernel that a request or a merge needs is compiled from the sources beside this file, for each instruction set by
 a process of its own, whatever processor this is; a linker makes a shared library of it. Needs Numba and a linker for
 the target: ld.lld (Debian's lld), the package ziglang, or, for this machine's own kind of processor, ld.
+
+What was made is kept in the cache folder, and taken again as long as the sources that go into it, Python and Numba are
+the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -16,15 +20,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from . import cpu, ready_file
 from .errors import BackendError, EdgecalError
+from .paths import cache_directory
 
 _OBJECT, _TABLE = "kernels.o", "table.json"
+_MOST_KEPT = 8  # libraries of an instruction set, from as many states of the sources
 
 
 def build(isa_name: str, folder: Path = ready_file.FOLDER) -> Path:
@@ -32,18 +41,61 @@ def build(isa_name: str, folder: Path = ready_file.FOLDER) -> Path:
 
     Raises BackendError where something that it needs is missing, or compiling fails.
     """
+    data = _kept(isa_name)
+    if data is None:
+        data = _make(isa_name)
+        with suppress(OSError):  # then it is made anew the next time
+            _keep(isa_name, data)
+    path = ready_file.library_path(isa_name, folder)
+    _write(path, data)
+    return path
+
+
+def _make(isa_name: str) -> bytes:
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         _compile_apart(isa_name, place)
         table = json.loads((place / _TABLE).read_text())
         library = place / f"{isa_name}.so"
         _link(table["family"], place / _OBJECT, library)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = ready_file.library_path(isa_name, folder)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_bytes(ready_file.with_table(library.read_bytes(), table))
-        unfinished.replace(path)
-    return path
+        return ready_file.with_table(library.read_bytes(), table)
+
+
+def _made_with() -> dict[str, str]:
+    """What the bytes of a library depend on besides the sources."""
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return {"python": python, **{package: version(package) for package in ("numba", "llvmlite")}}
+
+
+def _kept_before(isa_name: str) -> list[Path]:
+    """The latest first."""
+    found = (cache_directory() / "ready").glob(f"{isa_name}-*.so")
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _kept(isa_name: str) -> bytes | None:
+    """A library that was made from these sources, by this Python and this Numba."""
+    for path in _kept_before(isa_name):
+        try:
+            if ready_file.read_table(path)["made_with"] == _made_with():
+                return path.read_bytes()
+        except BackendError:
+            continue
+    return None
+
+
+def _keep(isa_name: str, data: bytes) -> None:
+    name = f"{isa_name}-{hashlib.sha256(data).hexdigest()[:16]}"
+    _write(ready_file.library_path(name, cache_directory() / "ready"), data)
+    for old in _kept_before(isa_name)[_MOST_KEPT:]:
+        old.unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_bytes(data)
+    unfinished.replace(path)
 
 
 def _compile_apart(isa_name: str, place: Path) -> None:
@@ -78,29 +130,31 @@ def _link(family: str, source: Path, library: Path) -> None:
         raise BackendError(f"linking {library.name} failed: {done.stderr.strip()[:500]}")
 
 
-def _compile(isa_name: str, place: Path) -> None:
-    """In a process for this alone: the object file and the table, into a folder."""
+def compile_object(isa_name: str, place: Path, only: Collection[str] = ()) -> None:
+    """In a process for this alone: the object file and the table, into a folder; of the kernels called `only`, or of
+    all."""
     from . import build_target
 
-    sources, processor = ready_file.sources_digest(), build_target.PROCESSORS[isa_name]
+    processor = build_target.PROCESSORS[isa_name]
     build_target.install(processor)
     from . import jit
 
     jit.keep_nothing()
-    import llvmlite
     import llvmlite.binding as llvm
-    import numba
     from numba.core.compiler_lock import global_compiler_lock
     from numba.core.registry import cpu_target
 
     from . import build_exports, build_runtime
     from .blocks import TILES
 
+    sources = _sources()
     context = cpu_target.target_context
     kernels: dict[str, Any] = {}
     parts = []
     with global_compiler_lock:
         for export in build_exports.EXPORTS:
+            if only and export.name not in only:
+                continue
             symbol = "edgecal_" + export.name.replace(".", "_")
             parts.append(build_exports.define(context, export, symbol))
             arguments, results = build_exports.signature(export)
@@ -127,13 +181,22 @@ def _compile(isa_name: str, place: Path) -> None:
     table = {
         "version": ready_file.VERSION,
         "sources": sources,
+        "digest": ready_file.sources_digest(sources),
         "isa": isa_name,
         "family": processor.family,
-        "made_with": {"numba": numba.__version__, "llvmlite": llvmlite.__version__},
+        "made_with": _made_with(),
         "tiles": TILES,
         "kernels": kernels,
     }
     (place / _TABLE).write_text(json.dumps(table))
+
+
+def _sources() -> list[str]:
+    """Of this package, what a library depends on: all that was imported to define its kernels, and this file."""
+    package, here = f"{__package__}.", Path(__file__).parent
+    modules = [module for name, module in sys.modules.items() if name.startswith(package)]
+    files = {Path(str(module.__file__)) for module in modules} | {Path(__file__)}
+    return sorted(file.relative_to(here).as_posix() for file in files)
 
 
 def _without_messages(assembly: str) -> str:
@@ -151,7 +214,7 @@ def main() -> None:
     parser.add_argument("--object", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.object is not None:
-        _compile(given.isa[0], given.object)
+        compile_object(given.isa[0], given.object)
         return
     names = given.isa or list(PROCESSORS)
     if given.own and not (names := cpu.processor_isas()[:1]):

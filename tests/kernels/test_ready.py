@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -14,7 +13,6 @@ import pytest
 
 from edgecal_kernels import cpu, dispatch, ready_file
 from edgecal_kernels.errors import BackendError
-from edgecal_kernels.paths import cache_directory
 from edgecal_kernels.ready_library import find_library
 from tests.cli.shell import SOURCES
 from tests.kernels.operations_probe import digests
@@ -24,27 +22,18 @@ pytestmark = pytest.mark.skipif(not cpu.processor_isas(), reason="no ready-made 
 
 
 @pytest.fixture(scope="module")
-def folder() -> Path:
-    """A folder with the library for this processor, made once per content of the sources."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the library for this processor; compiled when its sources have changed since it last was."""
     from edgecal_kernels.build import build
 
-    isa, kept = cpu.processor_isas()[0], cache_directory() / "tests" / "ready"
-    kept.mkdir(parents=True, exist_ok=True)
-    with (kept / "lock").open("w") as lock:  # of the processes that share the tests, one makes it
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for place in (ready_file.FOLDER, kept):
-            try:
-                ready_file.read_table(ready_file.library_path(isa, place))
-                return place
-            except BackendError:
-                continue
-        try:
-            build(isa, kept)
-        except BackendError as error:
-            if "no linker" in str(error):
-                pytest.skip(str(error))
-            raise
-    return kept
+    place = tmp_path_factory.mktemp("ready")
+    try:
+        build(cpu.processor_isas()[0], place)
+    except BackendError as error:
+        if "no linker" in str(error):
+            pytest.skip(str(error))
+        raise
+    return place
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> str:
@@ -61,6 +50,17 @@ def test_every_operation_has_the_bits_of_numba(folder):
         found, imported = json.loads(run(folder, "-m", "tests.kernels.operations_probe", "ready", str(n_threads)))
         assert not imported
         assert {name for name in expected if found[name] != expected[name]} == set()
+
+
+def test_an_object_file_is_the_same_twice(tmp_path):
+    """On any machine, for any processor: a few kernels stand for all."""
+    code = "import sys, pathlib as p; from edgecal_kernels.build import compile_object as c; "
+    code += "c('neon', p.Path(sys.argv[1]), ('gate', 'rotate'))"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        run(tmp_path, "-c", code, str(tmp_path / name), EDGECAL_ISA="neon", PYTHONHASHSEED="0")
+    for file in ("kernels.o", "table.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 # Where Numba cannot be imported, and may not be
@@ -132,7 +132,7 @@ def damaged(path: Path, isa: str, how: str) -> Path:
     elif how == "damaged":
         data[5000] ^= 1
     else:
-        change = {"other sources": {"sources": "0"}, "made for": {"isa": "neon"}, "does not load it": {}}[how]
+        change = {"other sources": {"digest": "0"}, "made for": {"isa": "neon"}, "does not load it": {}}[how]
         data = bytearray(ready_file.with_table(b"no library at all", {**table, **change}))
     return data
 
