@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
@@ -41,6 +41,8 @@ def build(isa_name: str, folder: Path = ready_file.FOLDER) -> Path:
 
     Raises BackendError where something that it needs is missing, or compiling fails.
     """
+    if not find_spec("numba"):
+        raise BackendError("Numba, which compiles the kernels, is not installed (`pip install numba`)")
     data = _kept(isa_name)
     if data is None:
         data = _make(isa_name)
@@ -49,6 +51,19 @@ def build(isa_name: str, folder: Path = ready_file.FOLDER) -> Path:
     path = ready_file.library_path(isa_name, folder)
     _write(path, data)
     return path
+
+
+def own_isas() -> list[str]:
+    """The best instruction set of this processor. Raises BackendError where no libraries are for it."""
+    if found := cpu.processor_isas()[:1]:
+        return found
+    raise BackendError("no instruction set of this processor is one that ready-made kernels are for")
+
+
+def build_all(isa_names: Sequence[str], folder: Path) -> Iterator[Path]:
+    """As `build`, for several instruction sets at a time."""
+    with ThreadPoolExecutor(cpu.usable_cores()) as pool:  # each is a process of its own
+        yield from pool.map(lambda name: build(name, folder), isa_names)
 
 
 def _make(isa_name: str) -> bytes:
@@ -102,6 +117,8 @@ def _compile_apart(isa_name: str, place: Path) -> None:
     # Names that Python makes of hashes are part of what is compiled
     environment = {**os.environ, "PYTHONHASHSEED": "0", "EDGECAL_ISA": isa_name}
     environment = {key: value for key, value in environment.items() if not key.startswith("NUMBA_")}
+    places = [str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")]  # these sources, and no others
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
     command = [sys.executable, "-m", "edgecal_kernels.build", "--isa", isa_name, "--object", str(place)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
@@ -144,7 +161,7 @@ def compile_object(isa_name: str, place: Path, only: Collection[str] = ()) -> No
     from numba.core.compiler_lock import global_compiler_lock
     from numba.core.registry import cpu_target
 
-    from . import build_exports, build_runtime
+    from . import build_arithmetic, build_exports, build_runtime
     from .blocks import TILES
 
     sources = _sources()
@@ -166,12 +183,17 @@ def compile_object(isa_name: str, place: Path, only: Collection[str] = ()) -> No
         for function, library in parts:
             module.link_in(llvm.parse_assembly(function))
             module.link_in(llvm.parse_assembly(_without_messages(str(library._get_module_for_linking()))))
-        runtime = llvm.parse_assembly(build_runtime.runtime(processor.family))
-        runtime.triple, runtime.data_layout = module.triple, module.data_layout
-        module.link_in(runtime)
+        texts, called = [build_runtime.runtime(processor.family)], [*build_runtime.LIBRARY_CALLS]
+        if isa_name == "portable":
+            texts.append(build_arithmetic.TEXT)
+            called += build_arithmetic.FUNCTIONS
+        for text in texts:
+            runtime = llvm.parse_assembly(text)
+            runtime.triple, runtime.data_layout = module.triple, module.data_layout
+            module.link_in(runtime)
         exported = {entry["symbol"] for entry in kernels.values()} | {*build_exports.TEAM, build_runtime.INITIALIZE}
         for symbol in [*module.functions, *module.global_variables]:
-            if not symbol.is_declaration and symbol.name not in {*exported, *build_runtime.LIBRARY_CALLS}:
+            if not symbol.is_declaration and symbol.name not in {*exported, *called}:
                 symbol.linkage = "internal"
         module.verify()
         passes, builder = codegen._module_pass_manager()
@@ -205,10 +227,8 @@ def _without_messages(assembly: str) -> str:
 
 
 def main() -> None:
-    from .build_target import PROCESSORS
-
     parser = argparse.ArgumentParser(prog="python -m edgecal_kernels.build", description="Make ready-made kernels.")
-    parser.add_argument("--isa", action="append", choices=list(PROCESSORS), help="this one; all unless given")
+    parser.add_argument("--isa", action="append", choices=cpu.READY_ISAS, help="this one; all unless given")
     parser.add_argument("--own", action="store_true", help="the best one of this processor")
     parser.add_argument("--folder", type=Path, default=ready_file.FOLDER, help="where they go; beside the sources")
     parser.add_argument("--object", type=Path, help=argparse.SUPPRESS)
@@ -216,13 +236,9 @@ def main() -> None:
     if given.object is not None:
         compile_object(given.isa[0], given.object)
         return
-    names = given.isa or list(PROCESSORS)
-    if given.own and not (names := cpu.processor_isas()[:1]):
-        sys.exit("error: no instruction set of this processor is one that ready-made kernels are for")
     try:
-        with ThreadPoolExecutor(cpu.usable_cores()) as pool:  # each is a process of its own
-            for path in pool.map(lambda name: build(name, given.folder), names):
-                print(f"{path}: {path.stat().st_size / 2**10:.0f} KiB", flush=True)
+        for path in build_all(own_isas() if given.own else given.isa or cpu.READY_ISAS, given.folder):
+            print(f"{path}: {path.stat().st_size / 2**10:.0f} KiB", flush=True)
     except EdgecalError as error:
         sys.exit(f"error: {error}")
 

@@ -57,9 +57,14 @@ def read_table(path: Path) -> dict[str, Any]:
         raise BackendError(f"{path}: cut short, or no library of edgecal's; make it anew (`make kernels`)")
     crc, length, _ = _TAIL.unpack(data[-_TAIL.size :])
     end = len(data) - _TAIL.size
+    damaged = BackendError(f"{path}: damaged; make it anew (`make kernels`)")
     if length > end or zlib.crc32(memoryview(data)[:end]) != crc:
-        raise BackendError(f"{path}: damaged; make it anew (`make kernels`)")
-    table: dict[str, Any] = json.loads(data[end - length : end])
-    if table["version"] != VERSION or table["digest"] != sources_digest(table["sources"]):
+        raise damaged
+    try:
+        table: dict[str, Any] = json.loads(data[end - length : end])
+        fits = table["version"] == VERSION and table["digest"] == sources_digest(table["sources"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged from error
+    if not fits:
         raise BackendError(f"{path}: made from other sources than those beside it; make it anew (`make kernels`)")
     return table
