@@ -66,8 +66,9 @@ def serving(name: str | None = None) -> str:
     """A line about which back end serves and why, for reports."""
     ops = backend(name)
     if ops.NAME == "ready":
-        return f"ready ({ops.INSTRUCTIONS}): kernels that were made before"
+        for_whom = ", for any x86-64 processor" if ops.INSTRUCTIONS == "portable" else ""
+        return f"ready ({ops.INSTRUCTIONS}): kernels that were made before{for_whom}"
     if asked(name):
         return f"{ops.NAME}: it was asked for"
-    without = "" if ops.NAME == "numba" else "; Numba cannot be imported"
+    without = "" if ops.NAME == "numba" else "; Numba, which would compile them, is not there (extra jit)"
     return f"{ops.NAME}: {why_not_ready()}{without}"

@@ -37,8 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": SOURCES, "EDGECAL_READY": str(folder), **variables}
-    environment.pop("EDGECAL_BACKEND", None)
+    own = {"PYTHONPATH": SOURCES, "EDGECAL_READY": str(folder), "EDGECAL_BACKEND": ""}
+    environment = {**os.environ, **own, **variables}
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -91,6 +91,18 @@ def test_an_engine_answers_the_same_without_numba(folder, tmp_path, weights):
     assert name == "ready" and "\n".join(found) == "\n".join(texts)
 
 
+def test_a_merge_without_numba(folder, tmp_path):
+    """By the library's kernels, with the bytes that NumPy's have."""
+    model = write_tiny_hf(tmp_path / "model")
+    pair = [f"--adapter={write_tiny_adapter(tmp_path / name, model, seed=seed)}" for seed, name in enumerate("ab")]
+    code = "import sys; sys.modules['numba'] = None; from edgecal.cli import main; main()"
+    for backend in ("ready", "numpy"):
+        merge = ["merge", *pair, "--method", "ties", "--out", str(tmp_path / backend)]
+        run(folder, "-c", code, *merge, EDGECAL_BACKEND=backend)
+    files = [(tmp_path / backend / "adapter_model.safetensors").read_bytes() for backend in ("ready", "numpy")]
+    assert files[0] == files[1]
+
+
 _THREADS = """
 import multiprocessing, os, sys, time
 import numpy as np
@@ -131,26 +143,58 @@ def damaged(path: Path, isa: str, how: str) -> Path:
         data = data[: len(data) // 2]
     elif how == "damaged":
         data[5000] ^= 1
+    elif how == "no table of ours":
+        data = bytearray(ready_file.with_table(bytes(data), []))
     else:
-        change = {"other sources": {"digest": "0"}, "made for": {"isa": "neon"}, "does not load it": {}}[how]
+        changes = {"other sources": {"digest": "0"}, "other version": {"version": 1}, "made for": {"isa": "neon"}}
+        change = changes.get(how, {})
         data = bytearray(ready_file.with_table(b"no library at all", {**table, **change}))
     return data
 
 
-@pytest.mark.parametrize("how", ["cut short", "damaged", "other sources", "made for", "does not load it"])
-def test_a_library_that_does_not_fit_is_named_and_the_next_back_end_serves(folder, tmp_path, monkeypatch, how):
+_FAULTS = ["cut short", "damaged", "no table of ours", "other version", "other sources", "made for", "does not load it"]
+
+
+@pytest.mark.parametrize("how", _FAULTS)
+def test_a_library_that_does_not_fit_is_named(folder, tmp_path, monkeypatch, how):
     isa = cpu.processor_isas()[0]
     path = ready_file.library_path(isa, tmp_path)
     path.write_bytes(damaged(folder, isa, how))
     monkeypatch.setenv("EDGECAL_READY", str(tmp_path))
-    with pytest.raises(BackendError, match=how) as caught:
+    said = {"no table of ours": "damaged", "other version": "made from other sources"}.get(how, how)
+    with pytest.raises(BackendError, match=said) as caught:
         find_library()
     assert str(path) in str(caught.value)
-    code = "import sys; from edgecal_kernels.dispatch import serving; print(serving())"
-    said = run(tmp_path, "-c", code)
-    assert said.startswith("numba: ") and how in said
-    code = "import sys; sys.modules['numba'] = None; " + code
-    assert run(tmp_path, "-c", code).startswith(f"numpy: {path}")
+
+
+_SERVING = "import sys; from edgecal_kernels.dispatch import serving; print(serving())"
+
+
+def test_the_next_back_end_serves_and_says_why(folder, tmp_path):
+    isa = cpu.processor_isas()[0]
+    path = ready_file.library_path(isa, tmp_path)
+    path.write_bytes(damaged(folder, isa, "cut short"))
+    assert run(tmp_path, "-c", _SERVING).startswith(f"numba: {path}: cut short")
+    without = run(tmp_path, "-c", f"import sys; sys.modules['numba'] = None; {_SERVING}")
+    assert without.startswith(f"numpy: {path}: cut short") and "Numba, which would compile them" in without
+    nothing = run(tmp_path / "none", "-c", f"import sys; sys.modules['numba'] = None; {_SERVING}")
+    assert nothing.startswith("numpy: no ready-made kernels are here")
+
+
+def test_a_file_system_that_runs_no_code(folder, tmp_path):
+    """Mounted for this test alone, where the system allows that."""
+    place, isa = tmp_path / "noexec", cpu.processor_isas()[0]
+    place.mkdir()
+    code = f"import sys; sys.modules['numba'] = None; {_SERVING}"
+    script = f'mount -t tmpfs -o noexec none {place} && cp {folder}/{isa}.so {place}/ && exec "$0" -c "{code}"'
+    environment = {**os.environ, "PYTHONPATH": SOURCES, "EDGECAL_READY": str(place), "EDGECAL_BACKEND": ""}
+    command = ["unshare", "--mount", "sh", "-c", script, sys.executable]
+    if shutil.which("unshare") is None or not shutil.which("mount"):
+        pytest.skip("no unshare")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    if done.returncode != 0 and ("unshare" in done.stderr or "mount" in done.stderr):
+        pytest.skip("mounting is not allowed")
+    assert done.stdout.startswith(f"numpy: {place}/{isa}.so: the system does not load it"), done.stderr
 
 
 def test_one_that_is_asked_for_by_name_is_refused_with_the_reason(tmp_path, monkeypatch):
