@@ -2,9 +2,9 @@
 
 A process that runs a model on the compiled back end has them, and merges several times as fast as with NumPy. One that
 merges and writes the result (`edgecal merge`) has them where a ready-made library serves; it would wait longer for
-Numba than for NumPy. So whoever compiles a recipe says which it is (`compile_recipe`), and nothing depends on what else a
-process has loaded. Both give the same bits (but for `slerp`, whose inner products are rounded in another order), on any
-number of threads.
+Numba than for NumPy. So whoever compiles a recipe says which it is (`compile_recipe`), and nothing depends on what
+else a process has loaded. Both give the same bits (but for `slerp`, whose inner products are rounded in another order),
+on any number of threads.
 """
 
 from __future__ import annotations

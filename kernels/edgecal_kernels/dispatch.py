@@ -40,7 +40,7 @@ def backend(name: str | None = None) -> Backend:
         if name is None:
             return reference
         raise BackendError(
-            f"the numba back end needs the package numba ({error}); install it, or use EDGECAL_BACKEND=numpy"
+            f'the numba back end needs the package numba ({error}); `pip install "edgecal[jit]"`, or leave it out'
         ) from error
     from . import numba_ops
 

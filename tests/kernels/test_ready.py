@@ -15,6 +15,7 @@ from edgecal_kernels import cpu, dispatch, ready_file
 from edgecal_kernels.errors import BackendError
 from edgecal_kernels.ready_library import find_library
 from tests.cli.shell import SOURCES
+from tests.kernels.answers_probe import answers
 from tests.kernels.operations_probe import digests
 from tests.tiny import write_tiny_adapter, write_tiny_hf
 
@@ -63,32 +64,11 @@ def test_an_object_file_is_the_same_twice(tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-# Where Numba cannot be imported, and may not be
-_ANSWER = """
-import sys
-for name in ("numba", "llvmlite"):
-    sys.modules[name] = None
-from edgecal import Engine, Recipe, Settings
-engine = Engine.load(sys.argv[1], weights=sys.argv[2], adapters={"a": sys.argv[3], "b": sys.argv[3]})
-print(engine.model.ops.NAME)
-for recipe in (None, Recipe("linear", ("a", "b"))):
-    print(engine.generate("The weather is " * 9, recipe=recipe, settings=Settings(max_tokens=24)).text)
-"""
-
-
-@pytest.mark.parametrize("weights", ["int4", "int8"])
-def test_an_engine_answers_the_same_without_numba(folder, tmp_path, weights):
-    from edgecal import Engine, Recipe, Settings
-
+def test_an_engine_answers_the_same_without_numba(folder, tmp_path):
     model = write_tiny_hf(tmp_path / "model")
     lora = write_tiny_adapter(tmp_path / "lora", model)
-    name, *found = run(folder, "-c", _ANSWER, str(model), weights, str(lora)).splitlines()
-    engine = Engine.load(model, weights=weights, adapters={"a": lora, "b": lora}, backend="numba")
-    texts = [
-        engine.generate("The weather is " * 9, recipe=recipe, settings=Settings(max_tokens=24)).text
-        for recipe in (None, Recipe("linear", ("a", "b")))
-    ]
-    assert name == "ready" and "\n".join(found) == "\n".join(texts)
+    found = run(folder, "-m", "tests.kernels.answers_probe", "ready", str(model), str(lora))
+    assert json.loads(found) == [answers("numba", model, lora), False]
 
 
 def test_a_merge_without_numba(folder, tmp_path):
