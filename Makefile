@@ -14,7 +14,7 @@ QUICK := tests/test_structure.py tests/test_docs.py tests/edgecal/test_conversat
   $(patsubst %,tests/weights/test_%.py,calibration_file gguf_blocks packed safe_pattern) \
   tests/cli/test_doctor_cli.py
 
-.PHONY: demo test quick test-arm kernels lint docs clean
+.PHONY: demo test quick test-arm test-wheel kernels wheel lint docs clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/edgecal pull demo
@@ -37,6 +37,15 @@ KERNELS ?= --own
 
 kernels: $(TEST)/.installed
 	$(TEST)/bin/python -m edgecal_kernels.build $(KERNELS)
+
+# Into dist/: edgecal with ready-made kernels for all processors, and the demo's adapters. Minutes, when kernels are new.
+wheel: $(TEST)/.installed
+	$(TEST)/bin/python -m pip wheel -q --no-deps -C kernels=all -w dist .
+	$(TEST)/bin/python -m pip wheel -q --no-deps -w dist ./demo_data
+
+# Wheels as their users get them: built from the sdist, installed where no Numba is, and used
+test-wheel:
+	tests/wheel.sh $(PYTHON)
 
 # Debian only; minutes, for the processor is emulated. Nothing is installed: all goes to the cache folder.
 test-arm: $(TEST)/.installed

@@ -1,6 +1,7 @@
-"""What ships with edgecal to try it: three adapters and three calibrations for SmolLM2-135M-Instruct, and a dialogue.
+"""What there is to try edgecal: three adapters and three calibrations for SmolLM2-135M-Instruct, and a dialogue.
 
-`demo_data/README.md` says how they were made and under which licences they are. `find` lets every command name them:
+They are a package of their own, edgecal-demo-data, which lies in a checkout too; its README.md says how they were made
+and under which licences they are. `find` lets every command name them:
 "demo" is the model that `edgecal pull demo` fetched, "demo:summarize" an adapter, "demo:projection_merge" a
 calibration.
 """
@@ -8,6 +9,7 @@ calibration.
 from __future__ import annotations
 
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 
 from edgecal_weights.demo_model import demo_model_path
@@ -16,17 +18,39 @@ from .adapters.recipe import Recipe, Step
 from .errors import ModelNotFoundError
 from .text.tasks import instruction, user_message
 
-DATA = Path(__file__).parent / "demo_data"
+PACKAGE = "edgecal_demo_data"
 ADAPTERS = ("summarize", "professional", "translate_fr")
 CALIBRATIONS = ("learnable_calibration", "learnable_calibration_pp", "projection_merge")
 PAIR = ("summarize", "professional")
 TASK = instruction("summarize+tone", tone="professional")
 
 
+def _data() -> Path:
+    """Where they are; or would be."""
+    beside = Path(__file__).parents[1] / "demo_data" / PACKAGE  # in a checkout
+    installed = None if beside.is_dir() else find_spec(PACKAGE)
+    folders = installed.submodule_search_locations if installed is not None else None
+    return Path(folders[0]) if folders else beside
+
+
+DATA = _data()
+
+
+def _part(name: str) -> Path:
+    path = DATA / name
+    if not path.exists():
+        raise ModelNotFoundError(
+            "the demo's adapters are not here; `pip install edgecal-demo-data` fetches them (29 MB; some of them may "
+            "not be used commercially), from a checkout `pip install ./demo_data`"
+        )
+    return path
+
+
 def find(name: str) -> str:
     """A path for a name that starts with "demo"; anything else, and whatever exists as a file, as it is.
 
-    Raises ModelNotFoundError when the demo model was not fetched yet, or for an unknown name behind "demo:".
+    Raises ModelNotFoundError when the demo model was not fetched yet, when the package with the adapters is not
+    there, or for an unknown name behind "demo:".
     """
     if (name != "demo" and not name.startswith("demo:")) or Path(name).exists():
         return name
@@ -37,9 +61,9 @@ def find(name: str) -> str:
         return str(model)
     part = name.removeprefix("demo:")
     if part in ADAPTERS:
-        return str(DATA / part)
+        return str(_part(part))
     if part in CALIBRATIONS:
-        return str(DATA / f"{part}.safetensors")
+        return str(_part(f"{part}.safetensors"))
     near = get_close_matches(part.lower(), (*ADAPTERS, *CALIBRATIONS), n=1, cutoff=0.6)
     hint = f" (did you mean 'demo:{near[0]}'?)" if near else ""
     raise ModelNotFoundError(
@@ -49,7 +73,7 @@ def find(name: str) -> str:
 
 
 def dialogue() -> str:
-    return (DATA / "dialogue.txt").read_text("utf-8").strip()
+    return _part("dialogue.txt").read_text("utf-8").strip()
 
 
 def recipes() -> dict[str, Recipe]:
@@ -62,7 +86,7 @@ def recipes() -> dict[str, Recipe]:
         "concat": Recipe("concat", PAIR),
     }
     for method in CALIBRATIONS:
-        named[method] = Recipe(method, PAIR, calibration=str(DATA / f"{method}.safetensors"))
+        named[method] = Recipe(method, PAIR, calibration=find(f"demo:{method}"))
     named["multi_step"] = Recipe(
         "multi_step",
         steps=(

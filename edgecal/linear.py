@@ -8,11 +8,10 @@ the module's name. No method of composition is known here, and no number format.
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 
 from edgecal_kernels.clock import LORA, Clock
+from edgecal_kernels.dispatch import Backend
 from edgecal_kernels.quant import Array, QuantizedTensor
 from edgecal_kernels.reference import Activations
 
@@ -33,7 +32,7 @@ class Linear:
         weight: QuantizedTensor | Array,
         bias: Array | None = None,
         *,
-        ops: ModuleType,
+        ops: Backend,
         clock: Clock,
         part: int,
     ) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 
+from edgecal_kernels.dispatch import Backend
 from edgecal_kernels.quant import FORMATS, Array, QuantizedTensor
 from edgecal_weights.checkpoint import Checkpoint
 from edgecal_weights.converted import run_form
@@ -24,7 +24,7 @@ WEIGHTS = ("auto", "fp32", *FORMATS)
 def load_model(
     checkpoint: Checkpoint,
     config: ModelConfig,
-    ops: ModuleType,
+    ops: Backend,
     *,
     weights: str = "auto",
     group_size: int = 32,
@@ -46,7 +46,7 @@ def load_model(
 def _read(
     checkpoint: Checkpoint,
     config: ModelConfig,
-    ops: ModuleType,
+    ops: Backend,
     weights: str,
     group_size: int,
     progress: Callable[[int, int, str], None] | None,

@@ -61,7 +61,7 @@ def facts(root: Path = ROOT) -> dict[str, Any]:
     ops = dispatch.backend()
     found["back_end"] = dispatch.serving()
     if ops.NAME == "ready":
-        found["instructions"] = ops.library.isa
+        found["instructions"] = ops.INSTRUCTIONS
         return {key: value for key, value in found.items() if value not in (None, "", [])}
     try:
         _, target, features = cpu.compile_target()

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from edgecal_kernels.clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, NORM, OUTPUT, QKV, ROPE, Clock
 from edgecal_kernels.decoder_weights import COMPONENTS, DecoderWeights, Place
+from edgecal_kernels.dispatch import Backend
 from edgecal_kernels.quant import Array, QuantizedTensor
 from edgecal_weights.lora_file import EMBEDDING
 
@@ -43,7 +43,7 @@ Ropes = tuple[Array, Array]  # cos and sin, float32 (n_ropes, positions, rotary_
 class Norm:
     """RMSNorm, or LayerNorm when there is a bias."""
 
-    def __init__(self, weight: Array, bias: Array | None, eps: float, ops: ModuleType) -> None:
+    def __init__(self, weight: Array, bias: Array | None, eps: float, ops: Backend) -> None:
         self.weight, self.bias, self.eps, self.ops = weight, bias, eps, ops
 
     def __call__(self, x: Array) -> Array:
@@ -155,7 +155,7 @@ def rope_table(inverse_frequencies: Array, n_positions: int) -> Ropes:
 class Builder:
     """Makes the parts of a model from named weights. `arrays`: every weight that was taken, by name."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, ops: ModuleType) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, ops: Backend) -> None:
         self.config, self.ops, self.clock = config, ops, Clock()
         self.linears: dict[str, Linear] = {}
         self.arrays: dict[str, QuantizedTensor | Array] = {}
@@ -188,7 +188,7 @@ class Builder:
 class Model:
     """A decoder: token ids in, logits out, keys and values kept in a KVCache that the caller owns."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, ops: ModuleType) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, ops: Backend) -> None:
         build, outer = Builder(config, weights, ops), outer_parts(config)
         self.config, self.ops = config, ops
         self.clock = build.clock  # where forward passes spend their time, while it runs

@@ -46,10 +46,10 @@ def smollm2_hf(smollm2_gguf: Path, models_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def export() -> Path:
-    """The adapters and calibrations that ship inside the package."""
-    import edgecal
+    """The adapters and calibrations of the demo."""
+    from edgecal import demo
 
-    return Path(edgecal.__file__).parent / "demo_data"
+    return demo.DATA
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@
     python -m bench.peers --model FILE.gguf
     python -m bench.peers --shape llama-3.2-1b              # random weights
     ... [--formats native int4 int8] [--threads N] [--rounds R] [--skip NAME ...] [--json FILE] [--plot FILE.png]
+    ... [--back-ends ready numba]                           # a row of edgecal's for each
 
 The peers are llama.cpp, ik_llama.cpp, transformers and mistral.rs. Needs llama-cpp-python and gguf; ik-llama-cpp-python
 for the rows of ik_llama.cpp (without adapters); torch, transformers and peft for the transformers row, mistralrs for
@@ -39,12 +40,13 @@ from pathlib import Path
 from typing import Any
 
 from edgecal_kernels.cpu import physical_cores
+from edgecal_kernels.dispatch import BACKENDS, backend
 from edgecal_kernels.paths import cache_directory
 from edgecal_kernels.warmup import warm_up
 from edgecal_weights.demo_model import pull_demo_gguf
 
 from ..machine import facts
-from .models import SHAPES, Material, from_files, from_shape
+from .models import SHAPES, Material, by_back_end, from_files, from_shape
 from .protocol import CONTEXT, PREFILLS, Run
 from .report import build, plot, table
 
@@ -60,6 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--hf", type=Path, metavar="DIR", help="float weights of --model, for int4, int8, transformers")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="the demo model's file, instead of fetching it")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["int4", "int8"])
+    parser.add_argument("--back-ends", nargs="+", choices=BACKENDS, metavar="NAME", help="a row of edgecal's for each")
     parser.add_argument("--threads", type=int, default=physical_cores())
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
@@ -96,7 +99,9 @@ def main() -> int:
     arguments = parse()
     say("preparing the models")
     prepared = material(arguments)
-    compiled = warm_up()
+    if arguments.back_ends:
+        prepared.rows = by_back_end(prepared.rows, arguments.back_ends)
+    compiled = warm_up() if "numba" in [backend(name).NAME for name in arguments.back_ends or [None]] else 0.0
     say(f"kernels: {compiled:.1f} s to compile" if compiled else "kernels were compiled already")
     started = time.perf_counter()
     run = Run(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,19 @@ def from_shape(name: str, tokenizer_gguf: Path, formats: list[str], work: Path, 
         raise SystemExit("--shape has no native format; choose --formats int4, int8 or both")
     _add_others(material, {"config": SHAPES[name]})
     return material
+
+
+def by_back_end(rows: list[Row], names: list[str]) -> list[Row]:
+    """The same rows, edgecal's once for each of these back ends."""
+    found: list[Row] = []
+    for row in rows:
+        if row.engine != "edgecal":
+            found.append(row)
+        else:
+            found += [
+                replace(row, detail=f"{row.detail}, {name}", model={**row.model, "backend": name}) for name in names
+            ]
+    return found
 
 
 def _file_type(checkpoint: Checkpoint, path: Path) -> str:

@@ -74,24 +74,22 @@ class Edgecal(Worker):
         from edgecal import Engine, KVCache  # noqa: F401
         from edgecal_kernels.dispatch import backend
 
-        backend()
+        backend(self.model.get("backend"))
 
     def load(self) -> None:
         from edgecal import Engine
 
-        self.engine = Engine.load(self.model["packed"], threads=self.threads)
+        self.engine = Engine.load(self.model["packed"], threads=self.threads, backend=self.model.get("backend"))
         self.recipes: dict[str, Any] = {BASE: None}
         self.compiled: dict[str, Any] = {BASE: None}
         self.deep: dict[tuple[str, int], Any] = {}
 
     def facts(self) -> dict[str, Any]:
-        from edgecal_kernels import cpu
-
         model = self.engine.model
         head = 0 if model.config.tie_word_embeddings else model.embed_tokens.nbytes
         ranks = {name: compiled.rank for name, compiled in self.compiled.items() if compiled is not None}
         # A step reads one row of an untied embedding, and everything else whole
-        return {"read_per_token": model.weight_bytes - head, "instructions": cpu.detect_isa(), "ranks": ranks}
+        return {"read_per_token": model.weight_bytes - head, "instructions": model.ops.INSTRUCTIONS, "ranks": ranks}
 
     def use(self, variant: str) -> None:
         if variant not in self.compiled:
@@ -182,32 +180,20 @@ class Edgecal(Worker):
         return _thin(self._prefill(128)[0])
 
     def read_weights(self, passes: int) -> dict[str, float]:
-        """A plain read of the memory that the weights lie in, by as many threads: what a step is held against.
-
-        Trap: the yardstick must wait for memory and for nothing else. A signed sum in a `prange` reads 5 GB/s where
-        this loop reads 35 (unsigned indices: no wrap-around test; xor: no chain that a vector cannot break).
-        """
+        """A plain read of the memory that the weights lie in, by as many threads: what a step is held against."""
         from concurrent.futures import ThreadPoolExecutor
 
-        import numba
         import numpy as np
 
+        from edgecal_kernels.bandwidth import plain_read
         from edgecal_weights.file_kind import PACKED_FILE
 
         if not hasattr(self, "parts"):
-
-            @numba.njit(nogil=True)
-            def read(words: np.ndarray) -> np.uint64:
-                mixed = np.uint64(0)
-                for i in range(np.uint64(len(words))):
-                    mixed ^= words[i]
-                return mixed
-
             path = Path(self.model["packed"], PACKED_FILE)
             words = np.asarray(np.memmap(path, np.uint64, "c", shape=(path.stat().st_size // 8,)))
-            self.parts, self.read = np.array_split(words, self.threads), read
+            self.parts, self.read = np.array_split(words, self.threads), plain_read()
             self.readers = ThreadPoolExecutor(self.threads)
-            list(self.readers.map(read, self.parts))
+            list(self.readers.map(self.read, self.parts))
         started = perf_counter()
         for _ in range(passes):
             list(self.readers.map(self.read, self.parts))

@@ -33,7 +33,7 @@ def gather(words: tuple[str, ...], chosen: RecipeOptions) -> tuple[dict[str, Rec
     found: dict[str, Recipe] = {}
     for word in words:
         if word == "demo" and not Path(word).exists():
-            paths = {**{name: str(demo.DATA / name) for name in demo.PAIR}, **paths}
+            paths = {**{name: demo.find(f"demo:{name}") for name in demo.PAIR}, **paths}
             recipes = demo.recipes()
         else:
             recipe = _recipe(word, paths)

@@ -85,6 +85,7 @@ def _merge(
     from ..adapters.calibration import Calibration
     from ..adapters.export import write_peft
     from ..adapters.lora import LoraAdapter
+    from ..adapters.merge_kernels import ready_kernels
     from ..adapters.recipe import compile_recipe
 
     if recipe.steps or recipe.entry.merge is None:
@@ -98,7 +99,8 @@ def _merge(
         if name not in adapters:
             raise RecipeError(f"the recipe does not say where its adapter {name!r} is: give --adapter {name}=PATH")
     used = [adapters[name] for name in recipe.adapters]
-    compiled = compile_recipe(recipe, adapters, calibration, shapes or common_shapes(used), facts)
+    shapes_of_all = shapes or common_shapes(used)
+    compiled = compile_recipe(recipe, adapters, calibration, shapes_of_all, facts, ready_kernels())
     assert compiled is not None
     write_peft(
         compiled,

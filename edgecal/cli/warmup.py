@@ -16,13 +16,15 @@ def command(as_json: bool) -> None:
 
     ops = dispatch.backend()
     if ops.NAME == "ready":
-        library = ops.library
-        facts = {"cpu": cpu.cpu_model(), "instructions": library.isa, "path": str(library.path)}
-        facts["bytes"] = library.path.stat().st_size
+        from edgecal_kernels.ready_ops import library
+
+        size = library.path.stat().st_size
+        facts = {"cpu": cpu.cpu_model(), "instructions": library.isa, "path": str(library.path), "bytes": size}
         if as_json:
-            echo_json({**facts, "total_s": 0})
+            echo_json({**facts, "total_s": 0, "back_end": dispatch.serving()})
             return
-        echo(f"kernels for {facts['cpu']} ({library.isa}) are ready: {facts['bytes'] / 2**20:.1f} MiB, {library.path}")
+        echo(f"kernels for {facts['cpu']} ({library.isa}) are ready: {size / 2**20:.1f} MiB, {library.path}")
+        echo(dispatch.serving())
         return
     dispatch.backend("numba")  # says what is missing
     from edgecal_kernels import isa
@@ -36,7 +38,8 @@ def command(as_json: bool) -> None:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     facts = {"cpu": cpu.cpu_model(), "instructions": isa.active_name(), "path": str(folder), "bytes": size}
     if as_json:
-        echo_json({**facts, "total_s": round(seconds, 3)})
+        echo_json({**facts, "total_s": round(seconds, 3), "back_end": dispatch.serving()})
         return
     done = f"compiled in {seconds:.1f} s" if seconds else "were compiled already"
     echo(f"kernels for {facts['cpu']} ({facts['instructions']}) {done}: {size / 2**20:.1f} MiB in {folder}")
+    echo(dispatch.serving())

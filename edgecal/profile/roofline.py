@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from types import ModuleType
 
 import numpy as np
 
 from edgecal_kernels.bandwidth import plain_read
+from edgecal_kernels.dispatch import Backend
 from edgecal_kernels.quant import quantize
 
 LEAST, MOST = 64 << 20, 512 << 20
@@ -128,7 +128,7 @@ class PlainRead:
             return perf_counter() - started, mixed
 
 
-def peak_operations(ops: ModuleType, threads: int | None, seconds: float = 0.2) -> float:
+def peak_operations(ops: Backend, threads: int | None, seconds: float = 0.2) -> float:
     """Operations per second of this back end's int8 product of a small weight and many tokens, by `threads`.
 
     The flat part of the roof, as these kernels reach it: not what the processor could do in theory. `threads` None: as

@@ -1,7 +1,7 @@
 """The instructions that the adapters were trained with, and the shape of a prompt.
 
 An adapter answers best when it is asked in the words it was trained on, so these are constants and not
-advice: the export of the demo adapters used exactly them (demo_data/prompts.json), and so do the reference
+advice: the export of the demo adapters used exactly them (prompts.json of edgecal-demo-data), and so do the reference
 outputs. Those of three tasks at once are put together in the same way.
 """
 

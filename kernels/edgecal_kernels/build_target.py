@@ -36,6 +36,7 @@ PROCESSORS = {
     "avx512vnni": Processor(_X86, "cascadelake", ("+avx512vnni", "+avx512bw", "+avx512vl")),
     "avxvnni": Processor(_X86, "haswell", ("+avx2", "+fma", "+f16c", "+avxvnni")),
     "avx2": Processor(_X86, "haswell", ("+avx2", "+fma", "+f16c")),
+    "portable": Processor(_X86, "x86-64"),
     "neon_i8mm": Processor(_ARM, "cortex-a76", ("+dotprod", "+i8mm")),
     "neon_dotprod": Processor(_ARM, "cortex-a76", ("+dotprod",)),
     "neon": Processor(_ARM, "cortex-a72"),

@@ -81,10 +81,12 @@ _X86_ISAS = {
     "avx512vnni": _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"},
     "avxvnni": _AVX2 | {"avx_vnni"},
     "avx2": _AVX2,
+    "portable": frozenset({"sse2"}),
 }
 # ... on ARM as bits of AT_HWCAP (<asm/hwcap.h>: ASIMD, ATOMICS, ASIMDHP, ASIMDDP) and of AT_HWCAP2 (I8MM)
 _V82 = 1 << 1 | 1 << 8 | 1 << 10 | 1 << 20
 _ARM_ISAS = {"neon_i8mm": (_V82, 1 << 13), "neon_dotprod": (_V82, 0), "neon": (1 << 1, 0)}
+READY_ISAS = (*_X86_ISAS, *_ARM_ISAS)
 
 
 def processor_isas() -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
-from types import ModuleType
+from typing import Any
 
 from . import reference
 from .errors import BackendError
@@ -15,9 +15,11 @@ from .errors import BackendError
 BACKENDS = ("ready", "numba", "numpy")
 BACKEND_ENV = "EDGECAL_BACKEND"
 
+Backend = Any  # the module `reference`, or `Operations`; only the one that made `Activations` takes them
 
-def backend(name: str | None = None) -> ModuleType:
-    """The module of operations called `name`; without a name EDGECAL_BACKEND's, else the first of BACKENDS that serves.
+
+def backend(name: str | None = None) -> Backend:
+    """The operations called `name`; without a name EDGECAL_BACKEND's, else the first of BACKENDS that serves.
 
     Raises BackendError for an unknown name or one that this machine cannot run.
     """
@@ -31,18 +33,18 @@ def backend(name: str | None = None) -> ModuleType:
             raise BackendError(f"the ready back end does not serve: {reason}")
         from . import ready_ops
 
-        return ready_ops
+        return ready_ops.OPERATIONS
     try:
         import numba  # noqa: F401
     except ImportError as error:
         if name is None:
             return reference
         raise BackendError(
-            f"the numba back end needs the package numba ({error}); install it, or use EDGECAL_BACKEND=numpy"
+            f'the numba back end needs the package numba ({error}); `pip install "edgecal[jit]"`, or leave it out'
         ) from error
     from . import numba_ops
 
-    return numba_ops
+    return numba_ops.OPERATIONS
 
 
 def asked(name: str | None = None) -> str | None:
@@ -64,8 +66,9 @@ def serving(name: str | None = None) -> str:
     """A line about which back end serves and why, for reports."""
     ops = backend(name)
     if ops.NAME == "ready":
-        return f"ready ({ops.library.isa}): kernels that were made before"
+        for_whom = ", for any x86-64 processor" if ops.INSTRUCTIONS == "portable" else ""
+        return f"ready ({ops.INSTRUCTIONS}): kernels that were made before{for_whom}"
     if asked(name):
         return f"{ops.NAME}: it was asked for"
-    without = "" if ops.NAME == "numba" else "; Numba cannot be imported"
+    without = "" if ops.NAME == "numba" else "; Numba, which would compile them, is not there (extra jit)"
     return f"{ops.NAME}: {why_not_ready()}{without}"

@@ -33,33 +33,6 @@ from .packing import pack_share, pack_together
 from .rounding import round_share, round_together
 from .threads import number_of_threads, use_threads
 
-NAME = "numba"
-INSTRUCTIONS = isa.active_name()
-
-__all__ = [
-    "INSTRUCTIONS",
-    "NAME",
-    "Activations",
-    "add_lora",
-    "add_packed_lora",
-    "attention",
-    "build_decoder",
-    "embed",
-    "gated",
-    "isa",
-    "layer_norm",
-    "matmul",
-    "merging",
-    "number_of_threads",
-    "pack_int8",
-    "preparing_seconds",
-    "quantize_rows",
-    "remember",
-    "rms_norm",
-    "rope",
-    "use_threads",
-]
-
 
 def _threads() -> int:
     return int(numba.get_num_threads())
@@ -93,8 +66,10 @@ def _walk(*arguments: int) -> None:
     walk_together(walk_code(), *arguments)
 
 
-_operations = Operations(
-    Kernels(
+OPERATIONS = Operations(
+    NAME="numba",
+    INSTRUCTIONS=isa.active_name(),
+    kernels=Kernels(
         tiles=TILES,
         threads=_threads,
         walkers=_walkers,
@@ -112,11 +87,9 @@ _operations = Operations(
         attend=_shared(attend_share, attend_together, attention_code),
         pack=_shared(pack_share, pack_together),
         walk=_walk,
-    )
+    ),
+    merging=merging,
+    number_of_threads=number_of_threads,
+    use_threads=use_threads,
+    preparing_seconds=preparing_seconds,
 )
-Activations = _operations.activations
-add_lora, add_packed_lora = _operations.add_lora, _operations.add_packed_lora
-matmul, quantize_rows = _operations.matmul, _operations.quantize_rows
-rms_norm, layer_norm, gated = _operations.rms_norm, _operations.layer_norm, _operations.gated
-rope, remember, attention = _operations.rope, _operations.remember, _operations.attention
-embed, pack_int8, build_decoder = _operations.embed, _operations.pack_int8, _operations.build_decoder

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -66,7 +67,7 @@ class Kernels:
 Packed = tuple[NDArray[np.int8], Array, NDArray[np.int32], NDArray[np.uint8]]
 
 
-class Activations(reference.Activations):
+class PackedActivations(reference.Activations):
     """As `reference.Activations`, packed for the kernels by all threads when it is first needed."""
 
     __slots__ = ("_packed", "_round_and_pack")
@@ -120,14 +121,24 @@ def _ask(weight: QuantizedTensor) -> _Known:
     )
 
 
+@dataclass(eq=False)
 class Operations:
-    """The operations of a back end, each as the function of its name in `reference`."""
+    """A compiled back end: its operations, each as the function of its name in `reference`, and what else one has.
 
-    def __init__(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+    `merging`: the kernels that merge adapters. `number_of_threads` and `use_threads` set how many `kernels.threads()`
+    are. `preparing_seconds()`: what compiling and loading kernels has taken so far.
+    """
 
-    def activations(self, x: Array) -> Activations:
-        return Activations(x, self.round_and_pack)
+    NAME: str
+    INSTRUCTIONS: str
+    kernels: Kernels
+    merging: Any
+    number_of_threads: Callable[..., int]
+    use_threads: Callable[[int | None], AbstractContextManager[None]]
+    preparing_seconds: Callable[[], float]
+
+    def Activations(self, x: Array) -> PackedActivations:
+        return PackedActivations(x, self.round_and_pack)
 
     def quantize_rows(self, x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
         """The same codes, bit for bit."""
@@ -143,12 +154,12 @@ class Operations:
             x = padded
         codes = np.empty((n, steps * STEP), np.int8)
         scale, total = np.empty((n, steps), np.float32), np.empty((n, steps), np.int32)
-        shares = 1 if x.size < _NUMBERS_TO_ROUND else self._kernels.threads()
+        shares = 1 if x.size < _NUMBERS_TO_ROUND else self.kernels.threads()
         packed = np.empty((n - n % 2) * steps * TOKEN_BYTES, np.uint8)
-        self._kernels.round(np.ascontiguousarray(x), codes, scale, total, packed, shares)
+        self.kernels.round(np.ascontiguousarray(x), codes, scale, total, packed, shares)
         return codes, scale, total, packed
 
-    def matmul(self, activations: Activations, weight: QuantizedTensor | Array) -> Array:
+    def matmul(self, activations: PackedActivations, weight: QuantizedTensor | Array) -> Array:
         """x (T, k) times weight (d, k), transposed: float32 (T, d)."""
         if isinstance(weight, np.ndarray):
             return self._dense_product(activations.x, weight)
@@ -157,9 +168,9 @@ class Operations:
         sizes, shares = known.sizes, 1
         out = np.empty((len(x), sizes.d), np.float32)
         if known.nbytes * len(x) >= _BYTES_TO_MULTIPLY:
-            pairs = -(-known.counts[0] // self._kernels.tiles)
-            shares = max(min(pairs, self._kernels.threads()), 1)
-        self._kernels.multiply(
+            pairs = -(-known.counts[0] // self.kernels.tiles)
+            shares = max(min(pairs, self.kernels.threads()), 1)
+        self.kernels.multiply(
             known.format, known.places, sizes, known.counts, x.reshape(-1), x_scale, x_total, packed, out, shares
         )
         d = weight.shape[0]
@@ -168,8 +179,8 @@ class Operations:
     def _dense_product(self, x: Array, weight: Array) -> Array:
         out = np.empty((len(x), len(weight)), np.float32)
         x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
-        shares = self._kernels.threads()
-        self._kernels.dense(x.reshape(-1), weight.reshape(-1), out.reshape(-1), len(x), *weight.shape, shares)
+        shares = self.kernels.threads()
+        self.kernels.dense(x.reshape(-1), weight.reshape(-1), out.reshape(-1), len(x), *weight.shape, shares)
         return out
 
     def embed(self, weight: QuantizedTensor | Array, ids: NDArray[np.integer]) -> Array:
@@ -178,7 +189,7 @@ class Operations:
             return reference.embed(weight, ids)
         of, k = _known(weight), weight.shape[1]
         out = np.empty((len(ids), of.sizes.k), np.float32)
-        self._kernels.embed(of.format, of.places, of.sizes, np.ascontiguousarray(ids, np.int64), out)
+        self.kernels.embed(of.format, of.places, of.sizes, np.ascontiguousarray(ids, np.int64), out)
         return out if out.shape[1] == k else np.ascontiguousarray(out[:, :k])
 
     def add_lora(self, x: Array, a: Array, b: Array, out: Array) -> None:
@@ -188,17 +199,17 @@ class Operations:
             return
         flat = (np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(a).reshape(-1))
         transposed = np.ascontiguousarray(b.T).reshape(-1)
-        shares = min(self._kernels.threads(), n) if n > 1 else 1  # one is too little work to wake another thread
-        self._kernels.add_lora(*flat, transposed, out.reshape(-1), rank, n, shares)
+        shares = min(self.kernels.threads(), n) if n > 1 else 1  # one is too little work to wake another thread
+        self.kernels.add_lora(*flat, transposed, out.reshape(-1), rank, n, shares)
 
     def add_packed_lora(
-        self, activations: Activations, a: QuantizedTensor, b: QuantizedTensor, factor: float, out: Array
+        self, activations: PackedActivations, a: QuantizedTensor, b: QuantizedTensor, factor: float, out: Array
     ) -> None:
         if b.n_quarters:  # the odd rows of B* have no kernel that adds
             low = self.matmul(activations, a) * np.float32(factor)
-            out += self.matmul(self.activations(low), b)
+            out += self.matmul(self.Activations(low), b)
             return
-        of_a, of_b, kernels = _known(a), _known(b), self._kernels
+        of_a, of_b, kernels = _known(a), _known(b), self.kernels
         n, n_tiles, width = len(out), b.n_tiles, -(-of_a.sizes.d // STEP) * STEP
         values, inner_arrays = np.zeros((n, width), np.float32), _room(n, width)
         x, inner = (tuple(address(array) for array in arrays) for arrays in (activations.packed(), inner_arrays))
@@ -211,30 +222,30 @@ class Operations:
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         """For x (T, D)."""
         out = np.empty_like(x)
-        self._kernels.normalize(x, weight, weight, eps, False, out)
+        self.kernels.normalize(x, weight, weight, eps, False, out)
         return out
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         """For x (T, D)."""
         out = np.empty_like(x)
-        self._kernels.normalize(x, weight, bias, eps, True, out)
+        self.kernels.normalize(x, weight, bias, eps, True, out)
         return out
 
     def gated(self, gate: Array, up: Array, activation: str = "silu") -> Array:
-        self._kernels.gate(ACTIVATIONS.index(activation), gate.reshape(-1), up.reshape(-1))
+        self.kernels.gate(ACTIVATIONS.index(activation), gate.reshape(-1), up.reshape(-1))
         return gate
 
     def rope(self, x: Array, cos: Array, sin: Array) -> None:
         """The same bits."""
         shares = 1 if x.size < _NUMBERS_TO_CACHE else _SHARES
         flat, tables = x.reshape(-1), (np.ascontiguousarray(cos), np.ascontiguousarray(sin))
-        self._kernels.rotate(flat, x.shape, *tables, shares)
+        self.kernels.rotate(flat, x.shape, *tables, shares)
 
     def remember(self, cached: Cached, layer: int, pos: int, keys: Array, values: Array) -> None:
         """The same bits."""
         flat = np.ascontiguousarray(keys).reshape(-1), np.ascontiguousarray(values).reshape(-1)
         shares = 1 if keys.size < _NUMBERS_TO_CACHE else _SHARES
-        self._kernels.remember(*flat, keys.shape, cached.addresses, layer, pos, cached.values.shape[3], shares)
+        self.kernels.remember(*flat, keys.shape, cached.addresses, layer, pos, cached.values.shape[3], shares)
 
     def attention(
         self, q: Array, cached: Cached, layer: int, pos: int, scale: float | None = None, window: int = 0
@@ -245,7 +256,7 @@ class Operations:
         flat, shape = np.ascontiguousarray(q).reshape(-1), (n_tokens, n_heads, n_kv)
         view = View(pos, head_dim, width, 1.0 / math.sqrt(scale or head_dim), window)
         shares = 1 if (pos + n_tokens) * out.size < _PRODUCTS_TO_ATTEND else _SHARES
-        self._kernels.attend(flat, out.reshape(-1), shape, view, cached.addresses, layer, shares)
+        self.kernels.attend(flat, out.reshape(-1), shape, view, cached.addresses, layer, shares)
         return out
 
     def pack_int8(self, w: Array, factor: float = 1.0) -> QuantizedTensor:
@@ -271,8 +282,8 @@ class Operations:
         ):
             if len(own_codes):
                 places = own_codes.view(np.int32), own_scale.view(np.uint16), own_finite
-                shares = min(self._kernels.threads(), len(own_codes))
-                self._kernels.pack(w, np.float32(factor), start, bits, *places, shares)
+                shares = min(self.kernels.threads(), len(own_codes))
+                self.kernels.pack(w, np.float32(factor), start, bits, *places, shares)
         if not finite.all():
             raise QuantizationError("a weight is NaN or infinite; quantization needs finite values")
         whole = codes.reshape(n_tiles, 1, -1) if n_tiles else np.zeros((0, 1, quads * 64), np.uint8)
@@ -281,7 +292,7 @@ class Operations:
 
     def build_decoder(self, weights: DecoderWeights) -> Decoder | None:
         """A few tokens through all layers in one call, where the weights allow it; else None."""
-        return Decoder.build(weights, self._kernels.walk, self._kernels.walkers)
+        return Decoder.build(weights, self.kernels.walk, self.kernels.walkers)
 
 
 def _room(n: int, width: int) -> Packed:

@@ -12,25 +12,27 @@ import hashlib
 import json
 import struct
 import zlib
-from functools import lru_cache
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from .errors import BackendError
 
 FOLDER = Path(__file__).parent / "ready"
-VERSION = 1  # of the table, and of how kernels are called
+VERSION = 2  # of the table, and of how kernels are called
 _MAGIC = b"edgecal\x01"
 _TAIL = struct.Struct("<II8s")
 
 
-@lru_cache(maxsize=1)
-def sources_digest() -> str:
-    """Of the sources of this package: a library that was made from others may not do what the Python around expects."""
+def sources_digest(names: Iterable[str]) -> str:
+    """Of sources of this package, paths inside it: a library that was made from others may not do what the Python
+    around expects. What has no such name here counts as empty."""
     here = Path(__file__).parent
+    sources = {path.relative_to(here).as_posix(): path for path in here.rglob("*.py")}
     digest = hashlib.sha256()
-    for source in sorted([*here.glob("*.py"), *(here / "isa").glob("*.py")]):
-        digest.update(source.relative_to(here).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
+    for name in names:
+        content = sources[name].read_bytes() if name in sources else b""
+        digest.update(name.encode() + b"\0" + content + b"\0")
     return digest.hexdigest()[:32]
 
 
@@ -55,9 +57,14 @@ def read_table(path: Path) -> dict[str, Any]:
         raise BackendError(f"{path}: cut short, or no library of edgecal's; make it anew (`make kernels`)")
     crc, length, _ = _TAIL.unpack(data[-_TAIL.size :])
     end = len(data) - _TAIL.size
+    damaged = BackendError(f"{path}: damaged; make it anew (`make kernels`)")
     if length > end or zlib.crc32(memoryview(data)[:end]) != crc:
-        raise BackendError(f"{path}: damaged; make it anew (`make kernels`)")
-    table: dict[str, Any] = json.loads(data[end - length : end])
-    if table["version"] != VERSION or table["sources"] != sources_digest():
+        raise damaged
+    try:
+        table: dict[str, Any] = json.loads(data[end - length : end])
+        fits = table["version"] == VERSION and table["digest"] == sources_digest(table["sources"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged from error
+    if not fits:
         raise BackendError(f"{path}: made from other sources than those beside it; make it anew (`make kernels`)")
     return table

@@ -130,7 +130,7 @@ def find_library() -> Library:
         raise BackendError(f"there are no ready-made kernels for {sys.platform}")
     folder = Path(os.environ.get(FOLDER_ENV) or ready_file.FOLDER)
     if not folder.is_dir() or not any(folder.glob("*.so")):
-        raise BackendError("no ready-made kernels are here (`make kernels` makes them)")
+        raise BackendError("no ready-made kernels are here (`python -m edgecal_kernels.build` makes them)")
     served = cpu.processor_isas()
     if wanted := os.environ.get(cpu.ISA_ENV):
         served = [name for name in served if name == wanted]

@@ -12,35 +12,7 @@ from .quant import Array
 from .ready_library import find_library
 from .ready_threads import number_of_threads, threads, use_threads
 
-NAME = "ready"
-
-__all__ = [
-    "INSTRUCTIONS",
-    "NAME",
-    "Activations",
-    "add_lora",
-    "add_packed_lora",
-    "attention",
-    "build_decoder",
-    "embed",
-    "gated",
-    "layer_norm",
-    "library",
-    "matmul",
-    "merging",
-    "number_of_threads",
-    "pack_int8",
-    "preparing_seconds",
-    "quantize_rows",
-    "remember",
-    "rms_norm",
-    "rope",
-    "use_threads",
-]
-
 library = find_library()
-INSTRUCTIONS = library.isa
-merging = library.merging
 _pack, _pack_transposed = library.shared("pack"), library.shared("pack_transposed")
 
 
@@ -52,13 +24,10 @@ def _pack_either(w: Array, *rest: object) -> None:
         _pack(np.ascontiguousarray(w), *rest)
 
 
-def preparing_seconds() -> float:
-    """What compiling and loading kernels has taken so far: nothing worth counting."""
-    return 0.0
-
-
-_operations = Operations(
-    Kernels(
+OPERATIONS = Operations(
+    NAME="ready",
+    INSTRUCTIONS=library.isa,
+    kernels=Kernels(
         tiles=library.tiles,
         threads=threads,
         walkers=threads,
@@ -76,11 +45,9 @@ _operations = Operations(
         attend=library.shared("attend"),
         pack=_pack_either,
         walk=library.shared("walk"),
-    )
+    ),
+    merging=library.merging,
+    number_of_threads=number_of_threads,
+    use_threads=use_threads,
+    preparing_seconds=lambda: 0.0,  # nothing worth counting
 )
-Activations = _operations.activations
-add_lora, add_packed_lora = _operations.add_lora, _operations.add_packed_lora
-matmul, quantize_rows = _operations.matmul, _operations.quantize_rows
-rms_norm, layer_norm, gated = _operations.rms_norm, _operations.layer_norm, _operations.gated
-rope, remember, attention = _operations.rope, _operations.remember, _operations.attention
-embed, pack_int8, build_decoder = _operations.embed, _operations.pack_int8, _operations.build_decoder

@@ -47,7 +47,7 @@ def _set(context: Any, words: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def _yield_core(context: Any) -> Any:
+def yield_core(context: Any) -> Any:
     """sched_yield of the C library."""
 
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
@@ -67,4 +67,4 @@ def barrier(words: Any, thread: int, n_threads: int) -> None:
         while _get(words, other * WORDS) < count:
             spins += 1
             if spins > _SPINS:
-                _yield_core()
+                yield_core()

@@ -20,7 +20,7 @@ from .decoder_plan import now
 from .isa import declare
 from .jit import kernel
 from .records import WORDS
-from .sync import i32, i64, intrinsic
+from .sync import i32, i64, intrinsic, yield_core
 
 MOST = 1023  # threads
 _BITS = 10  # of the first word, for the number of threads
@@ -72,15 +72,6 @@ def _pause(context: Any) -> Any:
             builder.call(declare(builder, "llvm.x86.sse2.pause", ir.VoidType(), []), [])
         else:
             builder.call(declare(builder, "llvm.aarch64.hint", ir.VoidType(), [i32]), [i32(1)])  # yield
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-@intrinsic
-def _yield_core(context: Any) -> Any:
-    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-        builder.call(declare(builder, "sched_yield", i32, []), [])
         return context.get_dummy_value()
 
     return types.void(), generate
@@ -170,6 +161,6 @@ def run(team: int, code: int, slots: int, shares: int, n_threads: int) -> int:
             _pause()
             turns += 1
             if turns > _SPINS:
-                _yield_core()
+                yield_core()
         status |= _get(team, MEMBERS + member * WORDS + 1)
     return status

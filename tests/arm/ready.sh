@@ -1,6 +1,7 @@
 #!/bin/sh
-# Ready-made kernels on emulated ARM cores, with a Python that has no Numba: ready.sh HOST_PYTHON. Every operation has
-# to give the bits that the host's own library gives; HOST_PYTHON needs what `make test` installs.
+# Ready-made kernels on emulated ARM cores, with a Python that imports no Numba: ready.sh HOST_PYTHON. Every operation has
+# to give the bits that the host's own library gives, and a tiny model its answers; HOST_PYTHON needs what `make test`
+# installs.
 set -eu
 cd "$(dirname "$0")/../.."
 host=$1
@@ -11,10 +12,17 @@ export PYTHONPATH="$PWD:$PWD/kernels:$PWD/weights" PYTHONDONTWRITEBYTECODE=1 EDG
 "$host" -m edgecal_kernels.build --own --folder "$EDGECAL_READY"
 "$host" -m edgecal_kernels.build --isa neon --isa neon_dotprod --isa neon_i8mm --folder "$EDGECAL_READY"
 expected=$("$host" -m tests.kernels.operations_probe ready 1)
+tiny=$cache/tiny
+rm -rf "$tiny"
+"$host" -c "from pathlib import Path; from tests.tiny import write_tiny_adapter, write_tiny_hf
+write_tiny_adapter(Path('$tiny/lora'), write_tiny_hf(Path('$tiny/model')))"
+texts=$("$host" -m tests.kernels.answers_probe ready "$tiny/model" "$tiny/lora")
 export PYTHONPATH="$PYTHONPATH:$cache/machine/packages"
 for ARM_CPU in ${ARM_CPUS:-cortex-a72 cortex-a76 max}; do
     export ARM_CPU
     found=$("$cache/machine/python" -m tests.kernels.operations_probe ready 2)
     [ "$found" = "$expected" ] || { echo "ready.sh: other bits on $ARM_CPU: $found, expected $expected" >&2; exit 1; }
-    echo "== $ARM_CPU: the bits of this machine, without Numba"
+    found=$("$cache/machine/python" -m tests.kernels.answers_probe ready "$tiny/model" "$tiny/lora")
+    [ "$found" = "$texts" ] || { echo "ready.sh: other answers on $ARM_CPU: $found, expected $texts" >&2; exit 1; }
+    echo "== $ARM_CPU: the bits and the answers of this machine, without Numba"
 done

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-DATA = Path(__file__).parents[2] / "edgecal" / "demo_data"
+DATA = Path(__file__).parents[2] / "demo_data" / "edgecal_demo_data"
 NEW_TOKENS = 48
 NOTE = (
     "hey, quick one before the weekend: the boiler in the back room is making that knocking noise again and the guy "

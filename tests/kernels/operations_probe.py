@@ -14,7 +14,7 @@ import numpy as np
 
 from edgecal_kernels.cached import TYPES, Cached
 from edgecal_kernels.decoder_weights import ACTIVATIONS
-from edgecal_kernels.dispatch import backend
+from edgecal_kernels.dispatch import Backend, backend
 from edgecal_kernels.quant import FORMATS, quantize
 
 
@@ -32,7 +32,7 @@ class Probe:
         digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
         self.found[name] = digest.hexdigest()[:16]
 
-    def products(self, ops: ModuleType) -> None:
+    def products(self, ops: Backend) -> None:
         for format in FORMATS:
             small, large = quantize(self.floats(200, 256), format), quantize(self.floats(1600, 576), format)
             self.keep(f"rows of {format}", ops.embed(small, np.arange(0, 200, 7)))
@@ -57,7 +57,7 @@ class Probe:
             ops.add_lora(x[:n], self.floats(6, 200), self.floats(33, 6), out)
             self.keep(f"lora, {n} tokens", out)
 
-    def elements(self, ops: ModuleType) -> None:
+    def elements(self, ops: Backend) -> None:
         for shape in ((33, 70), (300, 1000)):  # the larger one by all threads
             self.keep(f"rounding {shape}", *ops.quantize_rows(self.floats(*shape)))
         x, weight, bias = self.floats(5, 70), self.floats(70), self.floats(70)
@@ -65,7 +65,7 @@ class Probe:
         for activation in ACTIVATIONS:
             self.keep(activation, ops.gated(self.floats(3, 77) * 20, self.floats(3, 77), activation))
 
-    def attention(self, ops: ModuleType) -> None:
+    def attention(self, ops: Backend) -> None:
         for dtype in TYPES:
             for n in (1, 5, 300):
                 cached = Cached(dtype, 2, 3, 512, 64)
@@ -106,7 +106,7 @@ class Probe:
             self.keep(f"elect, {frequency}", total)
 
 
-def digests(ops: ModuleType, n_threads: int) -> dict[str, str]:
+def digests(ops: Backend, n_threads: int) -> dict[str, str]:
     probe = Probe()
     with ops.use_threads(n_threads):
         probe.products(ops)

@@ -209,7 +209,8 @@ def test_unknown_names_are_refused(monkeypatch):
 
 FREED = """
 import numpy as np
-from edgecal_kernels import numba_ops as ops, reference
+from edgecal_kernels import reference
+from edgecal_kernels.numba_ops import OPERATIONS as ops
 from edgecal_kernels.cached import Cached
 from edgecal_kernels.quant import FORMATS, quantize
 

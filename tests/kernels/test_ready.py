@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -14,9 +13,9 @@ import pytest
 
 from edgecal_kernels import cpu, dispatch, ready_file
 from edgecal_kernels.errors import BackendError
-from edgecal_kernels.paths import cache_directory
 from edgecal_kernels.ready_library import find_library
 from tests.cli.shell import SOURCES
+from tests.kernels.answers_probe import answers
 from tests.kernels.operations_probe import digests
 from tests.tiny import write_tiny_adapter, write_tiny_hf
 
@@ -24,32 +23,23 @@ pytestmark = pytest.mark.skipif(not cpu.processor_isas(), reason="no ready-made 
 
 
 @pytest.fixture(scope="module")
-def folder() -> Path:
-    """A folder with the library for this processor, made once per content of the sources."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the library for this processor; compiled when its sources have changed since it last was."""
     from edgecal_kernels.build import build
 
-    isa, kept = cpu.processor_isas()[0], cache_directory() / "tests" / "ready"
-    kept.mkdir(parents=True, exist_ok=True)
-    with (kept / "lock").open("w") as lock:  # of the processes that share the tests, one makes it
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for place in (ready_file.FOLDER, kept):
-            try:
-                ready_file.read_table(ready_file.library_path(isa, place))
-                return place
-            except BackendError:
-                continue
-        try:
-            build(isa, kept)
-        except BackendError as error:
-            if "no linker" in str(error):
-                pytest.skip(str(error))
-            raise
-    return kept
+    place = tmp_path_factory.mktemp("ready")
+    try:
+        build(cpu.processor_isas()[0], place)
+    except BackendError as error:
+        if "no linker" in str(error):
+            pytest.skip(str(error))
+        raise
+    return place
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": SOURCES, "EDGECAL_READY": str(folder), **variables}
-    environment.pop("EDGECAL_BACKEND", None)
+    own = {"PYTHONPATH": SOURCES, "EDGECAL_READY": str(folder), "EDGECAL_BACKEND": ""}
+    environment = {**os.environ, **own, **variables}
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -63,39 +53,41 @@ def test_every_operation_has_the_bits_of_numba(folder):
         assert {name for name in expected if found[name] != expected[name]} == set()
 
 
-# Where Numba cannot be imported, and may not be
-_ANSWER = """
-import sys
-for name in ("numba", "llvmlite"):
-    sys.modules[name] = None
-from edgecal import Engine, Recipe, Settings
-engine = Engine.load(sys.argv[1], weights=sys.argv[2], adapters={"a": sys.argv[3], "b": sys.argv[3]})
-print(engine.model.ops.NAME)
-for recipe in (None, Recipe("linear", ("a", "b"))):
-    print(engine.generate("The weather is " * 9, recipe=recipe, settings=Settings(max_tokens=24)).text)
-"""
+def test_an_object_file_is_the_same_twice(tmp_path):
+    """On any machine, for any processor: a few kernels stand for all."""
+    code = "import sys, pathlib as p; from edgecal_kernels.build import compile_object as c; "
+    code += "c('neon', p.Path(sys.argv[1]), ('gate', 'rotate'))"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        run(tmp_path, "-c", code, str(tmp_path / name), EDGECAL_ISA="neon", PYTHONHASHSEED="0")
+    for file in ("kernels.o", "table.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-@pytest.mark.parametrize("weights", ["int4", "int8"])
-def test_an_engine_answers_the_same_without_numba(folder, tmp_path, weights):
-    from edgecal import Engine, Recipe, Settings
-
+def test_an_engine_answers_the_same_without_numba(folder, tmp_path):
     model = write_tiny_hf(tmp_path / "model")
     lora = write_tiny_adapter(tmp_path / "lora", model)
-    name, *found = run(folder, "-c", _ANSWER, str(model), weights, str(lora)).splitlines()
-    engine = Engine.load(model, weights=weights, adapters={"a": lora, "b": lora}, backend="numba")
-    texts = [
-        engine.generate("The weather is " * 9, recipe=recipe, settings=Settings(max_tokens=24)).text
-        for recipe in (None, Recipe("linear", ("a", "b")))
-    ]
-    assert name == "ready" and "\n".join(found) == "\n".join(texts)
+    found = run(folder, "-m", "tests.kernels.answers_probe", "ready", str(model), str(lora))
+    assert json.loads(found) == [answers("numba", model, lora), False]
+
+
+def test_a_merge_without_numba(folder, tmp_path):
+    """By the library's kernels, with the bytes that NumPy's have."""
+    model = write_tiny_hf(tmp_path / "model")
+    pair = [f"--adapter={write_tiny_adapter(tmp_path / name, model, seed=seed)}" for seed, name in enumerate("ab")]
+    code = "import sys; sys.modules['numba'] = None; from edgecal.cli import main; main()"
+    for backend in ("ready", "numpy"):
+        merge = ["merge", *pair, "--method", "ties", "--out", str(tmp_path / backend)]
+        run(folder, "-c", code, *merge, EDGECAL_BACKEND=backend)
+    files = [(tmp_path / backend / "adapter_model.safetensors").read_bytes() for backend in ("ready", "numpy")]
+    assert files[0] == files[1]
 
 
 _THREADS = """
 import multiprocessing, os, sys, time
 import numpy as np
 from pathlib import Path
-from edgecal_kernels import ready_ops as ops
+from edgecal_kernels.ready_ops import OPERATIONS as ops
 from edgecal_kernels.quant import quantize
 
 weight = quantize(np.ones((4096, 64), np.float32), "int8")
@@ -131,26 +123,58 @@ def damaged(path: Path, isa: str, how: str) -> Path:
         data = data[: len(data) // 2]
     elif how == "damaged":
         data[5000] ^= 1
+    elif how == "no table of ours":
+        data = bytearray(ready_file.with_table(bytes(data), []))
     else:
-        change = {"other sources": {"sources": "0"}, "made for": {"isa": "neon"}, "does not load it": {}}[how]
+        changes = {"other sources": {"digest": "0"}, "other version": {"version": 1}, "made for": {"isa": "neon"}}
+        change = changes.get(how, {})
         data = bytearray(ready_file.with_table(b"no library at all", {**table, **change}))
     return data
 
 
-@pytest.mark.parametrize("how", ["cut short", "damaged", "other sources", "made for", "does not load it"])
-def test_a_library_that_does_not_fit_is_named_and_the_next_back_end_serves(folder, tmp_path, monkeypatch, how):
+_FAULTS = ["cut short", "damaged", "no table of ours", "other version", "other sources", "made for", "does not load it"]
+
+
+@pytest.mark.parametrize("how", _FAULTS)
+def test_a_library_that_does_not_fit_is_named(folder, tmp_path, monkeypatch, how):
     isa = cpu.processor_isas()[0]
     path = ready_file.library_path(isa, tmp_path)
     path.write_bytes(damaged(folder, isa, how))
     monkeypatch.setenv("EDGECAL_READY", str(tmp_path))
-    with pytest.raises(BackendError, match=how) as caught:
+    said = {"no table of ours": "damaged", "other version": "made from other sources"}.get(how, how)
+    with pytest.raises(BackendError, match=said) as caught:
         find_library()
     assert str(path) in str(caught.value)
-    code = "import sys; from edgecal_kernels.dispatch import serving; print(serving())"
-    said = run(tmp_path, "-c", code)
-    assert said.startswith("numba: ") and how in said
-    code = "import sys; sys.modules['numba'] = None; " + code
-    assert run(tmp_path, "-c", code).startswith(f"numpy: {path}")
+
+
+_SERVING = "import sys; from edgecal_kernels.dispatch import serving; print(serving())"
+
+
+def test_the_next_back_end_serves_and_says_why(folder, tmp_path):
+    isa = cpu.processor_isas()[0]
+    path = ready_file.library_path(isa, tmp_path)
+    path.write_bytes(damaged(folder, isa, "cut short"))
+    assert run(tmp_path, "-c", _SERVING).startswith(f"numba: {path}: cut short")
+    without = run(tmp_path, "-c", f"import sys; sys.modules['numba'] = None; {_SERVING}")
+    assert without.startswith(f"numpy: {path}: cut short") and "Numba, which would compile them" in without
+    nothing = run(tmp_path / "none", "-c", f"import sys; sys.modules['numba'] = None; {_SERVING}")
+    assert nothing.startswith("numpy: no ready-made kernels are here")
+
+
+def test_a_file_system_that_runs_no_code(folder, tmp_path):
+    """Mounted for this test alone, where the system allows that."""
+    place, isa = tmp_path / "noexec", cpu.processor_isas()[0]
+    place.mkdir()
+    code = f"import sys; sys.modules['numba'] = None; {_SERVING}"
+    script = f'mount -t tmpfs -o noexec none {place} && cp {folder}/{isa}.so {place}/ && exec "$0" -c "{code}"'
+    environment = {**os.environ, "PYTHONPATH": SOURCES, "EDGECAL_READY": str(place), "EDGECAL_BACKEND": ""}
+    command = ["unshare", "--mount", "sh", "-c", script, sys.executable]
+    if shutil.which("unshare") is None or not shutil.which("mount"):
+        pytest.skip("no unshare")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    if done.returncode != 0 and ("unshare" in done.stderr or "mount" in done.stderr):
+        pytest.skip("mounting is not allowed")
+    assert done.stdout.startswith(f"numpy: {place}/{isa}.so: the system does not load it"), done.stderr
 
 
 def test_one_that_is_asked_for_by_name_is_refused_with_the_reason(tmp_path, monkeypatch):

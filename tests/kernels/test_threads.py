@@ -42,16 +42,16 @@ def test_the_number(monkeypatch):
 
 FORK = """
 import multiprocessing, os, sys
-from edgecal_kernels import numba_ops
+from edgecal_kernels.numba_ops import OPERATIONS as ops
 from edgecal_kernels.errors import BackendError
 from edgecal_kernels.threads import use_threads
 import numpy as np
 from edgecal_kernels.quant import quantize
 
 def product():
-    x = numba_ops.Activations(np.ones((4, 64), np.float32))
+    x = ops.Activations(np.ones((4, 64), np.float32))
     with use_threads(2):
-        return round(float(numba_ops.matmul(x, quantize(np.ones((4096, 64), np.float32), "int8")).sum()))
+        return round(float(ops.matmul(x, quantize(np.ones((4096, 64), np.float32), "int8")).sum()))
 
 def child(number):
     try:
