@@ -128,11 +128,8 @@ def load_engine(
     prefix_cache: int | None = None,
 ) -> Engine:
     """The engine for `model` ("demo", a path or a hub id) with these adapters, {name: path}."""
-    from edgecal_kernels.dispatch import asked, backend, serving
-
     compile_kernels(loading.backend)
-    if backend(loading.backend).NAME == "numpy" and not asked(loading.backend):
-        note(f"slow kernels serve: {serving()}")
+    note_stand_ins(loading.backend)
     from ..engine import Engine
 
     with model_named(model) as path, progress(f"loading {Path(model).name}", unit="bytes") as report:
@@ -142,6 +139,17 @@ def load_engine(
     if engine.note:
         note(f"{Path(model).name}: {engine.note}")
     return engine
+
+
+def note_stand_ins(name: str | None = None) -> None:
+    """Say what serves in the place of something faster that is not here."""
+    from edgecal_kernels.dispatch import asked, backend, serving
+    from edgecal_weights.tokenizer_backend import PLAIN
+
+    if backend(name).NAME == "numpy" and not asked(name):
+        note(f"slow kernels serve: {serving()}")
+    if PLAIN:
+        note("without the package tokenizers plain Python turns text into tokens: the same ones, more slowly")
 
 
 @contextmanager
