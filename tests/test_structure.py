@@ -41,6 +41,7 @@ LAYERS = [
     {"linear", "cache", "threads", "observer"},
     {"model"},
     {"loading", "decoding", "tuned"},
+    {"fitting"},
     {"completion"},
     {"serving"},
     {"scheduler"},

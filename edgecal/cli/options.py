@@ -68,6 +68,18 @@ class ModelOptions:
     threads: int | None = None
     prefill_threads: int | None = None
     context: int | None = None
+    memory_limit: int | None = None
+
+
+def _read_memory_limit(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    from edgecal_weights.sizes import read_size
+
+    size = read_size(value)
+    if size is None:
+        raise click.BadParameter(f"{value!r} is no size such as 800M or 1.5G", context, parameter)
+    return size
 
 
 _HUB = (
@@ -92,6 +104,12 @@ _LOADING = (
     click.option("--backend", type=click.Choice(BACKENDS), help="Kernels; the first of these that serves here."),
     click.option(
         "--cache-dtype", type=click.Choice(list(TYPES)), default="fp16", show_default=True, help="Of the KV cache."
+    ),
+    click.option(
+        "--memory-limit",
+        metavar="SIZE",
+        callback=_read_memory_limit,
+        help="Refuse what would take more in all (800M, 1.5G); what is free unless given, 0: no check.",
     ),
     *_HUB,
 )

@@ -15,9 +15,10 @@ import os
 import platform
 import sys
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from .control_groups import lines, places
 from .errors import BackendError
 
 ISA_ENV = "EDGECAL_ISA"
@@ -95,7 +96,7 @@ def processor_isas() -> list[str]:
         first, second = _auxiliary(16), _auxiliary(26)
         return [name for name, (a, b) in _ARM_ISAS.items() if first & a == a and second & b == b]
     if platform.machine() == "x86_64":
-        flags = next((line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("flags")), "").split()
+        flags = next((line for line in lines(Path("/proc/cpuinfo")) if line.startswith("flags")), "").split()
         return [name for name, needed in _X86_ISAS.items() if needed <= set(flags)]
     return []
 
@@ -157,40 +158,22 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
     None where nothing limits it. Control groups of version 1 and 2; `root` is where proc and sys are.
     """
-    groups = root / "sys/fs/cgroup"
-    places = {(groups, _grant_v2), (groups / "cpu", _grant_v1)}  # a container's own group, whatever path is told
-    for line in _lines(root / "proc/self/cgroup"):
-        number, controllers, path = [*line.split(":", 2), "", ""][:3]
-        group = PurePosixPath(path.lstrip("/"))
-        if ".." in group.parts:
-            continue
-        levels = (group, *group.parents)
-        if number == "0":  # version 2
-            places |= {(groups / level, _grant_v2) for level in levels}
-        elif "cpu" in controllers.split(","):
-            places |= {(groups / name / level, _grant_v1) for level in levels for name in ("cpu", controllers)}
-    return min((grant for place, read in places if (grant := read(place)) is not None), default=None)
+    grants = (_grant_v2(place) if version == 2 else _grant_v1(place) for place, version in places(root, "cpu"))
+    return min((grant for grant in grants if grant is not None), default=None)
 
 
 def _grant_v2(group: Path) -> float | None:
-    words = " ".join(_lines(group / "cpu.max")).split()
+    words = " ".join(lines(group / "cpu.max")).split()
     if len(words) != 2 or not all(word.isdecimal() and int(word) for word in words):
         return None  # "max 100000" is no limit
     return int(words[0]) / int(words[1])
 
 
 def _grant_v1(group: Path) -> float | None:
-    quota, period = (" ".join(_lines(group / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
+    quota, period = (" ".join(lines(group / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
     if not (quota.isdecimal() and period.isdecimal() and int(quota) and int(period)):
         return None  # a quota of -1 is no limit
     return int(quota) / int(period)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(errors="replace").splitlines()
-    except (OSError, ValueError):
-        return []
 
 
 def usable_cores() -> int:
