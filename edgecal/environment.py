@@ -27,7 +27,8 @@ from .threads import choose_threads
 from .tuned import tuned_file
 
 PACKAGES: tuple[str, ...] = ("edgecal", "numpy", "numba", "llvmlite", "tokenizers", "huggingface-hub", "jinja2")
-PACKAGES += ("click", "rich", "pyyaml", "starlette", "uvicorn", "matplotlib", "nevergrad", "rouge-score", "py3langid", "dask")
+PACKAGES += ("click", "rich", "pyyaml", "starlette", "uvicorn", "matplotlib", "nevergrad", "rouge-score")
+PACKAGES += ("py3langid", "dask")
 _LITTLE = 1 << 30
 _SLOW_GOVERNORS = ("powersave", "conservative", "ondemand", "schedutil")
 

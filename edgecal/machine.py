@@ -66,18 +66,21 @@ def facts(root: Path = ROOT) -> dict[str, Any]:
         found["back_end"] = dispatch.serving()
     except BackendError as error:  # it was asked for, and is none
         found["back_end"] = f"none: {error}"
-        return {key: value for key, value in found.items() if value not in (None, "", [])}
+        return _told(found)
     if ops.NAME == "ready":
         found["instructions"] = ops.library.isa
-        return {key: value for key, value in found.items() if value not in (None, "", [])}
-    try:
+    elif ops.NAME == "numba":
         _, target, features = cpu.compile_target()
         found["instructions"] = cpu.detect_isa()
         found["compile_target"] = target
         found["features"] = [name for name in TELLING if name in features]
-    except (ImportError, BackendError):
-        found["instructions"] = dispatch.reference.INSTRUCTIONS
-    return {key: value for key, value in found.items() if value not in (None, "", [])}
+    else:
+        found["instructions"] = ops.INSTRUCTIONS
+    return _told(found)
+
+
+def _told(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if value not in (None, "", [])}
 
 
 # "CPU part" of /proc/cpuinfo, of implementer 0x41 (ARM)
@@ -97,7 +100,7 @@ def core_kinds(root: Path = ROOT) -> str | None:
     for key, value in pairs:
         if key == "CPU implementer":
             maker = value
-        elif key == "CPU part":
+        elif key == "CPU part" and value:
             name = _ARM_PARTS.get(value, value) if maker == "0x41" else f"{maker}/{value}"
             counts[name] = counts.get(name, 0) + 1
     return " + ".join(f"{count} x {name}" for name, count in counts.items()) or None
