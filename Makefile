@@ -14,7 +14,7 @@ QUICK := tests/test_structure.py tests/test_docs.py tests/edgecal/test_conversat
   $(patsubst %,tests/weights/test_%.py,calibration_file gguf_blocks packed safe_pattern) \
   tests/cli/test_doctor_cli.py
 
-.PHONY: demo test quick test-arm test-wheel kernels wheel lint docs clean
+.PHONY: demo test quick test-arm test-wheel test-install kernels wheel lint docs clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/edgecal pull demo
@@ -51,6 +51,14 @@ test-wheel:
 test-arm: $(TEST)/.installed
 	tests/arm/run.sh $(PYTHON)
 	tests/arm/ready.sh $(TEST)/bin/python
+
+# The wheel in fresh environments (PYTHONS: of which Pythons); minutes, and the demo model is fetched once. On emulated
+# ARM: tests/install/arm.sh, which needs Debian and the model that these fetch.
+PYTHONS ?= $(PYTHON)
+
+test-install:
+	tests/install/plain.sh $(firstword $(PYTHONS))
+	tests/install/full.sh $(PYTHONS)
 
 lint: $(TEST)/.installed
 	$(TEST)/bin/python -m pip install -q -e ".[lint]"

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from numpy.typing import NDArray
 
-from edgecal_kernels.cached import TYPES, Cached
+from edgecal_kernels.cached import TILE, TYPES, Cached
 
 from .config import ModelConfig
 from .errors import OptionError
 
 BLOCK = 256  # positions by which the cache grows
 DTYPES = tuple(TYPES)
+
+
+def position_bytes(config: ModelConfig, dtype: str) -> int:
+    """Bytes that a position takes in all layers."""
+    return Cached(dtype, config.n_layers, config.n_kv_heads, TILE, config.head_dim).nbytes // TILE
 
 
 class KVCache:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from edgecal_kernels.dispatch import backend as find_backend
@@ -36,6 +36,7 @@ from .decoding.likelihood import Forced, Likelihood, Likelihoods, rolling_window
 from .decoding.prefix_cache import PrefixCache
 from .decoding.sampler import SamplingOptions, advised
 from .errors import ContextLengthError, FileFormatError, OptionError, PromptError, RecipeError
+from .fitting import Loading, fit
 from .loading import load_model
 from .memory import release_free
 from .model import Model
@@ -68,11 +69,8 @@ class Engine:
         prefix_cache: int | None = None,
         advised_sampling: SamplingOptions | None = None,
     ) -> None:
-        if prefix_cache is None:
-            prefix_cache = PREFIX_CACHE if model.ops.NAME != "numpy" else 0
-        if isinstance(prefix_cache, bool) or not isinstance(prefix_cache, int) or prefix_cache < 0:
-            raise OptionError(f"prefix_cache must be a number of bytes, 0 or more (0: off), found {prefix_cache!r}")
-        self.runner = Runner(model, tokenizer, PrefixCache(prefix_cache), cache_dtype)
+        kept = _prefix_cache_bytes(prefix_cache, model.ops)
+        self.runner = Runner(model, tokenizer, PrefixCache(kept), cache_dtype)
         self.base = dict(base)
         self.advised_sampling = advised_sampling
         self.note = ""
@@ -94,6 +92,7 @@ class Engine:
         threads: int | None = None,
         prefill_threads: int | None = None,
         context: int | None = None,
+        memory_limit: int | None = None,
         revision: str | None = None,
         offline: bool | None = None,
         progress: Callable[[int, int, str], None] | None = None,
@@ -105,8 +104,13 @@ class Engine:
         `prefix_cache`: bytes of keys and values to keep of earlier requests for later ones that begin alike; 0 is off,
         None 32 MiB (and off on NumPy, whose last bits depend on how much of a prompt is read at once). `threads` and
         `prefill_threads` are as for `set_threads`; where neither is given, what `tune` found for this machine and model
-        serves. `context`: the most tokens, where the model was trained on
-        more. `progress(done, total, name)` counts bytes of weights. Raises the errors of edgecal.errors.
+        serves. `progress(done, total, name)` counts bytes of weights.
+
+        `context`: the most tokens, where the model was trained on more. What does not fit into memory is refused before
+        it is loaded: into what is free, or into `memory_limit` bytes of this process in all (0: no check). Where
+        `context` is not given it becomes what there is memory for, and `engine.note` says so.
+
+        Raises the errors of edgecal.errors.
 
         What has to be converted (a GGUF, float weights) is kept packed in the cache folder, so that the next load maps
         it; `engine.note` says so, and edgecal_weights.converted how much is kept at most.
@@ -115,15 +119,17 @@ class Engine:
         asked = threads is not None or prefill_threads is not None
         chosen = choose_threads(ops.NAME, threads, prefill_threads)
         with open_checkpoint(demo.find(str(source)), revision=revision, offline=offline) as checkpoint:
-            config = _with_context(ModelConfig.from_dict(checkpoint.config), context)
             tokenizer = Tokenizer.from_checkpoint(checkpoint)
+            loading = Loading(weights, group_size, cache_dtype, _prefix_cache_bytes(prefix_cache, ops), ops)
+            config = ModelConfig.from_dict(checkpoint.config)
+            config, told = fit(checkpoint, config, loading, context, memory_limit)
             model, note = load_model(checkpoint, config, ops, weights=weights, group_size=group_size, progress=progress)
             base, sampling = base_facts(config), _advised_sampling(checkpoint)
         model.threads = chosen if asked else recall(model) or chosen
         engine = cls(
             model, tokenizer, base, cache_dtype=cache_dtype, prefix_cache=prefix_cache, advised_sampling=sampling
         )
-        engine.note = note
+        engine.note = "; ".join(filter(None, (told, note)))
         for name, path in (adapters or {}).items():
             engine.add_adapter(path, name)
         release_free()
@@ -474,15 +480,12 @@ def _after(shots: Sequence[Shot], prompt: Prompt, *, raw: bool) -> Prompt:
     return [*messages[:n_system], *turns, *messages[n_system:]]
 
 
-def _with_context(config: ModelConfig, context: int | None) -> ModelConfig:
-    if context is None:
-        return config
-    if isinstance(context, bool) or not isinstance(context, int) or context < 1:
-        raise OptionError(f"context must be a number of tokens, 1 or more, found {context!r}")
-    most = config.max_position_embeddings
-    if context > most:
-        raise OptionError(f"a context of {context}: the model was trained on {most} tokens and knows no more")
-    return replace(config, max_position_embeddings=context)
+def _prefix_cache_bytes(asked: int | None, ops: ModuleType) -> int:
+    if asked is None:
+        return PREFIX_CACHE if ops.NAME != "numpy" else 0
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 0:
+        raise OptionError(f"prefix_cache must be a number of bytes, 0 or more (0: off), found {asked!r}")
+    return asked
 
 
 def _advised_sampling(checkpoint: Checkpoint) -> SamplingOptions | None:

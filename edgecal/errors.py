@@ -15,6 +15,7 @@
     ├── BenchmarkError               configuration, data or results of an evaluation
     ├── VerificationError            a reference made for other adapters, another base or recipe
     ├── OptionError                  a setting outside its range
+    ├── MemoryLimitError             a model that does not fit into the memory that is free, or granted
     ├── BusyError                    too many requests are waiting, or the engine is being stopped
     └── PromptError                  nothing to answer, or a chat template that refuses
         └── ContextLengthError       the prompt and the answer do not fit the context
@@ -46,6 +47,7 @@ __all__ = [
     "EdgecalError",
     "FileFormatError",
     "HubError",
+    "MemoryLimitError",
     "ModelNotFoundError",
     "OptionError",
     "PromptError",
@@ -72,6 +74,10 @@ class VerificationError(EdgecalError):
 
 class OptionError(EdgecalError, ValueError):
     """A setting (sampling, chunk size, threads ...) outside its range."""
+
+
+class MemoryLimitError(EdgecalError):
+    """A model does not fit into the memory that is free, or that it was granted; the message says what would."""
 
 
 class BusyError(EdgecalError):

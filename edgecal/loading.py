@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from edgecal_kernels.dispatch import Backend
 from edgecal_kernels.quant import FORMATS, Array, QuantizedTensor
 from edgecal_weights.checkpoint import Checkpoint
 from edgecal_weights.converted import run_form
-from edgecal_weights.quantizer import pack_tensor, plan
+from edgecal_weights.quantizer import Decision, pack_tensor, plan
 
 from .architecture import check_tensors, expected_shapes
 from .config import ModelConfig
@@ -36,25 +36,35 @@ def load_model(
     is to know; else the text is empty. `progress` counts bytes of what they become. Raises OptionError for an unknown
     form, FileFormatError for missing, misshapen or non-finite tensors.
     """
+    sizes = weight_sizes(checkpoint, config, weights, group_size)
+    with run_form(checkpoint, weights, group_size, progress) as form:
+        decisions = _decisions(form.checkpoint, weights, group_size)
+        return _read(form.checkpoint, config, ops, decisions, sizes, progress), form.note
+
+
+def weight_sizes(checkpoint: Checkpoint, config: ModelConfig, weights: str, group_size: int) -> dict[str, int]:
+    """Bytes of each weight in memory, by name; nothing is read. Errors as for `load_model`."""
     if weights not in WEIGHTS:
         raise OptionError(f"weights {weights!r} is not known; choose one of {', '.join(WEIGHTS)}")
     check_tensors(checkpoint, config)
-    with run_form(checkpoint, weights, group_size, progress) as form:
-        return _read(form.checkpoint, config, ops, weights, group_size, progress), form.note
+    decisions = _decisions(checkpoint, weights, group_size)
+    sizes = {name: 4 * math.prod(shape) for name, shape in expected_shapes(config).items()}
+    return sizes | {name: decisions[name].spec.nbytes(name) for name in sizes if name in decisions}
+
+
+def _decisions(checkpoint: Checkpoint, weights: str, group_size: int) -> dict[str, Decision]:
+    """What becomes of each tensor that is rounded or taken over as it is."""
+    return {} if weights == "fp32" else {d.name: d for d in plan(checkpoint, weights, group_size)}
 
 
 def _read(
     checkpoint: Checkpoint,
     config: ModelConfig,
     ops: Backend,
-    weights: str,
-    group_size: int,
+    decisions: Mapping[str, Decision],
+    sizes: Mapping[str, int],
     progress: Callable[[int, int, str], None] | None,
 ) -> Model:
-    shapes = expected_shapes(config)
-    decisions = {} if weights == "fp32" else {d.name: d for d in plan(checkpoint, weights, group_size)}
-    sizes = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
-    sizes |= {name: decisions[name].spec.nbytes(name) for name in shapes if name in decisions}
     total, done = sum(sizes.values()), 0
 
     def load(name: str) -> QuantizedTensor | Array:

@@ -20,8 +20,8 @@ PACKAGES = {"edgecal": ROOT / "edgecal", "edgecal_kernels": ROOT / "kernels/edge
 PACKAGES["edgecal_weights"] = ROOT / "weights/edgecal_weights"
 ALLOWED = {
     "edgecal_kernels": {"numpy", "numba", "llvmlite"},
-    "edgecal_weights": {"edgecal_kernels", "numpy", "safetensors", "tokenizers", "huggingface_hub", "httpx"},
-    "edgecal": {"edgecal_kernels", "edgecal_weights", "numpy", "tokenizers", "safetensors"}
+    "edgecal_weights": {"edgecal_kernels", "numpy", "tokenizers", "huggingface_hub", "httpx"},
+    "edgecal": {"edgecal_kernels", "edgecal_weights", "numpy", "tokenizers"}
     | {"jinja2", "yaml", "click", "rich"},
 }
 # extras, imported when a picture, a search, an evaluation or a server is asked for
@@ -41,12 +41,13 @@ LAYERS = [
     {"linear", "cache", "threads", "observer"},
     {"model"},
     {"loading", "decoding", "tuned"},
+    {"fitting"},
     {"completion"},
     {"serving"},
     {"scheduler"},
     {"engine", "demo"},
     {"async_engine"},
-    {"conversation", "inspection", "perplexity", "search", "tuning", "verification"},
+    {"conversation", "environment", "inspection", "perplexity", "search", "tuning", "verification"},
     {"profile", "benchmark", "quantization"},
     {"server"},
     {"cli"},

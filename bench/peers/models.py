@@ -105,7 +105,7 @@ def from_shape(name: str, tokenizer_gguf: Path, formats: list[str], work: Path, 
         theirs, packed = folder / f"{kind}.gguf", folder / f"edgecal-{format}"
         if not theirs.exists():
             partial = theirs.with_suffix(".partial")
-            _write_random(partial, SHAPES[name], kind, tokenizer_gguf)
+            write_random(partial, SHAPES[name], kind, tokenizer_gguf)
             partial.replace(theirs)
         with open_checkpoint(theirs) as checkpoint:
             if not packed.exists():
@@ -215,7 +215,7 @@ def _quantize_ggml(gguf: Path, hf: Path | None, out: Path, kind: str) -> None:
 # ------------------------------------------------------------------------------------------- random weights
 
 
-def _write_random(path: Path, config: dict[str, Any], kind: str, tokenizer: Path) -> None:
+def write_random(path: Path, config: dict[str, Any], kind: str, tokenizer: Path) -> None:
     import gguf
 
     c, rng = config, np.random.default_rng(0)

@@ -68,6 +68,18 @@ class ModelOptions:
     threads: int | None = None
     prefill_threads: int | None = None
     context: int | None = None
+    memory_limit: int | None = None
+
+
+def _read_memory_limit(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    from edgecal_weights.sizes import read_size
+
+    size = read_size(value)
+    if size is None:
+        raise click.BadParameter(f"{value!r} is no size such as 800M or 1.5G", context, parameter)
+    return size
 
 
 _HUB = (
@@ -92,6 +104,12 @@ _LOADING = (
     click.option("--backend", type=click.Choice(BACKENDS), help="Kernels; the first of these that serves here."),
     click.option(
         "--cache-dtype", type=click.Choice(list(TYPES)), default="fp16", show_default=True, help="Of the KV cache."
+    ),
+    click.option(
+        "--memory-limit",
+        metavar="SIZE",
+        callback=_read_memory_limit,
+        help="Refuse what would take more in all (800M, 1.5G); what is free unless given, 0: no check.",
     ),
     *_HUB,
 )
@@ -128,11 +146,8 @@ def load_engine(
     prefix_cache: int | None = None,
 ) -> Engine:
     """The engine for `model` ("demo", a path or a hub id) with these adapters, {name: path}."""
-    from edgecal_kernels.dispatch import asked, backend, serving
-
     compile_kernels(loading.backend)
-    if backend(loading.backend).NAME == "numpy" and not asked(loading.backend):
-        note(f"slow kernels serve: {serving()}")
+    note_stand_ins(loading.backend)
     from ..engine import Engine
 
     with model_named(model) as path, progress(f"loading {Path(model).name}", unit="bytes") as report:
@@ -142,6 +157,17 @@ def load_engine(
     if engine.note:
         note(f"{Path(model).name}: {engine.note}")
     return engine
+
+
+def note_stand_ins(name: str | None = None) -> None:
+    """Say what serves in the place of something faster that is not here."""
+    from edgecal_kernels.dispatch import asked, backend, serving
+    from edgecal_weights.tokenizer_backend import PLAIN
+
+    if backend(name).NAME == "numpy" and not asked(name):
+        note(f"slow kernels serve: {serving()}")
+    if PLAIN:
+        note("without the package tokenizers plain Python turns text into tokens: the same ones, more slowly")
 
 
 @contextmanager

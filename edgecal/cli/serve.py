@@ -20,7 +20,15 @@ from ._completion import calibrations as calibration_names
 from ._completion import complete_model, complete_paths
 from ._names import calibration_path, model_named
 from ._output import echo, echo_json, note
-from .options import ModelOptions, answering_options, compile_kernels, open_model, recipe_of_file, split_adapter
+from .options import (
+    ModelOptions,
+    answering_options,
+    compile_kernels,
+    note_stand_ins,
+    open_model,
+    recipe_of_file,
+    split_adapter,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -144,6 +152,7 @@ def command(
     with open_model(model, loading):  # what is wrong with it is said now, and what is of the hub is fetched
         pass
     compile_kernels(loading.backend)
+    note_stand_ins(loading.backend)
     with _listening(host, port) as listener:
         service = _Service(model, loading, paths, files, composed, options, listener, quiet=quiet, as_json=as_json)
         service.run()

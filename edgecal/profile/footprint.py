@@ -15,7 +15,7 @@ import numpy as np
 from edgecal_kernels.quant import QuantizedTensor
 
 from ..adapters.compiled import RunningAdapter, RunningPair
-from ..cache import KVCache
+from ..cache import position_bytes
 from ..engine import Engine
 from ..memory import resident
 from ..model import Model
@@ -30,8 +30,6 @@ def model_facts(engine: Engine, source: str) -> ModelFacts:
         formats[weight.format if isinstance(weight, QuantizedTensor) else "fp32"] += weight.nbytes
     table = 0 if c.tie_word_embeddings else model.embed_tokens.nbytes  # a step reads one row of it
     products = sum(d * k for d, k in (*model.linear_shapes.values(), model.lm_head.shape))
-    probe = KVCache(c, engine.cache_dtype)
-    probe.reserve(1)
     return ModelFacts(
         source=source,
         family=c.family,
@@ -43,7 +41,7 @@ def model_facts(engine: Engine, source: str) -> ModelFacts:
         weight_bytes=model.weight_bytes,
         read_bytes=model.weight_bytes - table,
         operations=2 * products,
-        position_bytes=probe.nbytes // probe.capacity,
+        position_bytes=position_bytes(c, engine.cache_dtype),
         # scores and mixture: q k^T and p v, each a multiplication and an addition per element of a head
         position_operations=4 * c.n_layers * c.n_heads * c.head_dim,
         cache_dtype=engine.cache_dtype,

@@ -18,13 +18,11 @@ Any other decoder goes through the tokenizers library's own stream, which is exa
 from __future__ import annotations
 
 import codecs
-import json
 import re
-from functools import lru_cache
 from typing import Protocol
 
-import tokenizers
-from tokenizers.decoders import DecodeStream
+from edgecal_weights.plain_tokenizer import byte_alphabet
+from edgecal_weights.tokenizer_backend import DecodeStream, Tokenizer, decoder_fields
 
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -57,7 +55,7 @@ class TextStream:
     `skipped` has their written form by id; empty when they are shown.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, skip_special_tokens: bool = True) -> None:
+    def __init__(self, backend: Tokenizer, skip_special_tokens: bool = True) -> None:
         added = backend.get_added_tokens_decoder() if skip_special_tokens else {}
         self.skipped = {index: token.content for index, token in added.items() if token.special}
         self._decoder = _make_decoder(backend, skip_special_tokens)
@@ -78,9 +76,8 @@ class TextStream:
         return self._decoder.flush()
 
 
-def _make_decoder(backend: tokenizers.Tokenizer, skip_special_tokens: bool) -> _Decoder:
-    # The state of the decoder alone: serializing the whole tokenizer would write out the vocabulary.
-    spec = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}
+def _make_decoder(backend: Tokenizer, skip_special_tokens: bool) -> _Decoder:
+    spec = decoder_fields(backend)
     if spec.get("type") == "ByteLevel":
         return _ByteLevel(backend)
     if spec.get("type") == "Sequence":
@@ -90,33 +87,16 @@ def _make_decoder(backend: tokenizers.Tokenizer, skip_special_tokens: bool) -> _
     return _Library(backend, skip_special_tokens)
 
 
-@lru_cache(maxsize=1)
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable Latin-1 stands for itself, the rest follows from U+0100 on."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    others = (byte for byte in range(256) if byte not in printable)
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
 class _ByteLevel:
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
-        self._alphabet = _byte_of_character()
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, index: int) -> str:
         token = self._backend.id_to_token(index)
         if token is None:
             return ""
-        try:
-            raw = bytes([self._alphabet[char] for char in token])
-        except KeyError:  # an added token, kept as it is written
-            raw = token.encode()
-        return self._utf8.decode(raw)
+        return self._utf8.decode(byte_alphabet.read(token))
 
     def settle(self) -> str:
         return ""  # a whole character is never held back
@@ -126,7 +106,7 @@ class _ByteLevel:
 
 
 class _SentencePiece:
-    def __init__(self, backend: tokenizers.Tokenizer, strip: bool) -> None:
+    def __init__(self, backend: Tokenizer, strip: bool) -> None:
         self._backend = backend
         self._strip = strip  # until the first text has come out
         self._run = bytearray()
@@ -167,7 +147,7 @@ class _SentencePiece:
 
 
 class _Library:
-    def __init__(self, backend: tokenizers.Tokenizer, skip_special_tokens: bool) -> None:
+    def __init__(self, backend: Tokenizer, skip_special_tokens: bool) -> None:
         self._backend = backend
         self._skip_special_tokens = skip_special_tokens
         self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)

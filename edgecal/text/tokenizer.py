@@ -1,7 +1,8 @@
 """Text to ids and back, and conversations to prompts: the only place in the engine where both live.
 
-The arithmetic of tokenization is the tokenizers library's; what this file adds are the conventions around
-it that transformers keeps in Python and that decide which ids a model sees:
+The arithmetic of tokenization is the tokenizers library's, or plain Python's with the same ids where that is not
+installed; what this file adds are the conventions around it that transformers keeps in Python and that decide which
+ids a model sees:
 
 * what is put around a raw text is the post-processor's business; `add_bos_token` and `add_eos_token` of
   tokenizer_config.json are not looked at, as in transformers 5 wherever there is a tokenizer.json;
@@ -23,8 +24,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import tokenizers
-from tokenizers import AddedToken
+from edgecal_weights.tokenizer_backend import AddedToken
+from edgecal_weights.tokenizer_backend import Tokenizer as Backend
 
 from ..errors import FileFormatError, PromptError
 from .chat_template import ChatTemplate
@@ -49,7 +50,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: tokenizers.Tokenizer,
+        backend: Backend,
         tokenizer_config: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         generation_config: Mapping[str, Any] | None = None,

@@ -15,9 +15,10 @@ import os
 import platform
 import sys
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from .control_groups import lines, places
 from .errors import BackendError
 
 ISA_ENV = "EDGECAL_ISA"
@@ -97,7 +98,7 @@ def processor_isas() -> list[str]:
         first, second = _auxiliary(16), _auxiliary(26)
         return [name for name, (a, b) in _ARM_ISAS.items() if first & a == a and second & b == b]
     if platform.machine() == "x86_64":
-        flags = next((line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("flags")), "").split()
+        flags = next((line for line in lines(Path("/proc/cpuinfo")) if line.startswith("flags")), "").split()
         return [name for name, needed in _X86_ISAS.items() if needed <= set(flags)]
     return []
 
@@ -159,57 +160,42 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
     None where nothing limits it. Control groups of version 1 and 2; `root` is where proc and sys are.
     """
-    groups = root / "sys/fs/cgroup"
-    places = {(groups, _grant_v2), (groups / "cpu", _grant_v1)}  # a container's own group, whatever path is told
-    for line in _lines(root / "proc/self/cgroup"):
-        number, controllers, path = [*line.split(":", 2), "", ""][:3]
-        group = PurePosixPath(path.lstrip("/"))
-        if ".." in group.parts:
-            continue
-        levels = (group, *group.parents)
-        if number == "0":  # version 2
-            places |= {(groups / level, _grant_v2) for level in levels}
-        elif "cpu" in controllers.split(","):
-            places |= {(groups / name / level, _grant_v1) for level in levels for name in ("cpu", controllers)}
-    return min((grant for place, read in places if (grant := read(place)) is not None), default=None)
+    grants = (_grant_v2(place) if version == 2 else _grant_v1(place) for place, version in places(root, "cpu"))
+    return min((grant for grant in grants if grant is not None), default=None)
 
 
 def _grant_v2(group: Path) -> float | None:
-    words = " ".join(_lines(group / "cpu.max")).split()
+    words = " ".join(lines(group / "cpu.max")).split()
     if len(words) != 2 or not all(word.isdecimal() and int(word) for word in words):
         return None  # "max 100000" is no limit
     return int(words[0]) / int(words[1])
 
 
 def _grant_v1(group: Path) -> float | None:
-    quota, period = (" ".join(_lines(group / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
+    quota, period = (" ".join(lines(group / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
     if not (quota.isdecimal() and period.isdecimal() and int(quota) and int(period)):
         return None  # a quota of -1 is no limit
     return int(quota) / int(period)
 
 
-def _lines(path: Path) -> list[str]:
+def allowed_cores() -> set[int]:
+    """Numbers of the logical cores that this process may run on; all of them where the system does not tell."""
     try:
-        return path.read_text(errors="replace").splitlines()
-    except (OSError, ValueError):
-        return []
+        return os.sched_getaffinity(0)
+    except (AttributeError, OSError):  # macOS, Windows; a system call that a sandbox forbids
+        return set(range(os.cpu_count() or 1))
 
 
 def usable_cores() -> int:
     """Logical cores that this process can keep busy: those it may run on, and not more than it is granted time for."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota()
+    cores, quota = len(allowed_cores()), cpu_quota()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def physical_cores() -> int:
     """Physical cores open to this process; the biggest cluster's where /sys tells sizes apart (big.LITTLE)."""
-    try:
-        allowed = os.sched_getaffinity(0)
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
     cores: dict[str, int] = {}
-    for cpu in allowed:
+    for cpu in allowed_cores():
         base = Path(f"/sys/devices/system/cpu/cpu{cpu}")
         try:
             siblings = (base / "topology/thread_siblings_list").read_text().strip()

@@ -177,7 +177,7 @@ def test_limits(monkeypatch, text, number):
     assert converted.limit() == number
 
 
-@pytest.mark.parametrize("text", ["lots", "-1", "1.5G", "9" * 40])
+@pytest.mark.parametrize("text", ["lots", "-1", "1,5G", "9" * 40])
 def test_a_limit_that_is_none_is_refused(model, monkeypatch, text):
     monkeypatch.setenv("EDGECAL_CONVERTED", text)
     with pytest.raises(StorageError, match=f"EDGECAL_CONVERTED is '{text}', expected a number of bytes"):

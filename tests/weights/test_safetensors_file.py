@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError, deserialize
 from safetensors.numpy import load_file, save
 from safetensors.torch import save_file
 
@@ -175,13 +176,49 @@ def test_files_without_metadata(tmp_path, written):
         assert file.metadata == (written.get("__metadata__") or {}) and file.names() == ["w"]
 
 
+TYPES = ("?", "i1", "u1", "i2", "u2", "f2", "i4", "u4", "f4", "c8", "f8", "i8", "u8", ">f4", ">i8")
+
+
 def test_writing(tmp_path):
-    """The library writes; its permissions (nobody else may read) are not taken over: see test_files."""
-    tensors = {"b": np.arange(6, dtype=np.int8).reshape(2, 3), "a": np.ones(3, np.float16), "none": np.empty((0, 2))}
-    write_safetensors(tmp_path / "w", tensors, {"k": "v"})
-    assert (tmp_path / "w").read_bytes() == save(tensors, {"k": "v"})
+    """Byte for byte what the library writes; but its permissions (nobody else may read) are not taken over."""
+    rng = np.random.default_rng(0)
+    tensors = {f"w{i}": rng.integers(0, 2, (i % 3, i)).astype(dtype) for i, dtype in enumerate(TYPES)}
+    tensors |= {"a\tü\"": np.ones(3, np.float16), "turned": rng.random((4, 3)).T, "scalar": np.array(2.0)}
+    write_safetensors(tmp_path / "w", tensors, {"k": "v \n ü"})
+    native = {name: np.ascontiguousarray(t, t.dtype.newbyteorder("=")).reshape(t.shape) for name, t in tensors.items()}
+    assert (tmp_path / "w").read_bytes() == save(native, {"k": "v \n ü"})
+    write_safetensors(tmp_path / "none", {})
+    assert (tmp_path / "none").read_bytes() == save({})
     with SafetensorsFile(tmp_path / "w") as file:
-        assert file.metadata == {"k": "v"}
+        assert file.metadata == {"k": "v \n ü"} and file.shape("scalar") == ()
+
+
+KNOWN = ["BOOL", "F4", "F6_E2M3", "F8_E4M3", "F8_E5M2FNUZ", "I16", "BF16", "F32", "C64", "U64"]
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.tuples(st.sampled_from([*KNOWN, "F31"]), st.integers(0, 5), st.integers(-1, 1)), max_size=4),
+    changes=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1), st.integers(-9, 9)), max_size=1),
+    rest=st.sampled_from([0, 0, 0, 1, -1]),
+)
+def test_the_library_agrees_on_what_is_valid(tmp_path, sizes, changes, rest):
+    bits = {name: int("".join(c for c in name.split("_")[0] if c.isdecimal()) or 8) for name in KNOWN}
+    header, at = {}, 0
+    for i, (dtype, n, more) in enumerate(sizes):
+        end = at + max(0, n * bits.get(dtype, 8) // 8 + (more if i == 2 else 0))
+        header[f"t{i}"], at = entry([n], at, end, dtype), end
+    for i, which, by in changes:
+        if f"t{i}" in header:
+            header[f"t{i}"]["data_offsets"][which] += by
+    path = header_file(tmp_path / "x.safetensors", header, bytes(max(0, at + rest)))
+    try:
+        deserialize(path.read_bytes())
+    except SafetensorError:
+        with pytest.raises(FileFormatError, match=r"x\.safetensors"):
+            SafetensorsFile(path)
+    else:
+        SafetensorsFile(path).close()
 
 
 @pytest.mark.parametrize("length", [0, 1 << 20, 1 << 40, (1 << 64) - 1])

@@ -24,7 +24,7 @@ from edgecal_kernels.quant import QuantizedTensor
 from .errors import WeightsError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from .tokenizer_backend import Tokenizer
 
 Fidelity = Literal["exact", "near"]
 """How a stored block becomes a packed one: every value unchanged, or changed by a stated rounding."""

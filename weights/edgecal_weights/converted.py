@@ -36,13 +36,13 @@ from .file_kind import PACKED_FILE
 from .files import Progress, file_sha256, read_object, reason, write_json
 from .packed import FLOAT, PackedCheckpoint
 from .quantizer import Decision, plan, quantize_checkpoint
+from .sizes import read_size
 
 LIMIT_ENV = "EDGECAL_CONVERTED"
 LIMIT = 4 << 30
 ORIGINS = "origins.json"
 _SMALLEST = 16 << 20  # bytes of weights below which converting is not felt
 _MOST_ORIGINS, _ORIGINS_BYTES = 8, 1 << 16
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 # What decides about the bytes; another version of it makes others
 _CODE = [Path(str(module.__file__)) for module in (quant, gguf_blocks, quantizer, packed)]
 _CODE += [_CODE[0].with_name(name) for name in ("formats.py", "layout.py", "code_search.py")]
@@ -66,10 +66,10 @@ def limit() -> int:
     text = os.environ.get(LIMIT_ENV, "").strip()
     if not text:
         return LIMIT
-    match = re.fullmatch(r"(\d{1,15})\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
-    if match is None:
+    most = read_size(text)
+    if most is None:
         raise StorageError(f"{LIMIT_ENV} is {text!r}, expected a number of bytes such as 0, 500M or 8G")
-    return int(match[1]) * _UNITS[match[2].upper()]
+    return most
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from .gguf_file import GGUFFile, GGUFTensor
 from .gguf_special_tokens import SpecialTokens
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from .tokenizer_backend import Tokenizer
 
 _MAX_PARTS = 256
 _BLOCK_WEIGHTS = 1 << 18  # decoded at once

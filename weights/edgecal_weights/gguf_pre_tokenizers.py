@@ -25,21 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
-
 from .errors import EdgecalWarning, UnsupportedModelError
-
-# The expressions of the models' own tokenizer.json; GPT-2's is built into ByteLevel.
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+from .plain_tokenizer.expressions import LLAMA3, QWEN2, TEKKEN
 
 
 @dataclass(frozen=True)
@@ -52,22 +39,23 @@ class PreTokenizer:
     ignore_merges: bool = False
     add_bos: bool = False
 
-    def attach(self, tokenizer: Tokenizer) -> None:
-        """Set the normalizer and the pre-tokenizer."""
-        if self.nfc:
-            tokenizer.normalizer = normalizers.NFC()
-        steps: list[pre_tokenizers.PreTokenizer] = []
+    def fields(self) -> dict[str, Any]:
+        """The normalizer and the pre-tokenizer, as tokenizer.json has them."""
+        steps: list[dict[str, Any]] = []
         if self.split_digits:
-            steps.append(pre_tokenizers.Digits(individual_digits=True))
+            steps.append({"type": "Digits", "individual_digits": True})
         if self.regex is not None:
-            steps.append(pre_tokenizers.Split(Regex(self.regex), behavior="isolated"))
-        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.regex is None))
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+            split = {"type": "Split", "pattern": {"Regex": self.regex}, "behavior": "Isolated", "invert": False}
+            steps.append(split)
+        no_regex = self.regex is None
+        steps.append({"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": no_regex})
+        normalizer = {"type": "NFC"} if self.nfc else None
+        return {"normalizer": normalizer, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
 
 
 _GPT2 = PreTokenizer()
 _STARCODER = PreTokenizer(split_digits=True)
-_LLAMA_BPE = PreTokenizer(regex=_LLAMA3, ignore_merges=True, add_bos=True)
+_LLAMA_BPE = PreTokenizer(regex=LLAMA3, ignore_merges=True, add_bos=True)
 _NAMED = {
     "gpt-2": _GPT2,
     "smollm": _STARCODER,
@@ -76,10 +64,10 @@ _NAMED = {
     "llama-bpe": _LLAMA_BPE,
     "llama3": _LLAMA_BPE,
     "llama-v3": _LLAMA_BPE,
-    "tekken": PreTokenizer(regex=_TEKKEN, ignore_merges=True, add_bos=True),
-    "qwen2": PreTokenizer(regex=_QWEN2, nfc=True),
-    "stablelm2": PreTokenizer(regex=_QWEN2, nfc=True),
-    "deepseek-r1-qwen": PreTokenizer(regex=_QWEN2),
+    "tekken": PreTokenizer(regex=TEKKEN, ignore_merges=True, add_bos=True),
+    "qwen2": PreTokenizer(regex=QWEN2, nfc=True),
+    "stablelm2": PreTokenizer(regex=QWEN2, nfc=True),
+    "deepseek-r1-qwen": PreTokenizer(regex=QWEN2),
 }
 
 _JOINED = re.compile(r"[!-&(-/:-@\[-`{-~][A-Za-z]+")  # punctuation and a word in one token; no "'s"

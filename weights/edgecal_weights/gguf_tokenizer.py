@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from .errors import UnsupportedModelError
 from .gguf_pre_tokenizers import find_pre_tokenizer
 from .gguf_special_tokens import CONTROL, UNKNOWN, USER_DEFINED, SpecialTokens
+from .tokenizer_backend import AddedToken, Tokenizer
+from .tokenizer_backend import build as build_backend
 
 # Recovering merges looks at every cut of every piece, so its work grows with the squares of the lengths.
 # Vocabularies made of words need a few million; one made of a few absurdly long pieces must not occupy the
@@ -75,39 +76,32 @@ class _Builder:
             self.fail("tokens", f"holds {first!r} more than once")
 
     def build(self) -> Tokenizer:
-        tokenizer, add_bos = self._sentencepiece() if self.kind == "llama" else self._byte_level()
-        self._add_tokens(tokenizer)
-        self._add_template(tokenizer, add_bos)
-        return tokenizer
+        fields, add_bos = self._sentencepiece() if self.kind == "llama" else self._byte_level()
+        return build_backend(fields | {"post_processor": self._template(add_bos)}, self._added_tokens(), self.path)
 
-    def _byte_level(self) -> tuple[Tokenizer, bool]:
+    def _byte_level(self) -> tuple[dict[str, Any], bool]:
         pre = find_pre_tokenizer(self.metadata, self.tokens, self.path)
-        tokenizer = Tokenizer(models.BPE(vocab=self.vocab, merges=self._merges(), ignore_merges=pre.ignore_merges))
-        pre.attach(tokenizer)
-        tokenizer.decoder = decoders.ByteLevel()
-        return tokenizer, pre.add_bos
+        model = self._model(self._merges(), ignore_merges=pre.ignore_merges)
+        decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+        return {**pre.fields(), "model": model, "decoder": decoder}, pre.add_bos
 
-    def _sentencepiece(self) -> tuple[Tokenizer, bool]:
+    def _sentencepiece(self) -> tuple[dict[str, Any], bool]:
         merges = self._merges() if "tokenizer.ggml.merges" in self.metadata else self._merges_from_scores()
         unknown = self.special.token_id("unknown")
-        tokenizer = Tokenizer(
-            models.BPE(
-                vocab=self.vocab,
-                merges=merges,
-                unk_token=None if unknown is None else self.tokens[unknown],
-                fuse_unk=True,
-                byte_fallback=True,
-            )
-        )
-        escape = normalizers.Replace(" ", "▁")
-        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        token = None if unknown is None else self.tokens[unknown]
+        model = self._model(merges, unk_token=token, fuse_unk=True, byte_fallback=True)
+        normalizer: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}]
+        steps += [{"type": "ByteFallback"}, {"type": "Fuse"}]
         if self.metadata.get("tokenizer.ggml.add_space_prefix", True):
-            tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), escape])
-            steps.append(decoders.Strip(content=" ", left=1, right=0))
-        else:
-            tokenizer.normalizer = escape
-        tokenizer.decoder = decoders.Sequence(steps)
-        return tokenizer, True
+            prepend = {"type": "Prepend", "prepend": "▁"}
+            normalizer = {"type": "Sequence", "normalizers": [prepend, normalizer]}
+            steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+        decoder = {"type": "Sequence", "decoders": steps}
+        return {"normalizer": normalizer, "pre_tokenizer": None, "model": model, "decoder": decoder}, True
+
+    def _model(self, merges: list[tuple[str, str]], **options: Any) -> dict[str, Any]:
+        return {"type": "BPE", "vocab": self.vocab, "merges": merges, **options}
 
     def _spell_space_runs(self) -> set[int]:
         """Write user-defined tokens of spaces only as pieces ("▁▁"); returns their ids."""
@@ -170,18 +164,19 @@ class _Builder:
         found.sort()
         return [(self.tokens[left], self.tokens[right]) for *_, left, right in found]
 
-    def _add_tokens(self, tokenizer: Tokenizer) -> None:
+    def _added_tokens(self) -> list[AddedToken]:
         types = self.special.types
         if types is not None:
             special = np.flatnonzero((types == CONTROL) | (types == UNKNOWN)).tolist()
             plain = np.flatnonzero(types == USER_DEFINED).tolist()
         else:
             special, plain = sorted(set(self.special.named.values())), []
-        tokenizer.add_special_tokens([AddedToken(self.tokens[i], normalized=False, special=True) for i in special])
-        tokenizer.add_tokens([AddedToken(self.tokens[i], normalized=False, special=False) for i in plain])
+        kinds = [(index, True) for index in special] + [(index, False) for index in plain]
+        return [AddedToken(self.tokens[index], normalized=False, special=kind) for index, kind in kinds]
 
-    def _add_template(self, tokenizer: Tokenizer, add_bos_default: bool) -> None:
-        pieces, special = ["$A"], []
+    def _template(self, add_bos_default: bool) -> dict[str, Any] | None:
+        around: dict[str, list[str]] = {"bos": [], "eos": []}
+        special = {}
         for name, default in (("bos", add_bos_default), ("eos", False)):
             wanted = self.metadata.get(f"tokenizer.ggml.add_{name}_token")
             index = self.special.token_id(name)
@@ -191,8 +186,16 @@ class _Builder:
                 wanted = default and name in self.special.named
             if index is None or not wanted:
                 continue
-            special.append({"id": name, "ids": [index], "tokens": [self.tokens[index]]})
-            pieces = [name, *pieces] if name == "bos" else [*pieces, name]
-        if special:
-            pair = [*pieces, *("$B:1" if piece == "$A" else f"{piece}:1" for piece in pieces)]
-            tokenizer.post_processor = processors.TemplateProcessing(single=pieces, pair=pair, special_tokens=special)
+            special[name] = {"id": name, "ids": [index], "tokens": [self.tokens[index]]}
+            around[name].append(name)
+        if not special:
+            return None
+
+        def pieces(text: str, kind: int) -> list[dict[str, Any]]:
+            front, behind = (
+                [{"SpecialToken": {"id": name, "type_id": kind}} for name in around[place]] for place in ("bos", "eos")
+            )
+            return [*front, {"Sequence": {"id": text, "type_id": kind}}, *behind]
+
+        pair = [*pieces("A", 0), *pieces("B", 1)]
+        return {"type": "TemplateProcessing", "single": pieces("A", 0), "pair": pair, "special_tokens": special}

@@ -28,11 +28,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
-
 from .errors import FileFormatError, ModelNotFoundError
 from .files import read_bytes, read_text
 from .hf_config import read_json
+from .tokenizer_backend import AddedToken, Tokenizer
+from .tokenizer_backend import read as read_backend
 
 _MAX_TEMPLATE = 4 << 20
 _MAX_TOKENIZER = 256 << 20  # a vocabulary of 262,144 with its merges has 33 MB
@@ -52,16 +52,14 @@ def read_tokenizer(directory: Path, vocab_size: int | None, advice: str) -> Toke
     Raises:
         ModelNotFoundError: no tokenizer.json.
         FileFormatError: a file that is not what it should be.
+        UnsupportedModelError: what only the tokenizers library serves, which is not installed.
     """
     path = directory / "tokenizer.json"
     try:
         content = read_bytes(path, _MAX_TOKENIZER)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(f"{error}; {advice}") from error
-    try:
-        tokenizer = Tokenizer.from_buffer(content)  # the library takes no path that is not UTF-8
-    except Exception as error:  # the library raises bare Exception for every kind of bad file
-        raise FileFormatError(f"{path} is not a tokenizer of the tokenizers library: {error}") from error
+    tokenizer = read_backend(content, path)
     _add_tokens(tokenizer, _tokens_of(directory, tokenizer), vocab_size)
     return tokenizer
 

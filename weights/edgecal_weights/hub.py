@@ -191,8 +191,13 @@ def _fetch(
     progress: Progress | None,
 ) -> tuple[Path, list[str]]:
     """The snapshot's directory, and the files in it that `choose` picked from the repository's (or the cache's)."""
-    from huggingface_hub import HfApi, constants, snapshot_download
-
+    try:
+        from huggingface_hub import HfApi, constants, snapshot_download
+    except ImportError as error:
+        raise HubError(
+            f"{repo} is not here, and to fetch it from the hub needs the package huggingface-hub ({error}); install it "
+            "(docs/install.md, on Android docs/termux.md), or give a folder or a file"
+        ) from error
     if offline is None:
         offline = bool(constants.HF_HUB_OFFLINE)
     trouble: Exception | None = None

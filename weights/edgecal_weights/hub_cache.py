@@ -17,10 +17,13 @@ class CachedRepo(NamedTuple):
 
 
 def cached_models() -> list[CachedRepo]:
-    """All models and adapters in the cache, by name; an empty list where nothing was ever downloaded."""
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
+    """All models and adapters in the cache, by name; an empty list where nothing was ever downloaded, or the
+    package that does it is not installed."""
+    try:
+        from huggingface_hub import scan_cache_dir
+        from huggingface_hub.errors import CacheNotFound
+    except ImportError:
+        return []
     try:
         repos = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model"]
     except (CacheNotFound, OSError, ValueError):

@@ -27,7 +27,7 @@ from .hf_config import normalize_config, read_json
 from .safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from .tokenizer_backend import Tokenizer
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _COMPARED = 1 << 18  # numbers at a time

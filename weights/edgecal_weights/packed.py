@@ -57,7 +57,7 @@ from .hf_config import normalize_config, read_json
 from .safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from .tokenizer_backend import Tokenizer
 
 PACKED_FORMAT = "edgecal-packed"
 PACKED_VERSION = "2"  # 1: int4 was what is int4_f16 now

@@ -1,11 +1,10 @@
 """One safetensors file: strict at the door, then plain reads of just the rows that are asked for.
 
 The format is eight bytes of header length, a JSON header {name: {dtype, shape, data_offsets}}, and the
-bytes of the tensors. The `safetensors` library is the judge of whether a file is valid (no overlaps, no
-gaps, sizes that match shapes, nothing behind the end); its own readers are not used for the data, because
-they map the file into memory and hand out whole tensors. Our header parse repeats the checks that reading
-depends on, so that a message can name the tensor, and so that a file which changes between the two looks
-cannot send a read out of bounds.
+bytes of the tensors. A file is valid by the rules of the `safetensors` library: known types, sizes that match
+shapes, no overlaps, no gaps, nothing behind the end. They are written here, and the tests have the library as
+the judge: it hands out whole tensors from a memory map, says less about what is wrong, and has no build for
+Android.
 
 F32, F16, BF16 and F64 become float32. Anything else (int8, fp8 ...) needs a recipe that the file does not
 contain, and is refused by name when it is read.
@@ -13,6 +12,7 @@ contain, and is refused by name when it is read.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -23,8 +23,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from .binary_file import FLOAT_BYTES, BinaryFile, Decode, check_rows, decode_floats
 from .errors import FileFormatError, UnsupportedModelError
@@ -33,6 +31,14 @@ from .files import atomic_write, parse_json
 # The format allows 100 MB, which Python's JSON would turn into more than a gigabyte of objects; a header of a
 # model with 10,000 tensors is about 1.5 MB.
 _MAX_HEADER = 16 << 20
+# The format's types in its own order, with their bits: a writer puts the last of them first, so that every tensor
+# begins where its numbers may lie.
+_BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8}
+_BITS |= {"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32}
+_BITS |= {"F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64}
+# NumPy's names of them
+_NAMES = {"b1": "BOOL", "u1": "U8", "i1": "I8", "i2": "I16", "u2": "U16", "f2": "F16", "i4": "I32", "u4": "U32"}
+_NAMES |= {"f4": "F32", "c8": "C64", "f8": "F64", "i8": "I64", "u8": "U64"}
 # Bytes converted at once. Small enough for the heap's free list: a larger buffer is mapped anew for each read, and the
 # kernel clears its pages each time.
 _CHUNK = 1 << 16
@@ -59,7 +65,7 @@ class SafetensorsFile:
             header = self._header()
             self.metadata: dict[str, str] = self._metadata(header.pop("__metadata__", {}))
             self._entries = {name: self._entry(name, fields) for name, fields in header.items()}
-            self._judge()
+            self._check_places()
         except BaseException:
             self._file.close()
             raise
@@ -103,18 +109,22 @@ class SafetensorsFile:
                 f"{self.path} is truncated: {name} ends at byte {self._data_start + end}, the file has "
                 f"{self._file.size}; fetch it again"
             )
-        if dtype in FLOAT_BYTES and math.prod(shape) * FLOAT_BYTES[dtype] != end - begin:
+        if dtype not in _BITS:
+            raise FileFormatError(f"{self.path}: {name} has the type {dtype:.40}, which the format does not know")
+        if math.prod(shape) * _BITS[dtype] != 8 * (end - begin):
             raise FileFormatError(f"{self.path}: {name} is {dtype} {shape} but occupies {end - begin} bytes")
         return TensorEntry(dtype, tuple(shape), self._data_start + begin, end - begin)
 
-    def _judge(self) -> None:
-        try:
-            with safe_open(str(self.path), framework="np") as opened:
-                same = set(opened.keys()) == set(self._entries)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise FileFormatError(f"{self.path} is not a valid safetensors file: {error}") from error
-        if not same:
-            raise FileFormatError(f"{self.path} changed while it was opened")
+    def _check_places(self) -> None:
+        """Every byte behind the header belongs to one tensor."""
+        at = self._data_start
+        for name, entry in sorted(self._entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+            if entry.offset != at:
+                what = "overlaps another tensor" if entry.offset < at else "leaves a gap in front of it"
+                raise FileFormatError(f"{self.path}: {name} begins at byte {entry.offset} and {what}")
+            at += entry.nbytes
+        if at != self._file.size:
+            raise FileFormatError(f"{self.path}: {self._file.size - at} bytes at the end belong to no tensor")
 
     def names(self) -> list[str]:
         return list(self._entries)
@@ -207,9 +217,23 @@ class SafetensorsFile:
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write contiguous arrays of any type by name, complete or not at all. StorageError when the disk refuses."""
-    with atomic_write(path) as partial:
-        try:
-            save_file(dict(tensors), partial, None if metadata is None else dict(metadata))
-        except SafetensorError as error:  # an error of the operating system in the library's words
-            raise OSError(str(error)) from error
+    """Write arrays by name, complete or not at all. StorageError when the disk refuses.
+
+    The bytes are those that the safetensors library writes.
+    """
+    arrays = {name: np.asarray(array, array.dtype.newbyteorder("<"), order="C") for name, array in tensors.items()}
+    types = {name: _NAMES[array.dtype.str[1:]] for name, array in arrays.items()}
+    ranks = {name: i for i, name in enumerate(_BITS)}
+    order = sorted(arrays, key=lambda name: (-ranks[types[name]], name))
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    at = 0
+    for name in order:
+        end = at + arrays[name].nbytes
+        header[name] = {"dtype": types[name], "shape": list(arrays[name].shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_write(path) as partial, open(partial, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(arrays[name].reshape(-1).view(np.uint8).data)

@@ -9,9 +9,11 @@ from ...errors import BenchmarkError
 
 def fetch_file(repo: str, file: str) -> Path:
     """`repo` is "org/name" or "org/name@revision". BenchmarkError says what the hub said."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise BenchmarkError(f"to fetch the data set {repo} needs the package huggingface-hub ({error})") from error
     name, _, revision = repo.partition("@")
     try:
         return Path(hf_hub_download(name, file, repo_type="dataset", revision=revision or None))
