@@ -17,7 +17,6 @@ from ..errors import (
 )
 
 RETRY_AFTER_S = 5
-_LONGEST = 600
 
 
 class HttpError(EdgecalError):
@@ -44,7 +43,7 @@ def body_of(error: BaseException) -> dict[str, Any]:
     """What stands under "error". Of what nobody foresaw it says no more than that it happened."""
     status = status_of(error)
     message = str(error) if isinstance(error, EdgecalError) else "the server failed at this request; its log says why"
-    values: dict[str, Any] = {"code": status, "message": message[:_LONGEST], "type": _kind(error, status)}
+    values: dict[str, Any] = {"code": status, "message": message, "type": _kind(error, status)}
     if isinstance(error, ContextLengthError):
         values |= {"n_prompt_tokens": error.n_tokens, "n_ctx": error.limit}
     return values

@@ -33,6 +33,8 @@ Progress = Callable[[int, int, str], None]
 
 _CHUNK = 1 << 20
 _LISTED = 3  # names in one message
+_DEEPEST = 100  # JSON; a model's tokenizer.json has 8
+_DEEP = object()
 
 
 def expand(path: str | Path, error: type[EdgecalError]) -> Path:
@@ -196,11 +198,28 @@ def read_object(
 
 
 def parse_json(text: str | bytes, *, unique: bool = True) -> Any:
-    """ValueError for what is no JSON, is nested too deep, or (unless `unique` is False) has a key twice."""
+    """ValueError for what is no JSON, is nested too deep, or (unless `unique` is False) has a key twice.
+
+    What comes back can be walked, printed and written by functions that call themselves.
+    """
     try:
-        return json.loads(text, object_pairs_hook=unique_keys if unique else None)
+        value = json.loads(text, object_pairs_hook=unique_keys if unique else None)
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        value = _DEEP
+    if value is _DEEP or _deeper_than(value, _DEEPEST):
+        raise ValueError(f"it is nested more than {_DEEPEST} deep")
+    return value
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    """Whether lists and objects lie more than `limit` deep in one another."""
+    level = [value]
+    for _ in range(limit):
+        inner = (c.values() if isinstance(c, dict) else c for c in level if isinstance(c, (dict, list)))
+        level = [item for items in inner for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

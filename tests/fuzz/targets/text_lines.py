@@ -1,0 +1,46 @@
+"""JSON lines, JSON arrays and tables: examples of an evaluation, of a search, documents of a text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from edgecal.benchmark.datasets import DATASETS, load_examples
+from edgecal.benchmark.tasks import parse_tasks
+from edgecal.cli._prompts import read_lines
+from edgecal.errors import EdgecalError
+from edgecal.search.losses import read_examples
+from edgecal.text.corpus import read_documents
+
+from ..mutate import lines
+from ..target import Target
+
+_TASKS = parse_tasks(["summarize", "summarize+professional", "reply+french"])
+_SETS = ("", "dialogsum:", "samsum:", "dialogsumx:", "persona_chat:", "tones:")
+
+
+def prepare(folder: Path) -> list[bytes]:
+    own = {"id": "e1", "input": "Ann: hi", "reference": "A greeting.", "tone": "professional"}
+    many = [own, {"text": "x", "references": ["a", "b"], "language": "french"}, {"prompt": "p", "target": "t"}]
+    many += [{"fname": "t1", "dialogue": "d", "summary": "s"}, {"dialogue": ["a", "b"], "summary1": "s", "id": 3}]
+    as_lines = "\n".join(map(json.dumps, many))
+    return [text.encode() for text in (as_lines, json.dumps(many), "id,input,reference\n1,a,b\n2,\"c\nd\",e\n", "a\tb\n")]
+
+
+def run(data: bytes, folder: Path) -> None:
+    assert set(name.rstrip(":") for name in _SETS) - {""} <= set(DATASETS)
+    refused: EdgecalError | None = None
+    for ending in (".jsonl", ".csv", ".tsv"):
+        path = folder / f"lines{ending}"
+        path.write_bytes(data)
+        reads = [lambda task=task, kind=kind: load_examples(f"{kind}{path}", task) for task in _TASKS for kind in _SETS]
+        for read in (*reads, lambda: read_examples(path, "Shorten"), lambda: read_documents(path), lambda: read_lines(str(path))):
+            try:
+                read()
+            except EdgecalError as error:
+                refused = error
+    if refused is not None:
+        raise refused
+
+
+TARGET = Target(run, prepare, lines)
