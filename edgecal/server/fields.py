@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgecal_kernels.errors import shown
+from edgecal_weights.files import is_number
 
 from .errors import HttpError
 
@@ -54,7 +54,7 @@ class Fields:
         value = self.any(*names)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not is_number(value):
             raise self._wrong(names[0], "a number", value)
         return float(value)
 

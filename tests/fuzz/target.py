@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from edgecal_kernels.errors import EdgecalError
+
 Mutator = Callable[[bytes, random.Random], bytes]
 _HERE = Path(__file__).parent
 CORPUS = _HERE / "corpus"
+
+
+def all_of(reads: Iterable[Callable[[], object]]) -> None:
+    """Call all of them; the last refusal comes out where none of them took the input."""
+    accepted, refused = False, None
+    for read in reads:
+        try:
+            read()
+            accepted = True
+        except EdgecalError as error:
+            refused = error
+    if refused is not None and not accepted:
+        raise refused
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import difflib
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -220,6 +221,14 @@ def _deeper_than(value: Any, limit: int) -> bool:
         if not level:
             return False
     return True
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number that a float can be: no bool, nothing infinite, no integer of 400 digits."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

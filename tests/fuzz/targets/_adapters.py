@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgecal.adapters import LoraAdapter, Recipe, compile_recipe
+from edgecal.architecture import base_facts
 from tests.tiny import linear_shapes, model_config, write_tiny_adapter, write_tiny_hf
 
 BASE = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -18,6 +19,7 @@ def write(folder: Path) -> Path:
 def look(path: Path, folder: Path) -> None:
     """Open the adapter, and compile it for the base as an engine does."""
     adapter = LoraAdapter.load(path, "a")
-    shapes = linear_shapes(model_config(folder / "base"))
+    config = model_config(folder / "base")
+    shapes = linear_shapes(config)
     adapter.check_against(shapes)
-    compile_recipe(Recipe("single", ("a",)), {"a": adapter}, None, shapes, None)
+    compile_recipe(Recipe("single", ("a",)), {"a": adapter}, None, shapes, base_facts(config))

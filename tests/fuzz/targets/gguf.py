@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
 
 from edgecal.architecture import expected_shapes
 from edgecal.config import ModelConfig
 from edgecal.text.tokenizer import Tokenizer
 from edgecal_weights.file_kind import describe
 from edgecal_weights.opening import open_checkpoint
-from tests.weights.samples import weights, write_gguf
+from tests.weights.samples import FFN, HEAD_DIM, HIDDEN, KV_HEADS, weights, write_gguf
 
 from ..mutate import behind
 from ..target import Target
@@ -24,9 +27,28 @@ _KEYS = (
 )  # fmt: skip
 
 
+_SMALLER = {HIDDEN: 32, FFN: 64, KV_HEADS * HEAD_DIM: 16, HEAD_DIM: 8}
+
+
 def prepare(folder: Path) -> list[bytes]:
-    rng = np.random.default_rng(1)
-    return [write_gguf(folder / f"{x}.gguf", x, weights(x, rng)).read_bytes()[:60_000] for x in ("llama", "qwen2")]
+    return [_write(folder / f"{family}.gguf", family).read_bytes() for family in ("llama", "qwen2", "gemma3")]
+
+
+def _write(path: Path, family: str) -> Path:
+    """A model of one layer and some thousand weights, half of them in blocks."""
+    tensors = {
+        name: tensor[tuple(slice(_SMALLER.get(n, n)) for n in tensor.shape)].copy()
+        for name, tensor in weights(family, np.random.default_rng(1)).items()
+        if "layers.1" not in name
+    }
+
+    def stored(name: str, tensor: np.ndarray) -> tuple[np.ndarray, Any]:
+        kind = GGMLQuantizationType.Q4_0 if "mlp" in name else None
+        return (quantize(tensor, kind) if kind is not None else tensor), kind
+
+    sizes = {"embedding_length": 32, "feed_forward_length": 64, "block_count": 1, "rope__dimension_count": 8}
+    sizes |= {"attention__key_length": 8, "attention__value_length": 8}
+    return write_gguf(path, family, tensors, stored=stored, **sizes)
 
 
 def run(data: bytes, folder: Path) -> None:

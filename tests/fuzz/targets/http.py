@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import json
 import random
 from functools import cache
@@ -63,7 +62,6 @@ class _Server:
         self.app.context.loop = self.loop
         served.running.start()
         self.app.context.serve(served)
-        atexit.register(lambda: self.loop.run_until_complete(served.running.close()))
 
     def ask(self, method: str, target: str, body: bytes) -> tuple[int, bytes]:
         """Status and body of the answer."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from edgecal.adapters import Recipe
 from edgecal.benchmark import EvalConfig
 from edgecal.benchmark.prompts import load_prompts
-from edgecal.errors import EdgecalError
 
 from ..mutate import words
-from ..target import Target
+from ..target import Target, all_of
 
 _SEEDS = (
     "method: ties\nadapters: [{path: adapters/a, weight: 0.6}, {name: b, weight: 0.4}]\noptions: {density: 0.5}\n",
@@ -39,18 +40,12 @@ def prepare(folder: Path) -> list[bytes]:
 
 
 def run(data: bytes, folder: Path) -> None:
-    refused: EdgecalError | None = None
+    reads: list[Callable[[], object]] = []
     for name in ("recipe.yaml", "recipe.json"):
         path = folder / name
         path.write_bytes(data)
-        for read in (_recipe, EvalConfig.from_file, lambda path: load_prompts(str(path))):
-            try:
-                read(path)
-            except EdgecalError as error:
-                str(error)
-                refused = error
-    if refused is not None:
-        raise refused
+        reads += [partial(_recipe, path), partial(EvalConfig.from_file, path), partial(load_prompts, str(path))]
+    all_of(reads)
 
 
 def _recipe(path: Path) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from edgecal.benchmark.datasets import DATASETS, load_examples
+from edgecal.benchmark.datasets import load_examples
 from edgecal.benchmark.tasks import parse_tasks
 from edgecal.cli._prompts import read_lines
-from edgecal.errors import EdgecalError
 from edgecal.search.losses import read_examples
 from edgecal.text.corpus import read_documents
 
 from ..mutate import lines
-from ..target import Target
+from ..target import Target, all_of
 
 _TASKS = parse_tasks(["summarize", "summarize+professional", "reply+french"])
 _SETS = ("", "dialogsum:", "samsum:", "dialogsumx:", "persona_chat:", "tones:")
@@ -28,19 +29,13 @@ def prepare(folder: Path) -> list[bytes]:
 
 
 def run(data: bytes, folder: Path) -> None:
-    assert set(name.rstrip(":") for name in _SETS) - {""} <= set(DATASETS)
-    refused: EdgecalError | None = None
+    reads: list[Callable[[], object]] = []
     for ending in (".jsonl", ".csv", ".tsv"):
         path = folder / f"lines{ending}"
         path.write_bytes(data)
-        reads = [lambda task=task, kind=kind: load_examples(f"{kind}{path}", task) for task in _TASKS for kind in _SETS]
-        for read in (*reads, lambda: read_examples(path, "Shorten"), lambda: read_documents(path), lambda: read_lines(str(path))):
-            try:
-                read()
-            except EdgecalError as error:
-                refused = error
-    if refused is not None:
-        raise refused
+        reads += [partial(load_examples, f"{kind}{path}", task) for task in _TASKS for kind in _SETS]
+        reads += [partial(read_examples, path, "Shorten"), partial(read_documents, path), partial(read_lines, str(path))]
+    all_of(reads)
 
 
 TARGET = Target(run, prepare, lines)
