@@ -40,7 +40,9 @@ def load_model(
         raise OptionError(f"weights {weights!r} is not known; choose one of {', '.join(WEIGHTS)}")
     check_tensors(checkpoint, config)
     with run_form(checkpoint, weights, group_size, progress) as form:
-        return _read(form.checkpoint, config, ops, weights, group_size, progress), form.note
+        model = _read(form.checkpoint, config, ops, weights, group_size, progress)
+        model.watch = form.checkpoint.watch()
+        return model, form.note
 
 
 def _read(

@@ -13,6 +13,7 @@ from edgecal_kernels.errors import shown
 from edgecal_weights.files import is_number
 
 _MOST = 1e18  # of any figure
+_WORDS = ("failure", "language")  # among the scores
 
 Check = Callable[[Any], bool]
 
@@ -42,9 +43,9 @@ def _mapping(check: Check) -> Check:
 
 
 def _scores(value: Any) -> bool:
-    if not isinstance(value, dict) or not _text(value.get("failure")) or "language" not in value:
+    if not isinstance(value, dict) or not all(_text(value.get(name)) for name in _WORDS):
         return False
-    return all(_text(item) or _number(item) for item in value.values())
+    return all(_number(item) for name, item in value.items() if name not in _WORDS)
 
 
 _WHAT = {"task": _text, "method": _text, "id": _text}
