@@ -91,6 +91,7 @@ def test_pages_that_are_gone_are_zeros_and_the_check_says_so(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "FileFormatError\n", "")
 
 
+@pytest.mark.slow
 def test_a_file_that_shrinks_in_the_middle_of_a_pass(packed, tmp_path):
     """The check in front of the pass is taken away, so that the kernels of all threads meet the missing pages."""
     model = shutil.copytree(packed, tmp_path / "model")
