@@ -26,6 +26,8 @@ from typing import Protocol
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
+from edgecal_weights.tokenizer_faults import tokenizer_faults
+
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SENTENCEPIECE = [
@@ -184,6 +186,7 @@ class _Library:
         return ""
 
     def flush(self) -> str:
-        text = self._backend.decode(self._ids, skip_special_tokens=self._skip_special_tokens)[self._length :]
+        with tokenizer_faults("the model"):
+            text = self._backend.decode(self._ids, skip_special_tokens=self._skip_special_tokens)[self._length :]
         self._length += len(text)
         return text

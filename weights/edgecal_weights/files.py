@@ -268,7 +268,7 @@ def parse_json(text: str | bytes, *, unique: bool = True) -> Any:
     except RecursionError:
         value = _DEEP
     if value is _DEEP or _deeper_than(value, _DEEPEST):
-        raise ValueError(f"it is nested more than {_DEEPEST} deep")
+        raise ValueError(f"it is nested too deep: more than {_DEEPEST} levels")
     return value
 
 

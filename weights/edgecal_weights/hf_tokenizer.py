@@ -33,6 +33,7 @@ from tokenizers import AddedToken, Tokenizer
 from .errors import FileFormatError, ModelNotFoundError
 from .files import read_bytes, read_text
 from .hf_config import read_json
+from .tokenizer_faults import tokenizer_faults
 
 _MAX_TEMPLATE = 4 << 20
 _MAX_TOKENIZER = 256 << 20  # a vocabulary of 262,144 with its merges has 33 MB
@@ -58,11 +59,11 @@ def read_tokenizer(directory: Path, vocab_size: int | None, advice: str) -> Toke
         content = read_bytes(path, _MAX_TOKENIZER)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(f"{error}; {advice}") from error
-    try:
+    with tokenizer_faults(path):
         tokenizer = Tokenizer.from_buffer(content)  # the library takes no path that is not UTF-8
-    except Exception as error:  # the library raises bare Exception for every kind of bad file
-        raise FileFormatError(f"{path} is not a tokenizer of the tokenizers library: {error}") from error
-    _add_tokens(tokenizer, _tokens_of(directory, tokenizer), vocab_size)
+    tokens = _tokens_of(directory, tokenizer)
+    with tokenizer_faults(path):
+        _add_tokens(tokenizer, tokens, vocab_size)
     return tokenizer
 
 
