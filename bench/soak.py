@@ -80,9 +80,7 @@ class Memory:
 def through_the_api(total: int) -> dict[str, Any]:
     """The figures, and `answers`: the text of every pair of recipe and prompt."""
     engine = Engine.load("demo", adapters={name: demo.find(f"demo:{name}") for name in PAIR})
-    made = {
-        name: None if values is None else Recipe.from_dict(values | _calibration(values)) for name, values in recipes().items()
-    }
+    made = {name: _recipe(values) for name, values in recipes().items()}
     memory, answers, wrong = Memory(total, lambda: resident(os.getpid())), dict[str, str](), 0
     began = perf_counter()
     for number in range(total):
@@ -97,8 +95,11 @@ def through_the_api(total: int) -> dict[str, Any]:
     return {"generations": total, "wrong": wrong, "seconds": seconds, **memory.found(), "answers": answers}
 
 
-def _calibration(values: dict[str, Any]) -> dict[str, Any]:
-    return {"calibration": demo.find(f"demo:{values['calibration']}")} if "calibration" in values else {}
+def _recipe(values: dict[str, Any] | None) -> Recipe | None:
+    if values is None:
+        return None
+    place = {"calibration": demo.find(f"demo:{values['calibration']}")} if "calibration" in values else {}
+    return Recipe.from_dict(values | place)
 
 
 async def through_the_server(total: int, wanted: dict[str, str]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def shown(value: Any, limit: int = 80) -> str:
 
 
 class EdgecalError(Exception):
-    """Base of the family: catch this to catch everything that edgecal refuses. Its message has 600 characters at most."""
+    """Base of the family: catch this to catch everything that edgecal refuses. Messages have 600 characters at most."""
 
     def __init__(self, message: object = "", *more: object) -> None:
         super().__init__(as_message(message), *more)

@@ -169,7 +169,7 @@ def test_a_server(tmp_path):
     port = "8391"
     command = [sys.executable, "-m", "edgecal", "serve", str(model), "--port", port, "--backend", "numpy"]
     for _ in range(2):
-        server = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        server = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             _wait(f"http://127.0.0.1:{port}/health")
             body = b'{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 900, "stream": true}'
@@ -180,7 +180,7 @@ def test_a_server(tmp_path):
                 server.wait(20)
         finally:
             server.kill()
-            server.communicate()
+            server.wait(20)
 
 
 def _wait(url: str) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,10 +35,9 @@ def test_several_processes_quantize_to_one_place(model: Path, tmp_path: Path) ->
         "    with open_checkpoint(sys.argv[1]) as source:\n"
         "        quantize_checkpoint(source, sys.argv[2], format=sys.argv[3], overwrite=True)\n"
     )
-    commands = [[sys.executable, "-c", code, str(model), str(tmp_path / "packed"), x] for x in ("int4", "int6", "int8")]
-    children = [
-        subprocess.Popen(c, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for c in commands
-    ]
+    command = [sys.executable, "-c", code, str(model), str(tmp_path / "packed")]
+    options: dict[str, Any] = {"env": environment(), "stderr": subprocess.PIPE, "text": True}
+    children = [subprocess.Popen([*command, format], **options) for format in ("int4", "int6", "int8")]
     for child in children:
         _, said = child.communicate(timeout=120)
         assert child.returncode == 0, said

@@ -38,7 +38,8 @@ def main() -> int:
         return 0
     if asked.engine == "auto":
         asked.engine = "coverage" if importlib.util.find_spec("atheris") else "outcome"
-    return int(any([_target(name, asked) for name in asked.targets or names()]))
+    faulty = [_target(name, asked) for name in asked.targets or names()]
+    return int(any(faulty))
 
 
 def _target(name: str, asked: Any) -> bool:

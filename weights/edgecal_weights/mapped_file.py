@@ -2,10 +2,10 @@
 
 A page of a mapped file is read when it is first touched. If the file has become shorter by then there is nothing to
 read, and the system ends the process (SIGBUS): in the middle of an answer, without a word. Three things are done
-against it. `edgecal` itself never writes into a file that is there, it renames a new one into its place. `check` compares
-the file with what was mapped, and the model calls it before and behind every pass, so that a changed file (longer,
-shorter, or written over: its time is another) is an error. And for what happens during a pass a handler of SIGBUS puts
-zeros where the file has ended, so that the pass comes to its end and `check` can say what happened.
+against it. `edgecal` itself never writes into a file that is there, it renames a new one into its place. `check`
+compares the file with what was mapped, and the model calls it before and behind every pass, so that a changed file
+(longer, shorter, or written over: its time is another) is an error. And for what happens during a pass a handler of
+SIGBUS puts zeros where the file has ended, so that the pass comes to its end and `check` can say what happened.
 
 The handler is the C library's, called by ctypes: one of Python's own would only be noted, and the load repeated for
 ever. It may run Python code because the signal comes from a plain load in a kernel, which never holds the interpreter's
@@ -39,10 +39,16 @@ class MappedFile(mmap.mmap):
     Raises OSError when it cannot be opened or mapped, ValueError when it is empty.
     """
 
+    path: Path
+    _descriptor: int
+    _known: tuple[int, int]  # size and time
+    _address: int
+    _is_torn = False
+
     def __new__(cls, path: Path) -> MappedFile:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            # Copy-on-write. A read-only map would give read-only arrays, which Numba compiles every kernel for once more
+            # Copy-on-write: a read-only map gives read-only arrays, which Numba compiles every kernel for once more
             self = super().__new__(cls, descriptor, 0, access=mmap.ACCESS_COPY)
         except BaseException:
             os.close(descriptor)
@@ -50,7 +56,6 @@ class MappedFile(mmap.mmap):
         weakref.finalize(self, os.close, descriptor)
         self.path, self._descriptor, self._known = path, descriptor, _state(descriptor)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self))
-        self._is_torn = False
         _maps.add(self)
         _install()
         return self

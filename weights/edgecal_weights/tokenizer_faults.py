@@ -21,5 +21,6 @@ def tokenizer_faults(where: object) -> Iterator[None]:
         yield
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == _PANIC:
-            raise FileFormatError(f"{where}: the tokenizers library cannot work with this tokenizer: {error}") from error
+            told = f"{where}: the tokenizers library cannot work with this tokenizer: {error}"
+            raise FileFormatError(told) from error
         raise

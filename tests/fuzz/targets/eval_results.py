@@ -23,7 +23,8 @@ def prepare(folder: Path) -> list[bytes]:
     (folder / "results").mkdir()
     config = {"model": "demo", "tasks": ["summarize"], "data": {"": "mini"}, "about": {"size": 3.0}}
     config["methods"] = [{"name": "linear", "method": "linear", "shots": 1}]
-    scores = {"language": "en", "rouge1": 0.5, "rouge2": 0.25, "rougeL": 0.4, "weighted_rouge": 0.4, "copy_rate": 0.1, "failure": ""}
+    scores = {"language": "en", "rouge1": 0.5, "rouge2": 0.25, "rougeL": 0.4, "weighted_rouge": 0.4}
+    scores |= {"copy_rate": 0.1, "failure": ""}
     answer = {"task": "summarize", "method": "linear", "id": "e1", "text": "A greeting.", "finish_reason": "stop"}
     answer |= {"scores": scores, "prompt_tokens": 9, "reused_tokens": 0, "new_tokens": 4, "first_token_s": 0.2}
     answer |= {"total_s": 0.5, "fingerprint": "0" * 16}

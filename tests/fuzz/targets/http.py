@@ -22,8 +22,8 @@ _HELLO = [{"role": "user", "content": "Hello"}]
 _SEEDS: tuple[tuple[str, Any], ...] = (
     ("POST /v1/chat/completions", {"model": "a", "messages": _HELLO, "max_tokens": 2, "temperature": 0.5, "seed": 1}),
     ("POST /v1/chat/completions", {"messages": _HELLO, "max_tokens": 3, "stream": True, "logprobs": True, "n": 2}),
-    ("POST /v1/chat/completions", {"messages": _HELLO, "max_tokens": 1, "recipe": {"method": "ties", "adapters": ["a", "b"],
-     "options": {"density": 0.5}}, "stop": ["x"], "top_logprobs": 2, "logprobs": True}),
+    ("POST /v1/chat/completions", {"messages": _HELLO, "max_tokens": 1, "recipe": {"method": "ties",
+     "adapters": ["a", "b"], "options": {"density": 0.5}}, "stop": ["x"], "top_logprobs": 2, "logprobs": True}),
     ("POST /v1/completions", {"prompt": "Once", "max_tokens": 2, "logprobs": 1, "echo": True}),
     ("POST /completions", {"prompt": [1, 2, 3], "n_predict": 2, "lora": [{"id": 0, "scale": 0.5}], "top_k": 3}),
     ("POST /v1/responses", {"input": "Hi", "max_output_tokens": 2, "instructions": "Be brief"}),
@@ -39,7 +39,10 @@ _SEEDS: tuple[tuple[str, Any], ...] = (
     ("POST /app/answer", {"task": "summarize", "text": "Ann: hi", "methods": ["single"], "max_tokens": 2}),
     ("POST /app/back", {"text": "Bonjour"}),
     ("GET /app/example?task=summarize", None),
-    ("GET /app/state", None), ("GET /v1/models/a", None), ("GET /slots", None), ("GET /metrics", None), ("GET /..", None),
+    ("GET /app/state", None),
+    ("GET /v1/models/a", None),
+    ("GET /slots", None),
+    ("GET /metrics", None),
 )  # fmt: skip
 
 
@@ -55,7 +58,8 @@ class _Server:
 
     def __init__(self, folder: Path) -> None:
         adapters = folder / "adapters"
-        engine = Engine.load(folder / "model", weights="fp32", backend="numpy", adapters={x: adapters / x for x in "ab"})
+        named = {name: adapters / name for name in "ab"}
+        engine = Engine.load(folder / "model", weights="fp32", backend="numpy", adapters=named)
         served = Served(engine, "tiny", recipes={"both": Recipe("linear", ("a", "b"))}, folder=adapters)
         self.loop = asyncio.new_event_loop()
         self.app = create_app(lambda: served, ServerOptions(folder=adapters, max_tokens=4))
@@ -69,10 +73,10 @@ class _Server:
 
     async def _ask(self, method: str, target: str, body: bytes) -> tuple[int, bytes]:
         path, _, query = target.partition("?")
-        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-        scope = {"type": "http", "http_version": "1.1", "method": method, "scheme": "http", "path": path, "headers": headers}
-        scope |= {"raw_path": path.encode(), "query_string": query.encode(), "root_path": "", "client": ("127.0.0.1", 1)}
-        scope |= {"server": ("localhost", 80), "asgi": {"version": "3.0"}}
+        scope: dict[str, Any] = {"type": "http", "http_version": "1.1", "asgi": {"version": "3.0"}, "scheme": "http"}
+        scope |= {"method": method, "path": path, "raw_path": path.encode(), "query_string": query.encode()}
+        scope |= {"root_path": "", "client": ("127.0.0.1", 1), "server": ("localhost", 80)}
+        scope["headers"] = [(b"host", b"localhost"), (b"content-type", b"application/json")]
         messages = [{"type": "http.request", "body": body, "more_body": False}]
         status, content = 0, bytearray()
 

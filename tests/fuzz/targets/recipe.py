@@ -29,9 +29,10 @@ _WORDS = (
     "method: ", "adapters: ", "weights: ", "options: ", "density: 0.5", "seed: ", "models: ", "parameters: ", "t: ",
     "merge_method: ", "slerp", "dare_ties", "concat", "linear", "base_model: ", "calibration: ", "steps: ", "shots: ",
     "- ", "\n", "  ", "{", "}", "[", "]", ", ", ": ", "? ", "&a ", "*a", "!!python/object:os.system ", "!!binary ",
-    "<<: ", "|", ">", "'", '"', "\\", "~", "null", "true", ".nan", "-.inf", "1e999", "9" * 400, "9" * 5000, "0x1", "---",
-    "%YAML 1.1\n", "#", "\t", "\0", "\x1b[2J", "\u2028", "\ufeff", "[" * 300, "{a: " * 200, "x" * 700, "{tone!r:>9}",
-    "../", "~nobody/", "/dev/zero", "demo:summarize", "normalize: false", "lambda: ", "rescale: true", "name: ", "path: ",
+    "<<: ", "|", ">", "'", '"', "\\", "~", "null", "true", ".nan", "-.inf", "1e999", "9" * 400, "9" * 5000, "0x1",
+    "---", "%YAML 1.1\n", "#", "\t", "\0", "\x1b[2J", "\u2028", "\ufeff", "[" * 300, "{a: " * 200, "x" * 700,
+    "{tone!r:>9}", "../", "~nobody/", "/dev/zero", "demo:summarize", "normalize: false", "lambda: ", "rescale: true",
+    "name: ", "path: ",
 )  # fmt: skip
 
 

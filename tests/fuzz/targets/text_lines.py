@@ -24,8 +24,8 @@ def prepare(folder: Path) -> list[bytes]:
     own = {"id": "e1", "input": "Ann: hi", "reference": "A greeting.", "tone": "professional"}
     many = [own, {"text": "x", "references": ["a", "b"], "language": "french"}, {"prompt": "p", "target": "t"}]
     many += [{"fname": "t1", "dialogue": "d", "summary": "s"}, {"dialogue": ["a", "b"], "summary1": "s", "id": 3}]
-    as_lines = "\n".join(map(json.dumps, many))
-    return [text.encode() for text in (as_lines, json.dumps(many), "id,input,reference\n1,a,b\n2,\"c\nd\",e\n", "a\tb\n")]
+    as_lines, as_table = "\n".join(map(json.dumps, many)), 'id,input,reference\n1,a,b\n2,"c\nd",e\n'
+    return [text.encode() for text in (as_lines, json.dumps(many), as_table, "a\tb\n")]
 
 
 def run(data: bytes, folder: Path) -> None:
@@ -34,7 +34,8 @@ def run(data: bytes, folder: Path) -> None:
         path = folder / f"lines{ending}"
         path.write_bytes(data)
         reads += [partial(load_examples, f"{kind}{path}", task) for task in _TASKS for kind in _SETS]
-        reads += [partial(read_examples, path, "Shorten"), partial(read_documents, path), partial(read_lines, str(path))]
+        reads += [partial(read_examples, path, "Shorten"), partial(read_documents, path)]
+        reads.append(partial(read_lines, str(path)))
     all_of(reads)
 
 

@@ -18,12 +18,13 @@ _TEXT = "The 3 theories\nof <|im_start|> are éa 日本 in"
 def prepare(folder: Path) -> list[bytes]:
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>", "extra_special_tokens": ["<a>"]}')
     values = json.loads(tiny_tokenizer().to_str())
+    first = {"Sequence": {"id": "A", "type_id": 0}}
     rich = values | {
         "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Prepend", "prepend": "_"}]},
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, first],
+            "pair": [first, {"Sequence": {"id": "B", "type_id": 1}}],
             "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
         },
         "pre_tokenizer": {

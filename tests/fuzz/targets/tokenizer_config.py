@@ -21,7 +21,8 @@ def prepare(folder: Path) -> list[bytes]:
     token = {"content": "<x>", "single_word": False, "lstrip": True, "special": True}
     named = [{"name": "default", "template": CHAT_TEMPLATE}, {"name": "tool_use", "template": "{{ tools }}"}]
     many = {"eos_token": token, "bos_token": "<|im_start|>", "additional_special_tokens": ["<a>", token]}
-    many |= {"added_tokens_decoder": {"270": token, "271": {"content": "<y>"}}, "chat_template": named, "own_token": "z"}
+    many |= {"added_tokens_decoder": {"270": token, "271": {"content": "<y>"}}}
+    many |= {"chat_template": named, "own_token": "z"}
     few = {"eos_token": "<|im_end|>", "extra_special_tokens": {"image_token": "<i>"}, "chat_template": CHAT_TEMPLATE}
     return [json.dumps(x).encode() for x in (many, few, {"<a>": 270, "<b>": 271}, {"chat_template": "{{ messages }}"})]
 
