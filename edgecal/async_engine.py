@@ -166,7 +166,11 @@ class AsyncEngine:
         handed_in: list[Ticket] = []
 
         def add() -> None:
-            ticket = self.scheduler.add(request, passes, client)
+            try:
+                ticket = self.scheduler.add(request, passes, client)
+            except Exception as error:
+                self._tell([(pieces, error)])
+                return
             handed_in.append(ticket)
             self._queues[ticket] = pieces
 
@@ -221,15 +225,28 @@ class AsyncEngine:
                     self._changed.wait()
                 inbox, self._inbox, stopped = self._inbox, [], self._stopped
             for action in inbox:
-                action()
+                self._try(action)
             if stopped:
                 break
-            said = list(scheduler.step())
-            self._tell([(self._queues[ticket], piece) for ticket, piece in said if ticket in self._queues])
-        error = BusyError("the engine was stopped before the answer was complete")
+            self._try(self._step)
+        self._give_up(BusyError("the engine was stopped before the answer was complete"))
+
+    def _step(self) -> None:
+        said = list(self.scheduler.step())
+        self._tell([(self._queues[ticket], piece) for ticket, piece in said if ticket in self._queues])
+
+    def _try(self, action: Callable[[], None]) -> None:
+        """What no request is to blame for (memory that is short) ends those there are; the thread lives on."""
+        try:
+            action()
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """All requests end with this error."""
         self._tell([(pieces, error) for pieces in self._queues.values()])
         self._queues.clear()
-        scheduler.close()
+        self.scheduler.close()
 
     def _tell(self, said: list[tuple[_Pieces, Piece | Exception]]) -> None:
         """Hand pieces to the loop, those of several fast steps together: waking it takes a core from the threads that

@@ -212,7 +212,7 @@ def _bias(config: Mapping[str, Any], bias: Bias) -> bool:
 def _check_options(config: Mapping[str, Any], family: Family) -> str:
     """Refuse what is not computed; the activation of the MLP by our name."""
     activation = config.get(family.activation_key)
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise UnsupportedModelError(
             f"config.json: {family.activation_key} {activation!r} is not served for {family.model_type} models; known: "
             f"{', '.join(ACTIVATIONS)}"

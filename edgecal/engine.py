@@ -14,9 +14,9 @@ import os
 import weakref
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from edgecal_kernels.dispatch import Backend
 from edgecal_kernels.dispatch import backend as find_backend
 from edgecal_weights.checkpoint import Checkpoint
 from edgecal_weights.opening import open_checkpoint
@@ -480,7 +480,7 @@ def _after(shots: Sequence[Shot], prompt: Prompt, *, raw: bool) -> Prompt:
     return [*messages[:n_system], *turns, *messages[n_system:]]
 
 
-def _prefix_cache_bytes(asked: int | None, ops: ModuleType) -> int:
+def _prefix_cache_bytes(asked: int | None, ops: Backend) -> int:
     if asked is None:
         return PREFIX_CACHE if ops.NAME != "numpy" else 0
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 0:

@@ -8,8 +8,8 @@ the large side, and comes with what to do.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from types import ModuleType
 
+from edgecal_kernels.dispatch import Backend
 from edgecal_weights.checkpoint import Checkpoint
 from edgecal_weights.sizes import mebibytes
 
@@ -49,7 +49,7 @@ class Loading:
     group_size: int
     cache_dtype: str
     prefix_cache: int
-    ops: ModuleType
+    ops: Backend
 
 
 def need(checkpoint: Checkpoint, config: ModelConfig, loading: Loading) -> Need:

@@ -39,7 +39,9 @@ def load_model(
     sizes = weight_sizes(checkpoint, config, weights, group_size)
     with run_form(checkpoint, weights, group_size, progress) as form:
         decisions = _decisions(form.checkpoint, weights, group_size)
-        return _read(form.checkpoint, config, ops, decisions, sizes, progress), form.note
+        model = _read(form.checkpoint, config, ops, decisions, sizes, progress)
+        model.watch = form.checkpoint.watch()
+        return model, form.note
 
 
 def weight_sizes(checkpoint: Checkpoint, config: ModelConfig, weights: str, group_size: int) -> dict[str, int]:

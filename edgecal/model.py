@@ -26,6 +26,7 @@ from edgecal_kernels.decoder_weights import COMPONENTS, DecoderWeights, Place
 from edgecal_kernels.dispatch import Backend
 from edgecal_kernels.quant import Array, QuantizedTensor
 from edgecal_weights.lora_file import EMBEDDING
+from edgecal_weights.mapped_file import Watch, nothing_to_watch
 
 from .adapters.compiled import CompiledAdapter, Pack, RunningAdapter, RunningPair, run_form
 from .architecture import Part, adaptable_shapes, layer_parts, outer_parts
@@ -203,6 +204,7 @@ class Model:
         self._rope = (np.zeros((1, 0, 0), np.float32),) * 2
         self.threads = choose_threads(ops.NAME)
         self.observer: ForwardObserver | None = None
+        self.watch: Watch = nothing_to_watch  # of the files that weights lie in, before and behind every pass
 
     @property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
@@ -339,6 +341,7 @@ class Model:
     def _pass(self, kind: Literal["prefill", "decode"], n_tokens: int, caches: Sequence[KVCache]) -> Iterator[None]:
         """A pass of `n_tokens` for each cache, which has room for them then: with this model's threads, and in sight of
         the observer."""
+        self.watch()
         with self.ops.use_threads(self.threads.of(n_tokens)):
             observer = self.observer
             if observer is not None:
@@ -349,6 +352,7 @@ class Model:
             yield
             if observer is not None:
                 observer.forward_ended()
+        self.watch()
 
     def _check(self, ids: Sequence[int] | NDArray[np.integer], adapters: Sequence[RunningAdapter | None]) -> None:
         if any(isinstance(adapter, CompiledAdapter) for adapter in adapters):

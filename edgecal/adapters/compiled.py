@@ -139,6 +139,8 @@ def run_form(adapter: CompiledAdapter, pack: Callable[[str], Pack | None]) -> Ru
         if pair.rank == 0:
             return RunningPair(None, None, 1.0, pair.bias)
         if chosen is None:
+            if not (np.isfinite(pair.a).all() and np.isfinite(pair.b).all()):
+                raise AdapterError(f"{adapter.method}: the merged pair of {module} has numbers beyond float32")
             return RunningPair(pair.a, pair.b, 1.0, pair.bias)
         try:
             (a, a_exponent), (b, b_exponent) = rounded(pair.a, chosen), rounded(pair.b, chosen)

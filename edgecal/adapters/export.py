@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgecal_weights.file_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from edgecal_weights.files import expand, reason, staging_directory, write_json
+from edgecal_weights.files import exchange, expand, reason, staging_directory, write_json
 from edgecal_weights.peft_adapter import tensor_name
 from edgecal_weights.safetensors_file import write_safetensors
 
@@ -146,6 +146,14 @@ def _write(
         write_json(staged / ADAPTER_CONFIG, config, indent=2)
         if not directory.exists() or not any(directory.iterdir()):
             os.replace(staged, directory)  # POSIX lets an empty directory be replaced
+        elif _holds_nothing_else(directory) and exchange(staged, directory):
+            return  # the old ones go with the staging directory
         else:
+            # Without a configuration in between: one that does not belong to the weights would be believed
+            (directory / ADAPTER_CONFIG).unlink(missing_ok=True)
             os.replace(staged / ADAPTER_WEIGHTS, directory / ADAPTER_WEIGHTS)
             os.replace(staged / ADAPTER_CONFIG, directory / ADAPTER_CONFIG)
+
+
+def _holds_nothing_else(directory: Path) -> bool:
+    return {path.name for path in directory.iterdir()} <= {ADAPTER_WEIGHTS, ADAPTER_CONFIG}

@@ -22,6 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from edgecal_kernels import cpu
 from edgecal_weights.files import expand
 
@@ -266,7 +268,8 @@ def compile_recipe(
 
         pairs = [read(i) for i in positions]
         try:
-            return merge(pairs, [weights[i] for i in positions], context)
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by whoever runs or writes it
+                return merge(pairs, [weights[i] for i in positions], context)
         except AdapterError as error:
             raise AdapterError(f"{recipe.method} of {', '.join(recipe.adapters)} at {module}: {error}") from error
 

@@ -94,7 +94,7 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
                 scheduler = stack.enter_context(local).scheduler_address
             client = stack.enter_context(Client(scheduler, timeout=TIMEOUT, set_as_default=False))
         except (OSError, TimeoutError, ValueError) as error:
-            raise BenchmarkError(f"the scheduler {scheduler} does not answer: {error}"[:400]) from error
+            raise BenchmarkError(f"the scheduler {scheduler} does not answer: {error}") from error
         stack.enter_context(client.as_current())
         yield client
 

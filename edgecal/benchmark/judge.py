@@ -93,7 +93,7 @@ class EndpointJudge:
                 values = json.loads(response.read(_LARGEST))
             return str(values["choices"][0]["message"]["content"])
         except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
-            raise BenchmarkError(f"the judge at {self._url}: {type(error).__name__}: {error}"[:400]) from error
+            raise BenchmarkError(f"the judge at {self._url}: {type(error).__name__}: {error}") from error
 
 
 def find_judge(spelled: str, **options: Any) -> Judge:

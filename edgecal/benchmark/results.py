@@ -21,6 +21,7 @@ from typing import Any
 from edgecal_weights.files import parse_json, read_object, write_json
 
 from ..errors import BenchmarkError
+from .lines import wrong_line, wrong_notes
 
 _LARGEST_JSON = 64 << 20
 Line = dict[str, Any]
@@ -92,6 +93,8 @@ class ResultFolder:
                     raise BenchmarkError(f"{file}, line {number}: not valid JSON: {error}") from error
                 if not isinstance(line, dict):
                     raise BenchmarkError(f"{file}, line {number}: expected an object")
+                if (wrong := wrong_line(name, line)) is not None:
+                    raise BenchmarkError(f"{file}, line {number}: {wrong}")
                 yield line
 
     def answers(self) -> Iterator[Line]:
@@ -108,5 +111,9 @@ class ResultFolder:
         write_json(self.path / "notes.json", notes, indent=1)
 
     def notes(self) -> Line:
+        """BenchmarkError names the file and the key."""
         file = self.path / "notes.json"
-        return read_object(file, _LARGEST_JSON, error=BenchmarkError) if file.exists() else {}
+        notes = read_object(file, _LARGEST_JSON, error=BenchmarkError) if file.exists() else {}
+        if (wrong := wrong_notes(notes)) is not None:
+            raise BenchmarkError(f"{file}: {wrong}")
+        return notes

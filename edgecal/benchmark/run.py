@@ -101,7 +101,7 @@ class Evaluation:
                 ]
         if not any(plan.examples[task.name].examples for task in self.config.tasks) or not plan.total:
             reasons = "; ".join(f"{t}: {m}: {why}" for t, found in plan.lacking.items() for m, why in found.items())
-            raise BenchmarkError(f"there is nothing to run: {reasons or 'no examples'}"[:600])
+            raise BenchmarkError(f"there is nothing to run: {reasons or 'no examples'}")
         self.folder.keep_notes(self._notes(plan))
         return plan
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BenchmarkError
+from .config import EvalConfig
 from .metrics import ROUGE
 from .results import ResultFolder
 from .statistics import Estimate, difference, estimate
@@ -86,18 +87,18 @@ class Report:
 def read_report(path: str) -> Report:
     """BenchmarkError where there are no answers, or a line is not what it should be."""
     folder = ResultFolder(path)
-    config, notes = folder.config(), folder.notes()
+    try:
+        config = EvalConfig.from_dict(folder.config()).to_dict()
+    except BenchmarkError as error:
+        raise BenchmarkError(f"{folder.path}/config.json is not that of an evaluation: {error}") from error
+    notes = folder.notes()
     cells: dict[tuple[str, str], Cell] = {}
-    for number, line in enumerate(folder.answers(), 1):
-        try:
-            _add(cells, line)
-        except (KeyError, TypeError, ValueError) as error:
-            place = f"{folder.path}/answers.jsonl, line {number}"
-            raise BenchmarkError(f"{place}: {type(error).__name__} {error}") from error
+    for line in folder.answers():
+        _add(cells, line)
     if not cells:
         raise BenchmarkError(f"{folder.path} holds no answers yet")
     for line in folder.read("costs.jsonl"):
-        cell = cells.get((line.get("task", ""), line.get("method", "")))
+        cell = cells.get((line["task"], line["method"]))
         if cell is not None:
             _add_cost(cell.cost, line)
     return Report(_in_order(cells, config), config, notes)
@@ -117,19 +118,19 @@ def _in_order(cells: dict[tuple[str, str], Cell], config: Mapping[str, Any]) -> 
 
 
 def _add(cells: dict[tuple[str, str], Cell], line: Mapping[str, Any]) -> None:
-    key = str(line["task"]), str(line["method"])
+    key = line["task"], line["method"]
     cell = cells.setdefault(key, Cell(*key))
     if "error" in line:
         cell.refused += 1
         return
     scores = line["scores"]
-    cell.ids.append(str(line["id"]))
-    cell.new_tokens.append(int(line["new_tokens"]))
+    cell.ids.append(line["id"])
+    cell.new_tokens.append(line["new_tokens"])
     for name in SHOWN:
         if name in scores:
             cell.values.setdefault(name, {})[cell.ids[-1]] = float(scores[name])
     if scores["failure"]:
-        cell.failures[str(scores["failure"])] += 1
+        cell.failures[scores["failure"]] += 1
 
 
 def _add_cost(cost: dict[str, Any], line: Mapping[str, Any]) -> None:

@@ -44,7 +44,7 @@ def answer_chunk(
             requests.append(_request(engine, prompts, chunk, example, settings))
             asked.append(index)
         except EdgecalError as error:
-            lines[index]["error"] = str(error)[:600]
+            lines[index]["error"] = str(error)
     release_free()
     exact, started = reset_peak(), perf_counter()
     passes: list[list[Pass]] = [[] for _ in requests]

@@ -116,6 +116,9 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         leave_broken_pipe()
+    except MemoryError:
+        advice = "a shorter context, an int8 cache or a smaller format take less"
+        _fail(f"there is not enough memory; {advice}", "MemoryError")
     except OSError as error:  # a path that no command expected: no permission, a name too long, a folder for a file
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", type(error).__name__)
     sys.exit(code if isinstance(code, int) else 0)

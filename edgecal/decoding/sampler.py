@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from edgecal_weights.files import is_number
+
 from ..errors import EdgecalError, OptionError
 from .logprobs import TokenLogprobs, token_logprobs
 
@@ -61,12 +63,12 @@ class SamplingOptions:
     seed: int | None = field(default=None, metadata={"help": "Makes sampling repeatable."})
 
     def __post_init__(self) -> None:
-        self._require("temperature", self._is_real(self.temperature) and self.temperature >= 0, "at least 0")
+        self._require("temperature", is_number(self.temperature) and self.temperature >= 0, "at least 0")
         self._require("top_k", self._is_natural(self.top_k), "a whole number, at least 0 (0: off)")
-        self._require("top_p", self._is_real(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1 (1: off)")
-        self._require("min_p", self._is_real(self.min_p) and 0 <= self.min_p <= 1, "from 0 (off) to 1")
+        self._require("top_p", is_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1 (1: off)")
+        self._require("min_p", is_number(self.min_p) and 0 <= self.min_p <= 1, "from 0 (off) to 1")
         penalty = self.repetition_penalty
-        self._require("repetition_penalty", self._is_real(penalty) and penalty > 0, "above 0 (1: off)")
+        self._require("repetition_penalty", is_number(penalty) and penalty > 0, "above 0 (1: off)")
         self._require("seed", self.seed is None or self._is_natural(self.seed), "a whole number, at least 0, or None")
 
     @property
@@ -76,10 +78,6 @@ class SamplingOptions:
     def _require(self, name: str, holds: bool, range_text: str) -> None:
         if not holds:
             raise OptionError(f"{name} must be {range_text}, found {getattr(self, name)!r}")
-
-    @staticmethod
-    def _is_real(value: object) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
     @staticmethod
     def _is_natural(value: object) -> bool:

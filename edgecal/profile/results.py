@@ -219,7 +219,12 @@ class ProfileReport:
                 "measure again, or use the edgecal that wrote it"
             )
         own = {key: item for key, item in values.items() if key not in ("schema", "schema_version", "summary")}
-        return decode(cls, own, source, "profile")
+        report = decode(cls, own, source, "profile")
+        for case in (case for method in report.methods for case in method.decodes):
+            lengths = {len(run) for run in case.runs}
+            if len(lengths) > 1 or 0 in lengths or len(case.runs) != len(case.write_s):
+                raise FileFormatError(f"{source}: {case.label} has repeats of different lengths")
+        return report
 
     def _summary(self) -> list[dict[str, Any]]:
         rows = []

@@ -14,6 +14,8 @@ import typing
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
+from edgecal_weights.files import is_number
+
 from ..errors import FileFormatError
 
 T = TypeVar("T")
@@ -65,8 +67,7 @@ class _Decoder:
         if is_dataclass(kind):
             return self._object(kind, value, place)
         if kind is float:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            self._require(number and value >= 0, "a number of at least 0", value, place)
+            self._require(is_number(value) and value >= 0, "a number of at least 0", value, place)
             return float(value)
         if kind is int:
             whole = isinstance(value, int) and not isinstance(value, bool)

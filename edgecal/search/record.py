@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgecal_weights.files import expand, read_json, write_json
+from edgecal_weights.files import expand, is_number, read_json, write_json
 
 from ..errors import RecipeError
 
@@ -100,6 +100,6 @@ def _evaluation(value: Any) -> Evaluation | None:
         return None
     loss = math.inf if value.get("loss") is None else value["loss"]
     numbers = [*value["weights"], loss, value.get("seconds", 0.0)]
-    if not all(type(x) in (int, float) for x in numbers) or not all(map(math.isfinite, value["weights"])):
+    if not all(x == math.inf or is_number(x) for x in numbers) or math.inf in value["weights"]:
         return None
     return Evaluation(tuple(map(float, value["weights"])), float(loss), float(value.get("seconds", 0.0)))

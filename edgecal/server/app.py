@@ -163,5 +163,5 @@ async def _not_found(http: HttpRequest, error: Exception) -> Response:
 
 async def _broken(http: HttpRequest, error: Exception) -> Response:
     _LOG.error("%s %s\n%s", http.method, http.url.path, "".join(traceback.format_exception(error)))
-    return JSONResponse({"error": body_of(error)}, 500)
+    return JSONResponse({"error": body_of(error)}, status_of(error))
 

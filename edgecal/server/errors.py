@@ -17,7 +17,8 @@ from ..errors import (
 )
 
 RETRY_AFTER_S = 5
-_LONGEST = 600
+_FAILED = "the server failed at this request; its log says why"
+_SHORT_OF_MEMORY = "there is not enough memory for this request now: ask for less, or later"
 
 
 class HttpError(EdgecalError):
@@ -33,6 +34,8 @@ def status_of(error: BaseException) -> int:
         return error.status
     if isinstance(error, BusyError):
         return 503 if "stopped" in str(error) else 429
+    if isinstance(error, MemoryError):
+        return 503
     if isinstance(error, ModelNotFoundError):
         return 404
     if isinstance(error, (HubError, StorageError)):
@@ -43,8 +46,8 @@ def status_of(error: BaseException) -> int:
 def body_of(error: BaseException) -> dict[str, Any]:
     """What stands under "error". Of what nobody foresaw it says no more than that it happened."""
     status = status_of(error)
-    message = str(error) if isinstance(error, EdgecalError) else "the server failed at this request; its log says why"
-    values: dict[str, Any] = {"code": status, "message": message[:_LONGEST], "type": _kind(error, status)}
+    message = str(error) if isinstance(error, EdgecalError) else _SHORT_OF_MEMORY if status == 503 else _FAILED
+    values: dict[str, Any] = {"code": status, "message": message, "type": _kind(error, status)}
     if isinstance(error, ContextLengthError):
         values |= {"n_prompt_tokens": error.n_tokens, "n_ctx": error.limit}
     return values

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from edgecal_kernels.errors import shown
+from edgecal_weights.files import is_number
 
 from .errors import HttpError
 
@@ -20,7 +22,7 @@ class Fields:
 
     def __init__(self, values: Any, where: str = "") -> None:
         if not isinstance(values, Mapping):
-            raise HttpError(400, f"{where or 'the body'} must be a JSON object, found {_short(values)}")
+            raise HttpError(400, f"{where or 'the body'} must be a JSON object, found {shown(values)}")
         self._values, self._where = dict(values), f"{where}." if where else ""
 
     def any(self, *names: str) -> Any:
@@ -52,7 +54,7 @@ class Fields:
         value = self.any(*names)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not is_number(value):
             raise self._wrong(names[0], "a number", value)
         return float(value)
 
@@ -68,7 +70,7 @@ class Fields:
         """A field that may say nothing but what is so anyway."""
         value = self.any(name)
         if value is not None and value not in allowed:
-            raise HttpError(400, f"{self._where}{name} is {_short(value)}: {why}")
+            raise HttpError(400, f"{self._where}{name} is {shown(value)}: {why}")
 
     def finish(self, *, ignored: Sequence[str] = IGNORED) -> None:
         left = [name for name, value in self._values.items() if value is not None and name not in ignored]
@@ -76,9 +78,4 @@ class Fields:
             raise HttpError(400, f"there is no field {self._where + left[0]!r} here, or it is not supported")
 
     def _wrong(self, name: str, expected: str, found: Any) -> HttpError:
-        return HttpError(400, f"{self._where}{name} must be {expected}, found {_short(found)}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        return HttpError(400, f"{self._where}{name} must be {expected}, found {shown(found)}")

@@ -24,6 +24,8 @@ from typing import Protocol
 from edgecal_weights.plain_tokenizer import byte_alphabet
 from edgecal_weights.tokenizer_backend import DecodeStream, Tokenizer, decoder_fields
 
+from edgecal_weights.tokenizer_faults import tokenizer_faults
+
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SENTENCEPIECE = [
@@ -164,6 +166,7 @@ class _Library:
         return ""
 
     def flush(self) -> str:
-        text = self._backend.decode(self._ids, skip_special_tokens=self._skip_special_tokens)[self._length :]
+        with tokenizer_faults("the model"):
+            text = self._backend.decode(self._ids, skip_special_tokens=self._skip_special_tokens)[self._length :]
         self._length += len(text)
         return text

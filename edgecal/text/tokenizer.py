@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 from edgecal_weights.tokenizer_backend import AddedToken
 from edgecal_weights.tokenizer_backend import Tokenizer as Backend
 
+from edgecal_weights.tokenizer_faults import tokenizer_faults
+
 from ..errors import FileFormatError, PromptError
 from .chat_template import ChatTemplate
 from .text_stream import TextStream
@@ -105,11 +107,13 @@ class Tokenizer:
                 f"the text is not valid Unicode at character {error.start} (half of a surrogate pair, as "
                 "undecodable bytes of a command line or a file leave behind)"
             ) from error
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        with tokenizer_faults(self.origin):
+            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of the ids; ids outside the vocabulary stand for nothing, malformed UTF-8 becomes U+FFFD."""
-        return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        with tokenizer_faults(self.origin):
+            return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def stream(self, skip_special_tokens: bool = True) -> TextStream:
         """A fresh incremental decoder."""

@@ -80,7 +80,7 @@ def live_reference(
             [sys.executable, str(SCRIPT), *arguments, "--out", str(out)], capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
-            raise VerificationError(f"PyTorch gave no reference for {recipe.method}: {_reason(done)[:400]}")
+            raise VerificationError(f"PyTorch gave no reference for {recipe.method}: {_reason(done)}")
         yield out
 
 

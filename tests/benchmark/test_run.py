@@ -316,7 +316,8 @@ def test_the_page_shows_texts_as_texts(folder, config, tmp_path):
     [
         (b"{\n", "answers.jsonl, line 1: not valid JSON"),
         (b"[]\n", "line 1: expected an object"),
-        (b'{"task": "x"}\n', "line 1: KeyError 'method'"),
+        (b'{"task": "x"}\n', "line 1: 'method' is missing"),
+        (b'{"task": "x", "method": "m", "id": 3}\n', "line 1: 'id' is 3, which it cannot be"),
         (b"", "holds no answers yet"),
     ],
 )
@@ -324,6 +325,9 @@ def test_results_that_cannot_be_read(tmp_path, line, message):
     with pytest.raises(BenchmarkError, match=r"holds no results: expected the config\.json"):
         read_report(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BenchmarkError, match=r"config\.json is not that of an evaluation: the key 'model' is missing"):
+        read_report(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model": "demo", "tasks": ["summarize"], "data": "mini"}')
     (tmp_path / "answers.jsonl").write_bytes(line)
     with pytest.raises(BenchmarkError, match=message):
         read_report(str(tmp_path))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edgecal_kernels.quant import QuantizedTensor
 
 from .errors import WeightsError
+from .mapped_file import Watch, nothing_to_watch
 
 if TYPE_CHECKING:
     from .tokenizer_backend import Tokenizer
@@ -79,6 +80,10 @@ class Checkpoint(ABC):
             f"{self.path}: {name} is stored as {self.stored_type(name)}, which has no packed counterpart; "
             "read() and quantize it"
         )
+
+    def watch(self) -> Watch:
+        """What raises FileFormatError once files that arrays of `packed` lie in have been changed, `close` or not."""
+        return nothing_to_watch
 
     @abstractmethod
     def tokenizer(self) -> Tokenizer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgecal_kernels.errors import EdgecalError
+from edgecal_kernels.errors import EdgecalError, as_message
 
 
 class WeightsError(EdgecalError):
@@ -39,3 +39,6 @@ class CalibrationError(AdapterError):
 
 class EdgecalWarning(UserWarning):
     """What a person should know about a model that is served all the same. The command line shows one line each."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(as_message(message))

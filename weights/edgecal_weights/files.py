@@ -1,8 +1,10 @@
 """Whole files: bounded on the way in, complete or not at all on the way out.
 
 Every file that edgecal writes grows under a hidden name in the folder of its target and is renamed when it is complete,
-so that a full disk or Ctrl-C leaves the old file or the new one, never half of one. Files get the permissions that the
-umask gives, whichever library wrote them (safetensors alone would keep them from other users).
+so that a full disk or Ctrl-C leaves the old file or the new one, never half of one. What a killed process leaves under
+such a name is removed by the next one that writes to the same target: who is at work holds a lock on it, which the
+system takes away with the process. Files get the permissions that the umask gives, whichever library wrote them
+(safetensors alone would keep them from other users).
 What stands at the target and is no file (/dev/stdout, a pipe) is written to as it is: a rename would replace it.
 
 Every text that edgecal reads has a limit, because it may come from anybody, and has to be UTF-8. Large binary files
@@ -11,14 +13,19 @@ are not read here but by position: see binary_file.
 
 from __future__ import annotations
 
+import ctypes
 import difflib
 import errno
+import fcntl
 import hashlib
 import json
+import math
 import os
+import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,7 +39,11 @@ Progress = Callable[[int, int, str], None]
 """Called with bytes done, bytes in all, and what is being worked on. May raise to stop the work."""
 
 _CHUNK = 1 << 20
+_YOUNG_S = 60.0
+_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and the flag of Linux
 _LISTED = 3  # names in one message
+_DEEPEST = 100  # JSON; a model's tokenizer.json has 8
+_DEEP = object()
 
 
 def expand(path: str | Path, error: type[EdgecalError]) -> Path:
@@ -63,12 +74,14 @@ def atomic_write(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
         partial, granted = target, mode
         if target.is_file() or not target.exists():
             target = Path(os.path.realpath(target))  # through a link, as an editor writes
+            _remove_leftovers(target)
             partial = _hidden_name(target)
             granted = _create(partial, mode)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, or no name at all; a home that is none
         raise _unwritable(path, error) from error
     try:
-        yield partial
+        with _at_work(partial):
+            yield partial
         if partial != target:
             if stat.S_IMODE(partial.stat().st_mode) != granted:
                 partial.chmod(granted)
@@ -119,10 +132,12 @@ def staging_directory(target: Path) -> Iterator[Path]:
     Makes the folder around `target`. OSErrors are the caller's, who knows what was to become of it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target)
     partial = _hidden_name(target)
     partial.mkdir()
     try:
-        yield partial
+        with _at_work(partial):
+            yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -130,6 +145,54 @@ def staging_directory(target: Path) -> Iterator[Path]:
 def _hidden_name(target: Path) -> Path:
     """A name of its own for each writer: two processes, or threads, may write one file at the same time."""
     return target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.partial")
+
+
+@contextmanager
+def _at_work(partial: Path) -> Iterator[None]:
+    """A lock on it says that its writer is alive; where there are no locks, nothing of others is ever removed."""
+    descriptor = os.open(partial, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """What writers to `target` have left who are not there any more."""
+    pattern = re.compile(rf"\.{re.escape(target.name[:40])}\.[0-9a-f]{{8}}\.partial")
+    with suppress(OSError):
+        for entry in os.scandir(target.parent):
+            if pattern.fullmatch(entry.name) and _is_left(Path(entry.path)):
+                shutil.rmtree(entry.path, ignore_errors=True)
+                with suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _is_left(partial: Path) -> bool:
+    with suppress(OSError):
+        if time.time() - partial.lstat().st_mtime < _YOUNG_S:  # perhaps not locked yet
+            return False
+        descriptor = os.open(partial, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Give two files or folders each other's name in one step; False where the system cannot do that, and for links."""
+    if one.is_symlink() or other.is_symlink():
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    done: int = renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _RENAME_EXCHANGE)
+    return done == 0
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
@@ -196,11 +259,36 @@ def read_object(
 
 
 def parse_json(text: str | bytes, *, unique: bool = True) -> Any:
-    """ValueError for what is no JSON, is nested too deep, or (unless `unique` is False) has a key twice."""
+    """ValueError for what is no JSON, is nested too deep, or (unless `unique` is False) has a key twice.
+
+    What comes back can be walked, printed and written by functions that call themselves.
+    """
     try:
-        return json.loads(text, object_pairs_hook=unique_keys if unique else None)
+        value = json.loads(text, object_pairs_hook=unique_keys if unique else None)
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        value = _DEEP
+    if value is _DEEP or _deeper_than(value, _DEEPEST):
+        raise ValueError(f"it is nested too deep: more than {_DEEPEST} levels")
+    return value
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    """Whether lists and objects lie more than `limit` deep in one another."""
+    level = [value]
+    for _ in range(limit):
+        inner = (c.values() if isinstance(c, dict) else c for c in level if isinstance(c, (dict, list)))
+        level = [item for items in inner for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number that a float can be: no bool, nothing infinite, no integer of 400 digits."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from .files import read_bytes, read_text
 from .hf_config import read_json
 from .tokenizer_backend import AddedToken, Tokenizer
 from .tokenizer_backend import read as read_backend
+from .tokenizer_faults import tokenizer_faults
 
 _MAX_TEMPLATE = 4 << 20
 _MAX_TOKENIZER = 256 << 20  # a vocabulary of 262,144 with its merges has 33 MB
@@ -60,7 +61,9 @@ def read_tokenizer(directory: Path, vocab_size: int | None, advice: str) -> Toke
     except ModelNotFoundError as error:
         raise ModelNotFoundError(f"{error}; {advice}") from error
     tokenizer = read_backend(content, path)
-    _add_tokens(tokenizer, _tokens_of(directory, tokenizer), vocab_size)
+    tokens = _tokens_of(directory, tokenizer)
+    with tokenizer_faults(path):
+        _add_tokens(tokenizer, tokens, vocab_size)
     return tokenizer
 
 

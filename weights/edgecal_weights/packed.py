@@ -18,17 +18,15 @@ system reads a page when a kernel first touches it. Every array starts at a mult
 the widest vector load. safetensors allows no holes, so the header is padded with spaces, and behind an array
 that ends off the grid lies a filler tensor `padding.N`.
 
-Trap: a mapped file must not be truncated by others while it is in use; reading a page that is gone kills the
-process (SIGBUS), and no check can prevent that. `edgecal quantize` therefore never writes into an existing
-file: it renames a new directory into the old one's place, and whoever has the old file open keeps it.
+A mapped file must not be changed by others while it is in use: mapped_file has what is done about it.
+`edgecal quantize` never writes into an existing file: it renames a new directory into the old one's place, and
+whoever has the old file open keeps it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import mmap
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -52,8 +50,9 @@ from .binary_file import check_rows
 from .checkpoint import Checkpoint, Fidelity
 from .errors import FileFormatError, UnsupportedModelError
 from .file_kind import PACKED_FILE
-from .files import parse_json
+from .files import parse_json, reason
 from .hf_config import normalize_config, read_json
+from .mapped_file import MappedFile, Watch
 from .safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -163,7 +162,7 @@ class PackedCheckpoint(Checkpoint):
             self._end = 0
             self._offsets = self._locate(file)
             self._tensor_bytes = sum(spec.nbytes(name) for name, spec in self._specs.items())
-        self._map: mmap.mmap | None = self._open_map()
+        self._map: MappedFile | None = self._open_map()
 
     def _check_version(self, metadata: Mapping[str, str]) -> None:
         if metadata.get("format") != PACKED_FORMAT:
@@ -240,17 +239,11 @@ class PackedCheckpoint(Checkpoint):
             raise FileFormatError(f"{self.file_path}: {strangers[0]} is not listed in the metadata")
         return offsets
 
-    def _open_map(self) -> mmap.mmap:
+    def _open_map(self) -> MappedFile:
         try:
-            descriptor = os.open(self.file_path, os.O_RDONLY)
-            try:
-                # Copy-on-write: pages are shared with the file until someone writes, which nobody does. A read-only
-                # map would give read-only arrays, which Numba compiles every kernel for once more.
-                mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise FileFormatError(f"{self.file_path} cannot be memory-mapped: {error.strerror}") from error
+            mapped = MappedFile(self.file_path)
+        except (OSError, ValueError) as error:
+            raise FileFormatError(f"{self.file_path} cannot be memory-mapped: {reason(error)}") from error
         if len(mapped) < self._end:
             raise FileFormatError(f"{self.file_path} changed while it was opened")
         return mapped
@@ -327,6 +320,11 @@ class PackedCheckpoint(Checkpoint):
         from .hf_tokenizer import tokenizer_config
 
         return tokenizer_config(self.path)
+
+    def watch(self) -> Watch:
+        if self._map is None:
+            raise ValueError(f"{self.path} was closed")
+        return self._map.check
 
     def close(self) -> None:
         """Forget the map; it goes when the last view of it does."""

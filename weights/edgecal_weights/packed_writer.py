@@ -23,7 +23,7 @@ from edgecal_kernels.quant import TILE_ROWS, QuantizedTensor
 
 from .errors import StorageError
 from .file_kind import PACKED_FILE
-from .files import reason, staging_directory
+from .files import exchange, reason, staging_directory
 from .packed import SIDE_FILES, FileLayout
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -73,6 +73,8 @@ def _take_place(partial: Path, target: Path) -> None:
     """Rename; a model that stood there goes only when the new one stands."""
     if not target.exists():
         os.rename(partial, target)
+        return
+    if exchange(partial, target):  # what stood there is the staging directory now, and goes with it
         return
     old = partial.with_suffix(".old")
     os.rename(target, old)

@@ -20,6 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from edgecal_kernels.errors import shown
+
 from .errors import AdapterError
 from .files import read_object
 from .lora_file import EMBEDDING, HEAD, LARGEST_RANK
@@ -164,15 +166,15 @@ class PeftConfig:
             empty = value is None or value is False or (value != 0 and not value)
             if empty or key in HARMLESS or (key == "bias" and value == "none"):
                 continue
-            shown = _shorten(value)
+            found = shown(value)
             if key in REFUSED:
-                raise AdapterError(f"{self.path}: {key!r} is {shown}: {REFUSED[key]} is not supported")
+                raise AdapterError(f"{self.path}: {key!r} is {found}: {REFUSED[key]} is not supported")
             raise AdapterError(
-                f"{self.path}: unknown key {key!r} = {shown}; it may change what the adapter does, and "
+                f"{self.path}: unknown key {key!r} = {found}; it may change what the adapter does, and "
                 "edgecal does not know how"
             )
         if not isinstance(self._values.get("use_rslora"), (bool, type(None))):
-            raise AdapterError(f"{self.path}: 'use_rslora' is {_shorten(self._values['use_rslora'])}, expected a bool")
+            raise AdapterError(f"{self.path}: 'use_rslora' is {shown(self._values['use_rslora'])}, expected a bool")
         init = self._values.get("init_lora_weights")
         if isinstance(init, str) and init.lower().startswith(_INITS_ON_CHANGED_BASE):
             raise AdapterError(
@@ -181,31 +183,31 @@ class PeftConfig:
                 "path_initial_model_for_weight_conversion)"
             )
         if (init.lower() if isinstance(init, str) else init) not in _INITS_ON_PLAIN_BASE:
-            raise AdapterError(f"{self.path}: 'init_lora_weights' is {_shorten(init)}, which edgecal does not know")
+            raise AdapterError(f"{self.path}: 'init_lora_weights' is {shown(init)}, which edgecal does not know")
 
     def _positive_rank(self, key: str, value: Any) -> int:
         if type(value) is not int or not 1 <= value <= LARGEST_RANK:
             raise AdapterError(
-                f"{self.path}: {key} is {_shorten(value)}, expected a whole number from 1 to {LARGEST_RANK}"
+                f"{self.path}: {key} is {shown(value)}, expected a whole number from 1 to {LARGEST_RANK}"
             )
         return value
 
     def _number(self, key: str, value: Any) -> float:
         if type(value) not in (int, float) or not 0 < abs(value) <= 1e9:
-            raise AdapterError(f"{self.path}: {key} is {_shorten(value)}, expected a number other than 0")
+            raise AdapterError(f"{self.path}: {key} is {shown(value)}, expected a number other than 0")
         return float(value)
 
     def _mapping(self, key: str) -> dict[str, Any]:
         value = self._values.get(key) or {}
         if not isinstance(value, dict):
-            raise AdapterError(f"{self.path}: {key!r} is {_shorten(value)}, expected an object")
+            raise AdapterError(f"{self.path}: {key!r} is {shown(value)}, expected an object")
         return value
 
     def _names(self, key: str) -> list[str]:
         value = self._values.get(key) or []
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise AdapterError(f"{self.path}: {key!r} is {_shorten(value)}, expected a name or a list of names")
+            raise AdapterError(f"{self.path}: {key!r} is {shown(value)}, expected a name or a list of names")
         return names
 
     def _selection(self, key: str) -> SafePattern | frozenset[str] | str | None:
@@ -227,7 +229,7 @@ class PeftConfig:
             return None
         numbers = value if isinstance(value, list) else [value]
         if not all(type(number) is int for number in numbers):
-            raise AdapterError(f"{self.path}: 'layers_to_transform' is {_shorten(value)}, expected layer numbers")
+            raise AdapterError(f"{self.path}: 'layers_to_transform' is {shown(value)}, expected layer numbers")
         return frozenset(numbers)
 
 
@@ -242,8 +244,3 @@ def _selects(selection: SafePattern | Iterable[str], module: str) -> bool:
 def read_adapter_config(path: Path) -> dict[str, Any]:
     """The JSON object in an adapter_config.json; AdapterError names the file."""
     return read_object(path, _LARGEST_FILE, error=AdapterError)
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

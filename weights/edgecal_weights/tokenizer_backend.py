@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import FileFormatError
+from .tokenizer_faults import tokenizer_faults
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -39,10 +39,8 @@ def read(content: bytes, path: Path) -> Tokenizer:
     for what plain Python does not serve."""
     if PLAIN:
         return Tokenizer.from_bytes(content, path)  # type: ignore[attr-defined]
-    try:
+    with tokenizer_faults(path):
         return Tokenizer.from_buffer(content)  # the library takes no path that is not UTF-8
-    except Exception as error:  # the library raises bare Exception for every kind of bad file
-        raise FileFormatError(f"{path} is not a tokenizer of the tokenizers library: {error}") from error
 
 
 def build(fields: Mapping[str, Any], tokens: Iterable[AddedToken], path: Path) -> Tokenizer:

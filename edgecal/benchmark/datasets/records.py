@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +61,7 @@ def _lines(path: Path, raw: bytes) -> Iterator[Row | LeftOut]:
             continue
         try:
             values = parse_json(line)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             yield LeftOut(place, f"not valid JSON in UTF-8: {error}"[:300])
             continue
         yield _row(place, number, values)
@@ -70,8 +69,8 @@ def _lines(path: Path, raw: bytes) -> Iterator[Row | LeftOut]:
 
 def _array(path: Path, raw: bytes) -> Iterator[Row | LeftOut]:
     try:
-        values = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        values = parse_json(raw.decode("utf-8-sig"), unique=False)
+    except ValueError as error:
         raise BenchmarkError(f"{path} is not valid JSON in UTF-8: {error}") from error
     for number, item in enumerate(values, 1):
         yield _row(f"{path}, item {number}", number, item)
