@@ -23,7 +23,6 @@ from typing import Protocol
 
 from edgecal_weights.plain_tokenizer import byte_alphabet
 from edgecal_weights.tokenizer_backend import DecodeStream, Tokenizer, decoder_fields
-
 from edgecal_weights.tokenizer_faults import tokenizer_faults
 
 _REPLACEMENT = "\ufffd"

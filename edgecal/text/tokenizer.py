@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgecal_weights.tokenizer_backend import AddedToken
 from edgecal_weights.tokenizer_backend import Tokenizer as Backend
-
 from edgecal_weights.tokenizer_faults import tokenizer_faults
 
 from ..errors import FileFormatError, PromptError
