@@ -220,10 +220,14 @@ class ProfileReport:
             )
         own = {key: item for key, item in values.items() if key not in ("schema", "schema_version", "summary")}
         report = decode(cls, own, source, "profile")
-        for case in (case for method in report.methods for case in method.decodes):
-            lengths = {len(run) for run in case.runs}
-            if len(lengths) > 1 or 0 in lengths or len(case.runs) != len(case.write_s):
-                raise FileFormatError(f"{source}: {case.label} has repeats of different lengths")
+        for method in report.methods:
+            for read in method.prompts:
+                _check_times(source, read.label, read.read_s)
+            for case in method.decodes:
+                lengths = {len(run) for run in case.runs}
+                if len(lengths) > 1 or 0 in lengths or len(case.runs) != len(case.write_s):
+                    raise FileFormatError(f"{source}: {case.label} has repeats of different lengths")
+                _check_times(source, case.label, case.write_s + [sum(run) for run in case.runs])
         return report
 
     def _summary(self) -> list[dict[str, Any]]:
@@ -247,6 +251,11 @@ class ProfileReport:
                 row["roofline"] = point.to_dict() if point else None
                 rows.append(row)
         return rows
+
+
+def _check_times(source: str, label: str, seconds: list[float]) -> None:
+    if not all(second > 0 for second in seconds):
+        raise FileFormatError(f"{source}: {label} took no time, which nothing does")
 
 
 def load(path: str | Path) -> ProfileReport:

@@ -47,13 +47,17 @@ def _target(name: str, asked: Any) -> bool:
     options = ["--child", "--engine", asked.engine, "--minutes", str(asked.minutes), "--seed", str(asked.seed)]
     command = [sys.executable, "-m", "tests.fuzz", name, *options, "--out", str(asked.out)]
     before, started = _findings(asked.out, name), time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    seconds, said = time.monotonic() - started, done.stderr + done.stdout
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_patience(asked.minutes))
+        said, ended = done.stderr + done.stdout, f"ended with {done.returncode}"
+    except subprocess.TimeoutExpired as error:
+        said, ended = (error.stderr or b"").decode("utf-8", "replace"), "came to no end"
+    seconds = time.monotonic() - started
     runs = re.search(r"(?:number_of_executed_units|inputs): *(\d+)", said)
     found = sorted(_findings(asked.out, name) - before)
-    crashed = done.returncode != 0 or runs is None
+    crashed = ended != "ended with 0" or runs is None
     if crashed:
-        print(f"{name}: the process ended with {done.returncode}\n{said[-3000:]}", file=sys.stderr)
+        print(f"{name}: the process {ended}\n{said[-3000:]}", file=sys.stderr)
     figures = {"target": name, "engine": asked.engine, "seed": asked.seed, "seconds": round(seconds, 1)}
     figures |= {"inputs": int(runs[1]) if runs else 0, "faults": len(found) + crashed}
     print(json.dumps(figures), flush=True)
@@ -61,6 +65,11 @@ def _target(name: str, asked: Any) -> bool:
         with asked.json.open("a") as file:
             file.write(json.dumps(figures) + "\n")
     return bool(found) or crashed
+
+
+def _patience(minutes: float) -> float:
+    """Seconds of the clock after which a search hangs, on a machine that may be busy or stopped for a while."""
+    return 600 + 300 * minutes
 
 
 def _findings(folder: Path, name: str) -> set[Path]:

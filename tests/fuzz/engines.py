@@ -14,6 +14,7 @@ from .target import corpus, find
 
 _LONGEST = 1 << 16  # bytes of an input
 _SLACK = 4.0  # instrumented code is slower
+_HOURS = 7200  # of the clock for one input: the judge counts the processor's time, which a stopped process does not spend
 
 Found = Callable[[bytes, Any], None]
 """Told of an input and its verdict where there is a fault."""
@@ -66,7 +67,7 @@ def by_coverage(name: str, seconds: float, seed: int, found: Found) -> None:
             return changed
         return target.mutate(data, rng)[:limit]
 
-    options = [f"-max_total_time={int(seconds)}", f"-max_len={_LONGEST}", f"-seed={seed}", "-timeout=120"]
+    options = [f"-max_total_time={int(seconds)}", f"-max_len={_LONGEST}", f"-seed={seed}", f"-timeout={_HOURS}"]
     options += ["-rss_limit_mb=4096", "-print_final_stats=1", f"-artifact_prefix={folder}/", "-verbosity=0"]
     atheris.Setup([sys.argv[0], *options, str(pool)], one, custom_mutator=mutate)
     atheris.Fuzz()

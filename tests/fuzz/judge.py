@@ -50,7 +50,9 @@ class Judge:
             verdict = _refused(error)
         except _TooSlow as error:
             verdict = _fault("still running after four times its time", error)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of a library in Rust is no Exception
             verdict = _fault(f"{type(error).__name__}: {error}"[:300], error)
         else:
             verdict = Verdict("accepted")
