@@ -14,7 +14,7 @@ QUICK := tests/test_structure.py tests/test_docs.py tests/edgecal/test_conversat
   $(patsubst %,tests/weights/test_%.py,calibration_file gguf_blocks packed safe_pattern) \
   tests/cli/test_doctor_cli.py
 
-.PHONY: demo test quick test-arm test-wheel test-install kernels wheel lint docs clean
+.PHONY: demo test quick test-arm test-wheel test-install kernels wheel fuzz coverage lint docs clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/edgecal pull demo
@@ -59,6 +59,25 @@ PYTHONS ?= $(PYTHON)
 test-install:
 	tests/install/plain.sh $(firstword $(PYTHONS))
 	tests/install/full.sh $(PYTHONS)
+
+# Hostile inputs for every reader (tests/fuzz). TARGETS= names some. The exit code is 1 where one did harm.
+MINUTES ?= 1
+TARGETS ?=
+
+fuzz: $(TEST)/.installed
+	-$(TEST)/bin/python -m pip install -q -e ".[fuzz]"
+	$(TEST)/bin/python -m tests.fuzz $(TARGETS) --minutes $(MINUTES)
+
+# Which lines the tests run, part by part, since all of them with a tracer take long; PARTS= for some.
+PARTS ?= adapters benchmark cli decoding edgecal faults fuzz inspection kernels parity profile search server text \
+  verification weights
+
+coverage: $(TEST)/.installed
+	$(TEST)/bin/python -m pip install -q -e ".[coverage]"
+	$(TEST)/bin/python -m coverage erase
+	for part in $(PARTS); do $(TEST)/bin/python -m coverage run -m pytest tests/$$part || exit 1; done
+	$(TEST)/bin/python -m coverage combine -q
+	$(TEST)/bin/python -m coverage report --fail-under 90
 
 lint: $(TEST)/.installed
 	$(TEST)/bin/python -m pip install -q -e ".[lint]"

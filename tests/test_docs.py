@@ -17,7 +17,7 @@ import pytest
 import edgecal
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / page for page in ("CONTRIBUTING.md", "README.md", "kernels/README.md")]
+PAGES = [ROOT / page for page in ("CONTRIBUTING.md", "README.md", "SECURITY.md", "kernels/README.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 # A page names a file from the root, or by the folder that it is about
 FOLDERS = ["", "docs", "kernels", "kernels/edgecal_kernels", "kernels/edgecal_kernels/isa", "weights/edgecal_weights"]

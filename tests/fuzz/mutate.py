@@ -109,8 +109,10 @@ def _new(old: Any, places: Sequence[tuple[Any, Any]], rng: random.Random) -> Any
         return old
     if kind == 4 and isinstance(old, str):
         return raw(old.encode("utf-8", "surrogatepass"), rng).decode("utf-8", "replace")
-    if kind == 5 and type(old) in (int, float):
-        return old * rng.choice((-1, 2, 1.5, 1 << 32)) + rng.choice((-1, 0, 1))
+    if kind == 5 and type(old) is int:
+        return old * rng.choice((-1, 2, 3, 1 << 32)) + rng.choice((-1, 0, 1))
+    if kind == 5 and isinstance(old, float):
+        return old * rng.choice((-1.0, 0.5, 1e9)) + rng.choice((-1.0, 0.0, 1.0))
     if kind == 6 and places:
         container, key = rng.choice(places)
         return json.loads(json.dumps(container[key]))
