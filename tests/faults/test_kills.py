@@ -42,6 +42,7 @@ def killed(code: str, *arguments: object) -> int:
     assert done.returncode == 0, done.stderr[-3000:]
     found = re.fullmatch(r"killed (\d+)\n", done.stdout)
     assert found is not None, done.stdout
+    print(f"killed at {found[1]} places")  # -s shows it
     return int(found[1])
 
 
