@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .tokenizer_faults import tokenizer_faults
+from .tokenizer_growth import check_growth, steps_of
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -40,7 +41,10 @@ def read(content: bytes, path: Path) -> Tokenizer:
     if PLAIN:
         return Tokenizer.from_bytes(content, path)  # type: ignore[attr-defined]
     with tokenizer_faults(path):
-        return Tokenizer.from_buffer(content)  # the library takes no path that is not UTF-8
+        tokenizer = Tokenizer.from_buffer(content)  # the library takes no path that is not UTF-8
+        steps = steps_of(tokenizer)
+    check_growth(steps, path)
+    return tokenizer
 
 
 def build(fields: Mapping[str, Any], tokens: Iterable[AddedToken], path: Path) -> Tokenizer:

@@ -12,7 +12,7 @@ from tests.tiny import tiny_tokenizer
 from ..mutate import json_text
 from ..target import Target
 
-_TEXT = "The 3 theories\nof <|im_start|> are éa 日本 in"
+TEXT = "The 3 theories\nof <|im_start|> are éa 日本 in"
 
 
 def prepare(folder: Path) -> list[bytes]:
@@ -41,7 +41,7 @@ def prepare(folder: Path) -> list[bytes]:
 def run(data: bytes, folder: Path) -> None:
     (folder / "tokenizer.json").write_bytes(data)
     tokenizer = Tokenizer(read_tokenizer(folder, 300, "write one"), tokenizer_config(folder))
-    ids = tokenizer.encode(_TEXT, add_special_tokens=True)
+    ids = tokenizer.encode(TEXT, add_special_tokens=True)
     tokenizer.decode(ids)
     stream = tokenizer.stream()
     for index in ids:

@@ -55,12 +55,12 @@ def _split(part: Part) -> PreTokenizer:
     else:
         pattern: Any = part.fields.get("pattern")
         expression = pattern.get("Regex") if isinstance(pattern, Mapping) else None
-        if expression not in KNOWN:
+        if not isinstance(expression, str) or expression not in KNOWN:
             part.refuse(f" by {expression or pattern!r:.60}")
         # The known expressions find everything, so what they find may as well be kept as isolated.
         if (behavior, inverted) not in (("Isolated", False), ("Removed", True)):
             part.refuse(f" with the behavior {behavior:.20}")
-        cut = cutter(str(expression))
+        cut = cutter(expression)
     return lambda pieces, begins: [small for piece in pieces for small in cut(piece)]
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import FileFormatError
 from ..files import parse_json
+from ..tokenizer_growth import check_growth
 from . import decoders, normalizers, pre_tokenizers
 from .added_tokens import AddedToken, finders
 from .bpe import Bpe
@@ -58,6 +59,7 @@ class Tokenizer:
             raise FileFormatError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(fields, dict):
             raise FileFormatError(f"{path} is not a tokenizer: the JSON is not an object")
+        check_growth((fields.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")), path)
         return cls(fields, path)
 
     # ---------------------------------------------------------------------------------------------- text and ids
