@@ -27,9 +27,10 @@ def test_every_command_of_the_tutorial(tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     environment.pop("EDGECAL_READY", None)
-    done = subprocess.run(
-        ["bash", "-emx", "-c", commands], cwd=tmp_path / "work", env=environment, capture_output=True, text=True, timeout=1800
-    )
+    command = ["bash", "-emx", "-c", commands]
+    where = {"cwd": tmp_path / "work", "env": environment}
+    done = subprocess.run(command, **where, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
-    for made in ("results/report.html", "profile.html", "both/adapter_model.safetensors", "base/edgecal-packed.safetensors"):
+    weights = ("both/adapter_model.safetensors", "base/edgecal-packed.safetensors")
+    for made in ("results/report.html", "profile.html", *weights):
         assert (tmp_path / "work" / made).exists(), made

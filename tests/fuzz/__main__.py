@@ -48,7 +48,8 @@ def _target(name: str, asked: Any) -> bool:
     command = [sys.executable, "-m", "tests.fuzz", name, *options, "--out", str(asked.out)]
     before, started = _findings(asked.out, name), time.monotonic()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_patience(asked.minutes))
+        patience = _patience(asked.minutes)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=patience)
         said, ended = done.stderr + done.stdout, f"ended with {done.returncode}"
     except subprocess.TimeoutExpired as error:
         said, ended = (error.stderr or b"").decode("utf-8", "replace"), "came to no end"

@@ -14,7 +14,7 @@ from .target import corpus, find
 
 _LONGEST = 1 << 16  # bytes of an input
 _SLACK = 4.0  # instrumented code is slower
-_HOURS = 7200  # of the clock for one input: the judge counts the processor's time, which a stopped process does not spend
+_HOURS = 7200  # of the clock for one input: the judge counts the processor's time, which a stopped process spends not
 
 Found = Callable[[bytes, Any], None]
 """Told of an input and its verdict where there is a fault."""

@@ -18,11 +18,11 @@ _LISTS = ("normalizers", "pretokenizers", "decoders")
 
 
 def check_growth(steps: Iterable[Any], path: Path) -> None:
-    """FileFormatError unless each of these parts of a tokenizer.json (JSON values) leaves a text at a bearable length."""
+    """FileFormatError unless each of these parts of a tokenizer.json (JSON values) leaves texts at a bearable length."""
     for step in steps:
         if _growth(step) > _MOST:
             raise FileFormatError(
-                f"{path}: its {step['type']} may make a text more than {_MOST:g} times as long, which no tokenizer needs"
+                f"{path}: its {step['type']} may make a text more than {_MOST:g} times as long; no tokenizer needs that"
             )
 
 
