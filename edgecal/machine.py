@@ -19,6 +19,8 @@ from time import perf_counter, process_time
 from typing import Any
 
 from edgecal_kernels import cpu
+from edgecal_kernels.control_groups import lines
+from edgecal_kernels.errors import BackendError
 
 ROOT = Path("/")
 _TELLING_S = 0.25  # the system counts in hundredths of a second
@@ -46,7 +48,8 @@ def facts(root: Path = ROOT) -> dict[str, Any]:
         "cpu": cpu.cpu_model(),
         "board": _text(root / "proc/device-tree/model") or _text(root / "sys/class/dmi/id/product_name"),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(cpu.allowed_cores()),
+        "core_kinds": core_kinds(root),
         "physical_cores": cpu.physical_cores(),
         "memory_bytes": _meminfo(root, "MemTotal"),
         "swap_bytes": _meminfo(root, "SwapTotal"),
@@ -58,19 +61,49 @@ def facts(root: Path = ROOT) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": _versions(),
     }
-    ops = dispatch.backend()
-    found["back_end"] = dispatch.serving()
+    try:
+        ops = dispatch.backend()
+        found["back_end"] = dispatch.serving()
+    except BackendError as error:  # it was asked for, and is none
+        found["back_end"] = f"none: {error}"
+        return _told(found)
     if ops.NAME == "ready":
         found["instructions"] = ops.library.isa
-        return {key: value for key, value in found.items() if value not in (None, "", [])}
-    try:
+    elif ops.NAME == "numba":
         _, target, features = cpu.compile_target()
         found["instructions"] = cpu.detect_isa()
         found["compile_target"] = target
         found["features"] = [name for name in TELLING if name in features]
-    except ImportError:
-        found["instructions"] = dispatch.reference.INSTRUCTIONS
-    return {key: value for key, value in found.items() if value not in (None, "", [])}
+    else:
+        found["instructions"] = ops.INSTRUCTIONS
+    return _told(found)
+
+
+def _told(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if value not in (None, "", [])}
+
+
+# "CPU part" of /proc/cpuinfo, of implementer 0x41 (ARM)
+_ARM_PARTS = {
+    "0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72",
+    "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76", "0xd0c": "Neoverse-N1", "0xd0d": "Cortex-A77",
+    "0xd40": "Neoverse-V1", "0xd41": "Cortex-A78", "0xd44": "Cortex-X1", "0xd46": "Cortex-A510", "0xd47": "Cortex-A710",
+    "0xd48": "Cortex-X2", "0xd49": "Neoverse-N2", "0xd4d": "Cortex-A715", "0xd4e": "Cortex-X3", "0xd4f": "Neoverse-V2",
+    "0xd80": "Cortex-A520", "0xd81": "Cortex-A720", "0xd82": "Cortex-X4", "0xd85": "Cortex-X925",
+}  # fmt: skip
+
+
+def core_kinds(root: Path = ROOT) -> str | None:
+    """ "4 x Cortex-A76 + 4 x Cortex-A55" where ARM's /proc/cpuinfo says which cores there are; None elsewhere."""
+    pairs = [(key.strip(), value.strip()) for key, _, value in (x.partition(":") for x in lines(root / "proc/cpuinfo"))]
+    maker, counts = "", dict[str, int]()
+    for key, value in pairs:
+        if key == "CPU implementer":
+            maker = value
+        elif key == "CPU part" and value:
+            name = _ARM_PARTS.get(value, value) if maker == "0x41" else f"{maker}/{value}"
+            counts[name] = counts.get(name, 0) + 1
+    return " + ".join(f"{count} x {name}" for name, count in counts.items()) or None
 
 
 def same_machine(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
@@ -144,6 +177,14 @@ def throttle_events(root: Path = ROOT) -> int | None:
     return int(sum(counts)) if counts else None
 
 
+def load_average() -> float | None:
+    """Processes that ran or waited, on average over the last minute; None where nobody counts (Android hides it)."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
 class Watch:
     """Looks at the machine when it is made and again in `report`."""
 
@@ -159,7 +200,7 @@ class Watch:
             "mhz": _mhz(self.root, "scaling_cur_freq"),
             "degrees": temperatures(self.root),
             "events": throttle_events(self.root),
-            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+            "load": load_average(),
         }
 
     def report(self) -> dict[str, Any]:

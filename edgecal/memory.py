@@ -74,7 +74,7 @@ def room(root: Path = Path("/")) -> Room | None:
     Pages of files count as free: the kernel drops them when memory is wanted. Swap does not: weights that are read for
     every token do not run from there. None where nothing tells. `root` is where proc and sys are.
     """
-    free = _meminfo(root).get("MemAvailable")
+    free = meminfo(root).get("MemAvailable")
     rooms = [] if free is None else [Room(free, "are free on this machine")]
     for place, version in places(root, "memory"):
         left = _left_v2(place) if version == 2 else _left_v1(place)
@@ -119,7 +119,7 @@ def _own_limits(root: Path) -> list[Room]:
     return found
 
 
-def _meminfo(root: Path) -> dict[str, int]:
+def meminfo(root: Path) -> dict[str, int]:
     """Bytes by name."""
     found = {}
     for line in lines(root / "proc/meminfo"):

@@ -47,7 +47,7 @@ LAYERS = [
     {"scheduler"},
     {"engine", "demo"},
     {"async_engine"},
-    {"conversation", "inspection", "perplexity", "search", "tuning", "verification"},
+    {"conversation", "environment", "inspection", "perplexity", "search", "tuning", "verification"},
     {"profile", "benchmark", "quantization"},
     {"server"},
     {"cli"},

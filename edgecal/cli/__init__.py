@@ -40,6 +40,7 @@ COMMANDS = {
     "list": "Show the models on this machine.",
     "rm": "Remove models from this machine.",
     "cache": "Show what is kept on this machine, with sizes; --clean removes old kernels.",
+    "env": "Say what this machine has, what is used of it, and what would be faster.",
     "warmup": "Compile the kernels for this machine, once.",
     "tune": "Find the numbers of threads that are fastest here, and keep them.",
 }

@@ -176,21 +176,24 @@ def _grant_v1(group: Path) -> float | None:
     return int(quota) / int(period)
 
 
+def allowed_cores() -> set[int]:
+    """Numbers of the logical cores that this process may run on; all of them where the system does not tell."""
+    try:
+        return os.sched_getaffinity(0)
+    except (AttributeError, OSError):  # macOS, Windows; a system call that a sandbox forbids
+        return set(range(os.cpu_count() or 1))
+
+
 def usable_cores() -> int:
     """Logical cores that this process can keep busy: those it may run on, and not more than it is granted time for."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota()
+    cores, quota = len(allowed_cores()), cpu_quota()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def physical_cores() -> int:
     """Physical cores open to this process; the biggest cluster's where /sys tells sizes apart (big.LITTLE)."""
-    try:
-        allowed = os.sched_getaffinity(0)
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
     cores: dict[str, int] = {}
-    for cpu in allowed:
+    for cpu in allowed_cores():
         base = Path(f"/sys/devices/system/cpu/cpu{cpu}")
         try:
             siblings = (base / "topology/thread_siblings_list").read_text().strip()
