@@ -14,7 +14,7 @@ QUICK := tests/test_structure.py tests/test_docs.py tests/edgecal/test_conversat
   $(patsubst %,tests/weights/test_%.py,calibration_file gguf_blocks packed safe_pattern) \
   tests/cli/test_doctor_cli.py
 
-.PHONY: demo test quick test-arm kernels lint docs clean
+.PHONY: demo test quick test-arm test-install kernels lint docs clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/edgecal pull demo
@@ -42,6 +42,14 @@ kernels: $(TEST)/.installed
 test-arm: $(TEST)/.installed
 	tests/arm/run.sh $(PYTHON)
 	tests/arm/ready.sh $(TEST)/bin/python
+
+# The wheel in fresh environments (PYTHONS: of which Pythons); minutes, and the demo model is fetched once. On emulated
+# ARM: tests/install/arm.sh, which needs Debian and the model that these fetch.
+PYTHONS ?= $(PYTHON)
+
+test-install:
+	tests/install/plain.sh $(firstword $(PYTHONS))
+	tests/install/full.sh $(PYTHONS)
 
 lint: $(TEST)/.installed
 	$(TEST)/bin/python -m pip install -q -e ".[lint]"
