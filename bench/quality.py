@@ -44,7 +44,7 @@ from edgecal_weights.opening import open_checkpoint
 
 from .machine import facts
 
-OURS = ("int8", "int6", "int4_affine", "int4", "int4_f16")
+OURS = ("int8", "int6", "int4_affine", "int4_k", "int4", "int4_f16")
 LLAMA_CPP = (("Q4_0", False), ("Q4_K_M", False), ("Q4_K_M", True), ("Q3_K_M", True))
 Pieces = Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]  # a window's ids: logits, and what follows
 

@@ -73,7 +73,7 @@ def _peak() -> Measure:
     """Dot products of one block after another from registers, four blocks at a time to hide their latency."""
     from edgecal_kernels import blocks
 
-    begin, dot8, finish = blocks.BEGIN[8], blocks.DOT8[4], blocks.FINISH[4, 8]
+    begin, dot8, finish = blocks.BEGIN[8, blocks.WHOLE], blocks.DOT8[4], blocks.FINISH[4, 8, blocks.WHOLE]
 
     @numba.njit(parallel=True, nogil=True)
     def peak(lines: int, packed: int, ones: int, out: np.ndarray, n: int) -> None:

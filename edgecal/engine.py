@@ -99,8 +99,8 @@ class Engine:
     ) -> Engine:
         """Open a Hugging Face directory, a GGUF, a packed directory, a hub id, or "demo".
 
-        `weights`: "auto" keeps a quantized file's own precision and rounds float weights to int4; "fp32", "int8",
-        "int6", "int4", "int4_f16", "int4_affine" ask for a format. `cache_dtype`: "fp16", "fp32", "int8".
+        `weights`: "auto" keeps a quantized file's own precision and rounds float weights to int4; "fp32", or the
+        name of a packed format ("int8", "int4", "int4_k" ...), asks for a form. `cache_dtype`: "fp16", "fp32", "int8".
         `prefix_cache`: bytes of keys and values to keep of earlier requests for later ones that begin alike; 0 is off,
         None 32 MiB (and off on NumPy, whose last bits depend on how much of a prompt is read at once). `threads` and
         `prefill_threads` are as for `set_threads`; where neither is given, what `tune` found for this machine and model

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     type=click.Choice(["32", "64", "128"]),
     default="32",
     show_default=True,
-    help="Columns that share a scale.",
+    help="Columns that share a scale; 32 in the formats _k.",
 )
 @click.option(
     "--embedding",

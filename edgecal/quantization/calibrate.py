@@ -45,7 +45,7 @@ CONTEXT = 512
 TOKENS = 12_288
 DAMPING = 0.01
 DEFAULT_TEXT = Path(__file__).with_name("default_text.jsonl")
-_METHOD = 1  # counts changes of what is computed, so that nothing goes on behind layers of another method
+_METHOD = 2  # counts changes of what is computed, so that nothing goes on behind layers of another method
 _ROWS = 4096  # of an embedding, read at a time
 
 

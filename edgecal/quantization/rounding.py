@@ -29,7 +29,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecal_kernels.code_search import Chosen, row_scales, signed_square
+from edgecal_kernels.code_search import Chosen, expand, row_scales, signed_square
+from edgecal_kernels.layout import STEP, SUPER
 from edgecal_kernels.quant import (
     SPECS,
     Array,
@@ -42,6 +43,7 @@ from edgecal_kernels.quant import (
 )
 
 _ROWS = 2048  # rounded at a time
+_GROUPS_OF_SUPER = SUPER // STEP
 _SEARCHED = 1 << 16  # weights whose scales are searched at a time: the temporaries stay in the processor's cache
 
 
@@ -104,33 +106,46 @@ class Feedback:
 
     def _round(self, w: Array, spec: FormatSpec) -> Chosen:
         size, padded = self.group_size, _padded(w, self.group_size)
-        rows = row_scales(padded.reshape(len(w), -1, size)) if spec.has_row_scale else None
+        units = self._units(spec, padded.reshape(len(w), -1, size))
         left = np.ascontiguousarray(padded[:, self.columns].T)  # (k_padded, d): w - q where a column is done
         wanted = left.copy()  # what stands before q in the sum
         codes = np.empty(padded.shape, spec.packing.dtype)
-        scale = np.empty((len(w), self.n_groups), np.int8 if spec.has_row_scale else np.float32)
-        minimum = np.empty(scale.shape, np.float32) if spec.has_minimum else None
+        of_group = (2,) if spec.has_super_scale else ()
+        scale = np.empty((len(w), self.n_groups, *of_group), np.float32 if units is None else np.int8)
+        minimum = np.empty(scale.shape, np.float32) if spec.has_minimum and units is None else None
         for place in range(self.n_groups - 1, -1, -1):
             group, start, stop = self.groups[place], place * size, (place + 1) * size
-            chosen = self._search(spec, wanted[start:stop], self.columns[start:stop], rows)
-            step, low = _values(chosen, rows)
-            inverse = np.divide(1, step, out=np.zeros_like(step), where=step != 0)
+            own = units[:, group // _GROUPS_OF_SUPER, None] if units is not None and spec.has_super_scale else units
+            chosen = self._search(spec, wanted[start:stop], group, self.columns[start:stop], own)
+            steps, low = _values(chosen, spec, own)
+            inverses = np.divide(1, steps, out=np.zeros_like(steps), where=steps != 0)
             for i in range(stop - 1, start - 1, -1):
-                code = np.clip(np.rint((wanted[i] - low) * inverse), spec.lowest, spec.highest)
+                part = self.columns[i] % size * len(steps) // size
+                code = np.clip(np.rint((wanted[i] - low) * inverses[part]), spec.lowest, spec.highest)
                 codes[:, self.columns[i]] = code + spec.code_offset
-                left[i] -= code * step + low
+                left[i] -= code * steps[part] + low
                 wanted[start:i] += self.lower[i, start:i, None] * left[i]
             if start:
                 wanted[:start] += self.lower[start:stop, :start].T @ left[start:stop]
             scale[:, group] = chosen.scale[:, 0]
             if minimum is not None:
                 minimum[:, group] = low
-        return Chosen(codes, scale, minimum, rows)
+        if spec.has_super_scale:
+            return Chosen(codes, scale, super_scale=units)
+        return Chosen(codes, scale, minimum, units)
 
-    def _search(self, spec: FormatSpec, wanted: Array, columns: NDArray[np.integer], rows: Array | None) -> Chosen:
-        importance = self.importance.ravel()[columns][None]
-        groups = np.ascontiguousarray(wanted.T)[:, None]
-        return spec.search(groups, importance) if rows is None else spec.search(groups, importance, rows)
+    def _units(self, spec: FormatSpec, groups: Array) -> Array | None:
+        """What scales are multiples of, which is settled before they are: of rows (d,), or of 256 columns."""
+        if spec.has_super_scale:
+            return spec.search(groups, self.importance).super_scale
+        return row_scales(groups) if spec.has_row_scale else None
+
+    def _search(
+        self, spec: FormatSpec, wanted: Array, group: int, columns: NDArray[np.integer], units: Array | None
+    ) -> Chosen:
+        groups = np.ascontiguousarray(wanted[np.argsort(columns)].T)[:, None]
+        importance = self.importance[group][None]
+        return spec.search(groups, importance) if units is None else spec.search(groups, importance, units)
 
     def norm(self, difference: Array) -> float:
         moved = _padded(difference, self.group_size)[:, self.columns] @ self.lower
@@ -159,10 +174,14 @@ def _padded(w: Array, group_size: int) -> Array:
     return np.pad(w, ((0, 0), (0, -w.shape[1] % group_size)))
 
 
-def _values(chosen: Chosen, rows: Array | None) -> tuple[Array, Array | np.float32]:
-    """Scale and minimum, float32 (d,), of the one group that was searched."""
-    step = chosen.scale[:, 0] if rows is None else signed_square(chosen.scale[:, 0]) * rows
-    return step, np.float32(0) if chosen.minimum is None else chosen.minimum[:, 0]
+def _values(chosen: Chosen, spec: FormatSpec, units: Array | None) -> tuple[Array, Array | np.float32]:
+    """Scales, float32 (1 or 2, d), of the parts of the one group that was searched, and its minimum (d,)."""
+    if spec.has_super_scale:
+        assert units is not None
+        values = expand(chosen.scale, units)[:, 0].T
+        return (values, np.float32(0)) if spec.halves else (values[:1], values[1])
+    step = chosen.scale[:, 0] if units is None else signed_square(chosen.scale[:, 0]) * units
+    return step[None], np.float32(0) if chosen.minimum is None else chosen.minimum[:, 0]
 
 
 def _packed(parts: list[Chosen], shape: tuple[int, ...], format: str, group_size: int) -> QuantizedTensor:

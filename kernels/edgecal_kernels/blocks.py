@@ -6,9 +6,9 @@ into a kernel, decides for how many tokens it is compiled.
 
 The tokens of a block are packed first, so that what a step needs of them lies together and at constant offsets:
 
-    4 octets of columns, of each the 8 int8 of every token | start int32 | scale float32 | shift float32 per token
+    4 octets of columns, of each the 8 int8 of every token | start, half start int32 | scale, shift float32 per token
 
-start = -8 times the sum of the codes, shift = scale times that sum.
+start = -8 times the sum of the codes, half start the same of the first 16 columns, shift = scale times that sum.
 
 Here addresses are int64, and everything is in bytes.
 """
@@ -25,11 +25,12 @@ from numba.extending import intrinsic as _numba_intrinsic
 from . import isa
 from .jit import kernel
 from .records import TOKEN_BYTES
-from .simd import LANES, F32x16, I8x64, Vector, emit_signed_square, emit_upper, f32, i8, i32, i64
+from .simd import LANES, F32x16, I8x64, Vector, emit_int8, emit_signed_square, emit_upper, f32, i8, i16, i32, i64
 
 intrinsic: Any = _numba_intrinsic
 TILES: int = isa.active().TILES
 TOKENS: int = isa.active().TOKENS
+WHOLE, FIRST, SECOND = range(3)  # a step, or a half of it: 16 columns
 _START_OFFSET = 8  # that of nibbles, whose dot products can start with what is packed
 
 _LINES = {n: Vector(f"I8x64x{n}", i8, 64 * n) if n > 1 else I8x64 for n in (1, 2)}
@@ -92,12 +93,18 @@ def _emit_write(of: ir.Type, value_type: Any) -> Callable:
     return intrinsic(typing)
 
 
-read_int, read_long, read_float = (
-    _emit_read(*t) for t in ((i32, types.int32), (i64, types.int64), (f32, types.float32))
+read_short, read_int, read_long, read_float = (
+    _emit_read(*t) for t in ((i16, types.int16), (i32, types.int32), (i64, types.int64), (f32, types.float32))
 )
 write_int, write_long, write_float = (
     _emit_write(*t) for t in ((i32, types.int32), (i64, types.int64), (f32, types.float32))
 )
+
+
+@kernel
+def read_total(totals: int) -> Any:
+    """The sum of the codes of a step, whose halves have theirs at this address."""
+    return types.int32(read_short(totals) + read_short(totals + 2))
 
 
 @kernel
@@ -111,11 +118,12 @@ def pack(x: int, x_scale: int, x_total: int, x_stride: int, stride: int, steps: 
             for token in range(n):
                 write_long(to + (octet * n + token) * 8, read_long(x + token * x_stride + step * 32 + octet * 8))
         for token in range(n):
-            total = read_int(x_total + token * stride + step * 4)
-            scale = read_float(x_scale + token * stride + step * 4)
+            at = token * stride + step * 4
+            total, scale = read_total(x_total + at), read_float(x_scale + at)
             write_int(to + 32 * n + token * 4, types.int32(-_START_OFFSET * total))
-            write_float(to + 36 * n + token * 4, scale)
-            write_float(to + 40 * n + token * 4, scale * types.float32(total))
+            write_int(to + 36 * n + token * 4, types.int32(-_START_OFFSET * read_short(x_total + at)))
+            write_float(to + 40 * n + token * 4, scale)
+            write_float(to + 44 * n + token * 4, scale * types.float32(total))
         to += TOKEN_BYTES * n
 
 
@@ -158,6 +166,22 @@ def load_signed_squares(context: Any, small: Any, distance: Any) -> Any:
     return _ROWS[TILES](types.int64, types.int64), generate
 
 
+@intrinsic
+def load_multiples(context: Any, small: Any, unit: Any, distance: Any, unit_distance: Any) -> Any:
+    """16 int8 of each tile times 16 float16 of each tile."""
+
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        small, unit, distance, unit_distance = v
+        rows = []
+        for at, unit_at in ((small, unit), (builder.add(small, distance), builder.add(unit, unit_distance)))[:TILES]:
+            half = _read(builder, unit_at, 0, ir.VectorType(ir.HalfType(), LANES), 1)
+            multiple = emit_int8(builder, _read(builder, at, 0, ir.VectorType(i8, LANES), 1))
+            rows.append(builder.fmul(multiple, builder.fpext(half, F32x16.llvm)))
+        return isa.joined(builder, rows)
+
+    return _ROWS[TILES](types.int64, types.int64, types.int64, types.int64), generate
+
+
 def _emit_bytes(change: Callable[[Any, Any, int], Any]) -> Callable:
     def typing(context: Any, lines: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
@@ -183,14 +207,17 @@ def _signed(builder: Any, lines: Any, n: int) -> Any:
 low, high, as_operands = _emit_bytes(_low), _emit_bytes(_high), _emit_bytes(_signed)
 
 
-@intrinsic
-def with_upper(context: Any, nibbles: Any, upper: Any, quad: Any) -> Any:
-    """As `simd.with_upper`, of each tile."""
+def _emit_with_upper(n: int) -> Callable:
+    def typing(context: Any, nibbles: Any, upper: Any, quad: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+            return emit_upper(builder, v[0], v[1], v[2], n)
 
-    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-        return emit_upper(builder, *v)
+        return nibbles(nibbles, upper, types.int64), generate
 
-    return nibbles(nibbles, upper, types.int64), generate
+    return intrinsic(typing)
+
+
+WITH_UPPER = {4 + n: _emit_with_upper(n) for n in (1, 2)}  # as `simd.WITH_UPPER`, of each tile
 
 
 # ------------------------------------------------------------------------------------------------------ sums
@@ -215,24 +242,30 @@ def _by_tile(builder: Any, block: Any, n: int) -> list[list[Any]]:
     return [parts[tile * n : tile * n + n] for tile in range(TILES)]
 
 
-def _starts(builder: Any, packed: Any, n: int, offset: int) -> list[Any]:
-    """Of each token, in all lanes: -offset times the sum of its codes."""
+def _starts(builder: Any, packed: Any, n: int, offset: int, part: int) -> list[Any]:
+    """Of each token, in all lanes: -offset times the sum of its codes in this part of the step."""
     if offset == 0:
         return [ir.Constant(ir.VectorType(i32, LANES), [0] * LANES)] * n
-    packed_starts = [isa.splat(builder, _read(builder, packed, 32 * n + 4 * token, i32), LANES) for token in range(n)]
+
+    def packed_at(place: int) -> list[Any]:
+        return [isa.splat(builder, _read(builder, packed, place * n + 4 * token, i32), LANES) for token in range(n)]
+
+    packed_starts = packed_at(36 if part == FIRST else 32)
+    if part == SECOND:
+        packed_starts = [builder.sub(*both) for both in zip(packed_starts, packed_at(36), strict=True)]
     if offset == _START_OFFSET:
         return packed_starts
     shift = (offset // _START_OFFSET).bit_length() - 1
     return [builder.shl(start, ir.Constant(start.type, [shift] * LANES)) for start in packed_starts]
 
 
-def _emit_begin(offset: int) -> Callable:
+def _emit_begin(offset: int, part: int) -> Callable:
     def typing(context: Any, sums: Any, packed: Any) -> Any:
         """The start values of a step's dot products. `sums` only says for how many tokens."""
         n = _tokens(sums)
 
         def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-            return isa.joined(builder, isa.begin(builder, _starts(builder, v[1], n, offset)) * TILES)
+            return isa.joined(builder, isa.begin(builder, _starts(builder, v[1], n, offset, part)) * TILES)
 
         return _DOTS[n](sums, types.int64), generate
 
@@ -257,9 +290,9 @@ def _emit_dot8(bits: int) -> Callable:
     return intrinsic(typing)
 
 
-# By what is added to a code before it is multiplied, and by the bits of a code
-_OFFSETS, _BITS = (0, 8, 32, 128), (4, 6, 8)
-BEGIN = {offset: _emit_begin(offset) for offset in _OFFSETS}
+# By what is added to a code before it is multiplied, by the bits that a code has room for, and by the part of a step
+_OFFSETS, _BITS, _PARTS = (0, 8, 16, 32, 128), (4, 6, 8), (WHOLE, FIRST, SECOND)
+BEGIN = {(offset, part): _emit_begin(offset, part) for offset in _OFFSETS for part in _PARTS}
 DOT8 = {bits: _emit_dot8(bits) for bits in _BITS}
 
 
@@ -267,13 +300,13 @@ def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.call(isa.declare(builder, "llvm.fma.v16f32", a.type, [a.type] * 3), [a, b, c])
 
 
-def _emit_finish(bits: int, offset: int) -> Callable:
+def _emit_finish(bits: int, offset: int, part: int) -> Callable:
     def typing(context: Any, dots: Any, packed: Any) -> Any:
-        """The dot products of a step, after its last DOT8."""
+        """The dot products of a step or half step, after its last DOT8."""
         n = _tokens(dots)
 
         def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-            start = _starts(builder, v[1], n, offset)
+            start = _starts(builder, v[1], n, offset, part)
             tiles = [isa.finish(builder, tile, start, bits) for tile in _by_tile(builder, v[0], n)]
             return isa.joined(builder, [dot for tile in tiles for dot in tile])
 
@@ -282,7 +315,9 @@ def _emit_finish(bits: int, offset: int) -> Callable:
     return intrinsic(typing)
 
 
-FINISH = {(bits, offset): _emit_finish(bits, offset) for bits in _BITS for offset in _OFFSETS}
+FINISH = {
+    (bits, offset, part): _emit_finish(bits, offset, part) for bits in _BITS for offset in _OFFSETS for part in _PARTS
+}
 
 
 @intrinsic
@@ -295,7 +330,7 @@ def scale_and_add(context: Any, sums: Any, dots: Any, scale: Any, packed: Any) -
         for tile, row_scale in enumerate(isa.split(builder, v[2], TILES)):
             own_sums, own_dots = (_by_tile(builder, part, n)[tile] for part in (v[0], v[1]))
             for token in range(n):
-                factor = isa.splat(builder, _read(builder, v[3], 36 * n + 4 * token, f32), LANES)
+                factor = isa.splat(builder, _read(builder, v[3], 40 * n + 4 * token, f32), LANES)
                 dots_now = builder.sitofp(own_dots[token], F32x16.llvm)
                 found.append(_fma(builder, dots_now, builder.fmul(row_scale, factor), own_sums[token]))
         return isa.joined(builder, found)
@@ -312,7 +347,7 @@ def shift(context: Any, sums: Any, minimum: Any, packed: Any) -> Any:
         found = []
         for tile, row in enumerate(isa.split(builder, v[1], TILES)):
             for token, acc in enumerate(_by_tile(builder, v[0], n)[tile]):
-                factor = isa.splat(builder, _read(builder, v[2], 40 * n + 4 * token, f32), LANES)
+                factor = isa.splat(builder, _read(builder, v[2], 44 * n + 4 * token, f32), LANES)
                 found.append(_fma(builder, row, factor, acc))
         return isa.joined(builder, found)
 

@@ -51,10 +51,10 @@ class Export:
 
 
 _PRODUCT = (_int64, types.UniTuple(_int64, 5), SIZES, types.UniTuple(_int64, 2))
-_SCALES, _BYTES = (_MATRIX, types.int32[:, ::1]), types.uint8[::1]
+_SCALES, _BYTES = (_MATRIX, types.int16[:, ::1]), types.uint8[::1]
 _TRIMMED = (_LONGS, types.int32[::1], _LONGS, _FLOATS)
 EXPORTS = (
-    Export("round", round_share, (_MATRIX, types.int8[:, ::1], _MATRIX, types.int32[:, ::1], _BYTES), True),
+    Export("round", round_share, (_MATRIX, types.int8[:, ::1], _MATRIX, types.int16[:, ::1], _BYTES), True),
     Export("multiply", multiply_share, (*_PRODUCT, types.int8[::1], *_SCALES, _BYTES, _MATRIX), True),
     Export("inner", inner_share, (*_PRODUCT[1:], _int64, ROUNDED, _int64, ROUNDED, _float32), True),
     Export("outer", outer_share, (*[_int64] * 5, ROUNDED, _int64, _int64), True),

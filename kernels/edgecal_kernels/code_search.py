@@ -15,13 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import QuantizationError
+from .layout import STEP, SUPER
 
 Array = NDArray[np.float32]
 _FP16_MAX = 65504.0
 _INT4_DIVISORS = (-8.0, -7.6, -7.2, -6.8, -8.5, 7.0, 7.5)
+_INT5_DIVISORS = (-16.0, -15.4, -14.8, 15.2)
 _INT6_DIVISORS = (-32.0, -31.2, -30.4, 31.0)
 _AFFINE_CUTS = ((0.0, 0.0), (0.04, 0.0), (0.0, 0.04), (0.04, 0.04), (0.09, 0.0), (0.0, 0.09))  # at either end
 _LARGEST_ROOT = 127
+_LARGEST_MULTIPLE = 127
+_GROUPS_OF_SUPER = SUPER // STEP
 # With an importance, for 4 bits; 6 bits take four times as much
 _FINE_DIVISORS = tuple(sign * size for sign in (-1, 1) for size in (5.0, 5.4, 5.8, 6.2, 6.5, 7.3, 7.8, 8.2, 8.8))
 _FINE_AFFINE_CUTS = tuple((low / 100, high / 100) for low in range(0, 21, 5) for high in range(0, 21, 5))
@@ -30,12 +34,14 @@ _REFITS = 2  # with an importance; the codes of a fitted scale ask for another
 
 class Chosen(NamedTuple):
     """Codes, int8 or uint8 (n, n_groups, group_size); scales and minima of the groups (n, n_groups), scales of the rows
-    (n,), as far as the format has them."""
+    (n,), as far as the format has them. Two-level scales are int8 (n, n_groups, 2), and `super_scale` float32
+    (n, n_supers, 2 or 1): what `FormatSpec` says."""
 
     codes: NDArray
     scale: NDArray
     minimum: Array | None = None
     row_scale: Array | None = None
+    super_scale: Array | None = None
 
 
 def half(values: Array, what: str) -> Array:
@@ -63,6 +69,10 @@ def search_int6(g: Array, importance: Array | None = None) -> Chosen:
     return Chosen(*_symmetric(g, 32, _INT6_DIVISORS, _float16_scale, importance))
 
 
+def search_int5(g: Array, importance: Array | None = None) -> Chosen:
+    return Chosen(*_symmetric(g, 16, _INT5_DIVISORS, _float16_scale, importance))
+
+
 def search_int4_f16(g: Array, importance: Array | None = None) -> Chosen:
     return Chosen(*_symmetric(g, 8, _INT4_DIVISORS, _float16_scale, importance))
 
@@ -87,20 +97,75 @@ def search_int4(g: Array, importance: Array | None = None, row: Array | None = N
 
 
 def search_int4_affine(g: Array, importance: Array | None = None) -> Chosen:
-    """The range [low, high] shrunk a little at either end where that lowers the squared error."""
+    return _affine(g, 15, importance)
+
+
+def search_int4_k(g: Array, importance: Array | None = None, units: Array | None = None) -> Chosen:
+    return _affine_multiples(g, 15, importance, units)
+
+
+def search_int5_k(g: Array, importance: Array | None = None, units: Array | None = None) -> Chosen:
+    return _affine_multiples(g, 31, importance, units)
+
+
+def search_int6_k(g: Array, importance: Array | None = None, units: Array | None = None) -> Chosen:
+    """A scale for each half of a group."""
+    halves, weighed = g.reshape(len(g), -1, STEP // 2), None
+    if importance is not None:
+        weighed = importance.reshape(-1, STEP // 2)
+    _, wanted = _symmetric(halves, 32, _INT6_DIVISORS, _float16_scale, weighed)
+    scale, units = _multiples(wanted.reshape(len(g), -1, 2), units, 1)
+    stored = expand(scale, units).reshape(len(g), -1, 1)
+    codes = np.clip(np.rint(halves * _inverse(stored)), -32, 31) + 32
+    return Chosen(codes.astype(np.uint8).reshape(g.shape), scale, super_scale=units)
+
+
+def _affine_multiples(g: Array, top: int, importance: Array | None, units: Array | None) -> Chosen:
+    """Scales and minima of `_affine` as multiples, and the codes that are nearest then."""
+    wanted = _affine(g, top, importance)
+    assert wanted.minimum is not None
+    scale, units = _multiples(np.stack([wanted.scale, wanted.minimum], axis=2), units, 2)
+    stored = expand(scale, units)
+    codes = np.clip(np.rint((g - stored[..., 1:]) * _inverse(stored[..., :1])), 0, top)
+    return Chosen(codes.astype(np.uint8), scale, super_scale=units)
+
+
+def _multiples(values: Array, units: Array | None, parts: int) -> tuple[NDArray[np.int8], Array]:
+    """Values (n, n_groups, 2) as int8 multiples of units (n, n_supers, `parts`): those given, or float16 ones of which
+    the largest multiple that is needed is 127."""
+    n, n_groups, _ = values.shape
+    if units is None:
+        padded = np.zeros((n, -(-n_groups // _GROUPS_OF_SUPER) * _GROUPS_OF_SUPER, 2), np.float32)
+        padded[:, :n_groups] = np.abs(values)
+        largest = padded.reshape(n, -1, _GROUPS_OF_SUPER * 2 // parts, parts).max(axis=2)
+        units = half(largest / np.float32(_LARGEST_MULTIPLE), "scale")
+    each = np.repeat(units, _GROUPS_OF_SUPER, axis=1)[:, :n_groups]
+    most = _LARGEST_MULTIPLE
+    return np.clip(np.rint(values * _inverse(each)), -most, most).astype(np.int8), units
+
+
+def expand(multiples: NDArray[np.int8], units: Array) -> Array:
+    """Two-level scales as plain ones, float32, exact: multiples (n, n_groups, 2, ...), units (n, n_supers, 2 or 1, ...)
+    as float32."""
+    each = np.repeat(units, _GROUPS_OF_SUPER, axis=1)[:, : multiples.shape[1]]
+    return multiples * each
+
+
+def _affine(g: Array, top: int, importance: Array | None) -> Chosen:
+    """Codes up to `top`. The range [low, high] shrunk a little at either end where that lowers the squared error."""
     low, high = g.min(axis=2), g.max(axis=2)
     span = high - low
     best = _Best(g, importance)
 
     def attempt(minimum: Array, scale: Array) -> None:
         minimum, scale = half(minimum, "minimum"), half(scale, "scale")
-        codes = np.clip(np.rint((g - minimum[..., None]) * _inverse(scale)[..., None]), 0, 15)
+        codes = np.clip(np.rint((g - minimum[..., None]) * _inverse(scale)[..., None]), 0, top)
         best.offer(codes, scale, minimum)
 
     for cut_low, cut_high in _AFFINE_CUTS if importance is None else _FINE_AFFINE_CUTS:
         minimum = half(low + np.float32(cut_low) * span, "minimum")
-        top = high - np.float32(cut_high) * span
-        attempt(minimum, np.maximum(top - minimum, 0) / np.float32(15))
+        end = high - np.float32(cut_high) * span
+        attempt(minimum, np.maximum(end - minimum, 0) / np.float32(top))
     if importance is not None:
         for _ in range(_REFITS):
             attempt(*_fitted_line(best.codes, g, importance, best.minimum, best.scale))

@@ -152,13 +152,13 @@ class _Scratch:
             "normed": floats(n_threads, n, hidden_size),
             "codes": np.zeros((n_threads, n * hidden_size), np.int8),
             "scale": floats(n_threads, n, hidden_size // STEP),
-            "total": np.zeros((n_threads, n, hidden_size // STEP), np.int32),
+            "total": np.zeros((n_threads, n, hidden_size // STEP * 2), np.int16),
             "wide_codes": np.zeros(n * widest, np.int8),
             "wide_scale": floats(n, widest // STEP),
-            "wide_total": np.zeros((n, widest // STEP), np.int32),
+            "wide_total": np.zeros((n, widest // STEP * 2), np.int16),
             "inner_codes": np.zeros((n_threads, inner_width), np.int8),
             "inner_scale": floats(n_threads, inner_width // STEP),
-            "inner_total": np.zeros((n_threads, inner_width // STEP), np.int32),
+            "inner_total": np.zeros((n_threads, inner_width // STEP * 2), np.int16),
             "layers": np.array(list(zip(w.windows, w.ropes, strict=True)), LAYER),
         }
         numbers = {

@@ -8,6 +8,8 @@ packed. 16 rows form a tile, and inside a tile the columns lie in steps of 32. F
             low nibble = column 4q + j, high nibble = column 16 + 4q + j
     6 bits  a step is 384 bytes: the low four bits of the codes as above, then their upper two bits in two lines
             [2 halves][16 rows][4 columns]: bits 2q and 2q + 1 belong to column 16h + 4q + j
+    5 bits  a step is 320 bytes: the low four bits as above, then the fifth ones in a line [16 rows][4 columns]: bit
+            4h + q belongs to column 16h + 4q + j
 
 One 64-byte line thus carries four columns of sixteen rows, four bytes in every 32-bit lane: exactly what the
 dot-product instructions want (one AVX-512 register, two of AVX2, four of NEON), with no horizontal sums. Rows are
@@ -23,10 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 STEP = 32  # columns that a kernel consumes at once; also the group of the int8 activations
+SUPER = 256  # columns that share the float16 numbers of two-level scales
 TILE_ROWS = 16
 QUARTER_ROWS = 4
 LINE = 64  # bytes
 _UPPER_SHIFT = np.arange(0, 8, 2, dtype=np.uint8)[:, None, None]  # of the upper bits of a quad, by quad
+_FIFTH_SHIFT = np.arange(8, dtype=np.uint8)[:, None, None]
 
 Codes = NDArray[Any]
 """Bytes of n tiles, either as steps (n, steps, bytes of a step) or as quads (n, steps, 8, 16, 4)."""
@@ -73,8 +77,19 @@ def _unpack_six_bits(steps: Codes) -> Codes:
     return _unpack_nibbles(steps[..., : 4 * LINE]) | upper.reshape(*steps.shape[:2], 8, TILE_ROWS, 4) << 4
 
 
+def _pack_five_bits(quads: Codes) -> Codes:
+    fifth = np.bitwise_or.reduce(quads >> 4 << _FIFTH_SHIFT, axis=2).reshape(*quads.shape[:2], LINE)
+    return np.concatenate([_pack_nibbles(quads), fifth], axis=2)
+
+
+def _unpack_five_bits(steps: Codes) -> Codes:
+    fifth = steps[..., 4 * LINE :].reshape(*steps.shape[:2], 1, TILE_ROWS, 4) >> _FIFTH_SHIFT & 1
+    return _unpack_nibbles(steps[..., : 4 * LINE]) | fifth << 4
+
+
 BYTES = Packing(8, np.int8, _pack_bytes, _unpack_bytes)
 SIX_BITS = Packing(6, np.uint8, _pack_six_bits, _unpack_six_bits)
+FIVE_BITS = Packing(5, np.uint8, _pack_five_bits, _unpack_five_bits)
 NIBBLES = Packing(4, np.uint8, _pack_nibbles, _unpack_nibbles)
 
 

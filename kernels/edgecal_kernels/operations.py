@@ -64,7 +64,7 @@ class Kernels:
     walk: Run
 
 
-Packed = tuple[NDArray[np.int8], Array, NDArray[np.int32], NDArray[np.uint8]]
+Packed = tuple[NDArray[np.int8], Array, NDArray[np.int16], NDArray[np.uint8]]
 
 
 class PackedActivations(reference.Activations):
@@ -77,7 +77,7 @@ class PackedActivations(reference.Activations):
         self._round_and_pack = round_and_pack
         self._packed: Packed | None = None
 
-    def rounded(self) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
+    def rounded(self) -> tuple[NDArray[np.int8], Array, NDArray[np.int16]]:
         return self.packed()[:3]
 
     def packed(self) -> Packed:
@@ -140,7 +140,7 @@ class Operations:
     def Activations(self, x: Array) -> PackedActivations:
         return PackedActivations(x, self.round_and_pack)
 
-    def quantize_rows(self, x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
+    def quantize_rows(self, x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int16]]:
         """The same codes, bit for bit."""
         return self.round_and_pack(x)[:3]
 
@@ -153,7 +153,7 @@ class Operations:
             padded[:, :k] = x
             x = padded
         codes = np.empty((n, steps * STEP), np.int8)
-        scale, total = np.empty((n, steps), np.float32), np.empty((n, steps), np.int32)
+        scale, total = np.empty((n, steps), np.float32), np.empty((n, 2 * steps), np.int16)
         shares = 1 if x.size < _NUMBERS_TO_ROUND else self.kernels.threads()
         packed = np.empty((n - n % 2) * steps * TOKEN_BYTES, np.uint8)
         self.kernels.round(np.ascontiguousarray(x), codes, scale, total, packed, shares)
@@ -298,5 +298,5 @@ class Operations:
 def _room(n: int, width: int) -> Packed:
     """For n rounded tokens of `width` columns: codes, scales, sums, and the same packed."""
     steps = width // STEP
-    scale, total = np.empty((n, steps), np.float32), np.empty((n, steps), np.int32)
+    scale, total = np.empty((n, steps), np.float32), np.empty((n, 2 * steps), np.int16)
     return np.empty((n, width), np.int8), scale, total, np.empty(max(n - n % 2, 1) * steps * TOKEN_BYTES, np.uint8)

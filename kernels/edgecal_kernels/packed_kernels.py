@@ -38,6 +38,16 @@ def operand_offset(format: FormatSpec) -> int:
     return INT8_OFFSET if format.bits == 8 else format.code_offset
 
 
+def _room(format: FormatSpec) -> int:
+    """The bits of a code for which dot products are made."""
+    return 6 if format.bits == 5 else format.bits
+
+
+def _upper(bits: int, second: bool) -> tuple[int, int]:
+    """Where the line with the upper bits of half a step is, and the number of the half's first quad in it."""
+    return (256, 4 * second) if bits == 5 else (256 + 64 * second, 0)
+
+
 @kernel
 def int8_line(codes: Any, at: int) -> Any:
     return simd.as_operand(simd.load_bytes(codes, at))
@@ -70,15 +80,23 @@ def _next_step(group: int, inside: int, per_group: int) -> Any:
     return group + (16 if last else 0), 0 if last else inside + 1
 
 
+@kernel
+def super_place(tile: int, n_groups: int, step: int, parts: int) -> int:
+    """Element of the numbers that 256 columns share, of which there are `parts` for each row."""
+    return (tile * ((n_groups + 7) // 8) + step // 8) * parts * 16
+
+
 def _vector_kernel(format: FormatSpec) -> Any:
     """One token against a range of tiles: accumulators stay in registers, weights stream once.
 
-    Arrays are given by their addresses; `extra` is that of the minima or of the rows' scales, for a format that has
-    either. `sizes` are Sizes. x may have fewer steps than `codes`, whose columns are padded to groups, or more, which
-    are zeros: an adapter's tiles may end within a step, and what is read after them is multiplied by 0.
+    Arrays are given by their addresses, `extra` as `records.extra_address` says. `sizes` are Sizes. x may have fewer
+    steps than `codes`, whose columns are padded to groups, or more, which are zeros: an adapter's tiles may end within
+    a step, and what is read after them is multiplied by 0.
     """
     bits, has_minimum, has_row_scale = format.bits, format.has_minimum, format.has_row_scale
-    lines, width, offset = format.packing.step_bytes // 64, format.scale_dtype.itemsize, operand_offset(format)
+    has_super_scale, halves, parts = format.has_super_scale, format.halves, format.super_parts
+    lines, width, offset = format.packing.step_bytes // 64, format.scale_bytes, operand_offset(format)
+    with_upper, (upper_at, upper_quad) = simd.WITH_UPPER.get(bits), _upper(bits, True)
 
     @kernel_for(format.name)
     def vector(
@@ -91,26 +109,45 @@ def _vector_kernel(format: FormatSpec) -> Any:
             for step in range(k // 32):
                 at = (tile * tile_lines + step * lines) * 64
                 _prefetch_once(codes + at, lines, scale + group * width, width)
-                total = blocks.read_int(x_total + step * 4)
-                dots = splat_int(np.int32(-offset * total))
+                total = blocks.read_total(x_total + step * 4)
+                first_total = blocks.read_short(x_total + step * 4) if halves else total
+                dots, second_dots = splat_int(np.int32(-offset * first_total)), splat_int(np.int32(0))
+                if halves:
+                    second_dots = splat_int(np.int32(-offset * (total - first_total)))
                 if bits == 8:
                     for quad in range(8):
                         dots = dot4_int8(dots, int8_line(codes, at + quad * 64), x, step * 32 + quad * 4)
                 else:
-                    if bits == 6:
-                        first_upper, second_upper = simd.load_bytes(codes, at + 256), simd.load_bytes(codes, at + 320)
+                    if with_upper is not None:
+                        first_upper = simd.load_bytes(codes, at + 256)
+                        second_upper = simd.load_bytes(codes, at + upper_at)
                     for quad in range(4):
                         line = simd.load_bytes(codes, at + quad * 64)
                         first, second = low_nibbles(line), high_nibbles(line)
-                        if bits == 6:
-                            first = simd.with_upper(first, first_upper, quad)
-                            second = simd.with_upper(second, second_upper, quad)
+                        if with_upper is not None:
+                            first = with_upper(first, first_upper, quad)
+                            second = with_upper(second, second_upper, upper_quad + quad)
                         dots = dot4_nibbles(dots, first, x, step * 32 + quad * 4)
-                        dots = dot4_nibbles(dots, second, x, step * 32 + 16 + quad * 4)
+                        if halves:
+                            second_dots = dot4_nibbles(second_dots, second, x, step * 32 + 16 + quad * 4)
+                        else:
+                            dots = dot4_nibbles(dots, second, x, step * 32 + 16 + quad * 4)
                 xs = blocks.read_float(x_scale + step * 4)
-                w_scale = simd.load_signed_square(scale, group) if has_row_scale else load_half(scale, group)
+                if has_super_scale:
+                    unit = super_place(tile, n_groups, step, parts)
+                    simd.prefetch_once(extra, unit * 2 + AHEAD * parts // (lines * 16))
+                    w_scale = mul(simd.load_int8(scale, group * 2), load_half(extra, unit))
+                    other = mul(simd.load_int8(scale, group * 2 + 16), load_half(extra, unit + 16 * (parts - 1)))
+                elif has_row_scale:
+                    w_scale = simd.load_signed_square(scale, group)
+                else:
+                    w_scale = load_half(scale, group)
                 acc = fma(simd.to_float(dots), mul(w_scale, splat(xs)), acc)
-                if has_minimum:
+                if halves:
+                    acc = fma(simd.to_float(second_dots), mul(other, splat(xs)), acc)
+                elif has_super_scale:
+                    acc = fma(other, splat(xs * np.float32(total)), acc)
+                elif has_minimum:
                     simd.prefetch_once(extra, group * 2 + AHEAD // (lines * 2))
                     acc = fma(load_half(extra, group), splat(xs * np.float32(total)), acc)
                 group, inside = _next_step(group, inside, per_group)
@@ -121,15 +158,42 @@ def _vector_kernel(format: FormatSpec) -> Any:
     return vector
 
 
+def _half_kernel(format: FormatSpec, second: bool) -> Any:
+    """The dot products of half a step, 16 columns, of a block: the lower nibbles of its lines, or the higher ones."""
+    bits, dot8 = format.bits, blocks.DOT8[_room(format)]
+    nibbles, with_upper = blocks.high if second else blocks.low, blocks.WITH_UPPER.get(bits)
+    upper_at, upper_quad = _upper(bits, second)
+
+    @kernel_for(f"{format.name}_{'second' if second else 'first'}")
+    def half(dots: Any, at: int, far_codes: int, octets: int, n: int) -> Any:
+        if with_upper is not None:
+            upper = blocks.load_lines(at + upper_at, far_codes)
+        for octet in range(2):
+            one = nibbles(blocks.load_lines(at + octet * 128, far_codes))
+            two = nibbles(blocks.load_lines(at + octet * 128 + 64, far_codes))
+            if with_upper is not None:
+                one = with_upper(one, upper, upper_quad + octet * 2)
+                two = with_upper(two, upper, upper_quad + octet * 2 + 1)
+            dots = dot8(dots, one, two, octets + octet * n * 8)
+        return dots
+
+    return half
+
+
 def _block_kernel(format: FormatSpec) -> Any:
     """A block of n tokens against TILES tiles, `tile` and the one `beside` tiles on; `sums` are its zeros.
 
     The tokens are at `packed`, as `blocks` says; the other arguments are those of `_vector_kernel`.
     """
     bits, has_minimum, has_row_scale = format.bits, format.has_minimum, format.has_row_scale
-    lines, width = format.packing.step_bytes // 64, format.scale_dtype.itemsize
-    offset = operand_offset(format)
-    begin, dot8, finish = blocks.BEGIN[offset], blocks.DOT8[bits], blocks.FINISH[bits, offset]
+    has_super_scale, halves, parts = format.has_super_scale, format.halves, format.super_parts
+    lines, width = format.packing.step_bytes // 64, format.scale_bytes
+    offset, room = operand_offset(format), _room(format)
+    first, last = (blocks.FIRST, blocks.SECOND) if halves else (blocks.WHOLE, blocks.WHOLE)
+    begin, dot8, finish = blocks.BEGIN[offset, first], blocks.DOT8[room], blocks.FINISH[room, offset, last]
+    first_half, second_half = _half_kernel(format, False), _half_kernel(format, True)
+    with_upper, (upper_at, upper_quad) = blocks.WITH_UPPER.get(bits), _upper(bits, True)
+    finish_first, begin_second = blocks.FINISH[room, offset, first], blocks.BEGIN[offset, last]
 
     @kernel_for(format.name)
     def block(
@@ -147,41 +211,54 @@ def _block_kernel(format: FormatSpec) -> Any:
         tile_lines, n_groups, per_group, k, d = sizes
         group, inside = tile * n_groups * 16, 0
         far_codes, far_group = beside * tile_lines * 64, beside * n_groups * 16
+        far_unit = beside * super_place(1, n_groups, 0, parts) * 2
         for step in range(k // 32):
             at = codes + (tile * tile_lines + step * lines) * 64
             here = packed + step * n * TOKEN_BYTES
             for beyond in range(TILES):
                 _prefetch(at + beyond * far_codes, lines, scale + (group + beyond * far_group) * width, width)
+            if has_super_scale:
+                place, unit = scale + group * 2, extra + super_place(tile, n_groups, step, parts) * 2
             dots = begin(sums, here)
             if bits == 8:
                 for octet in range(4):
                     one = blocks.as_operands(blocks.load_lines(at + octet * 128, far_codes))
                     two = blocks.as_operands(blocks.load_lines(at + octet * 128 + 64, far_codes))
                     dots = dot8(dots, one, two, here + octet * n * 8)
+            elif halves:
+                dots = finish_first(first_half(dots, at, far_codes, here, n), here)
+                w_scale = blocks.load_multiples(place, unit, far_group * 2, far_unit)
+                sums = blocks.scale_and_add(sums, dots, w_scale, here)
+                dots = second_half(begin_second(sums, here), at, far_codes, here + n * 16, n)
             else:
-                if bits == 6:
+                if with_upper is not None:
                     first_upper = blocks.load_lines(at + 256, far_codes)
-                    second_upper = blocks.load_lines(at + 320, far_codes)
+                    second_upper = blocks.load_lines(at + upper_at, far_codes)
                 for half in range(2):
                     line = blocks.load_lines(at + half * 128, far_codes)
                     next_line = blocks.load_lines(at + half * 128 + 64, far_codes)
                     octets = here + half * n * 8
                     one, two = blocks.low(line), blocks.low(next_line)
                     three, four = blocks.high(line), blocks.high(next_line)
-                    if bits == 6:
-                        one = blocks.with_upper(one, first_upper, half * 2)
-                        two = blocks.with_upper(two, first_upper, half * 2 + 1)
-                        three = blocks.with_upper(three, second_upper, half * 2)
-                        four = blocks.with_upper(four, second_upper, half * 2 + 1)
+                    if with_upper is not None:
+                        one = with_upper(one, first_upper, half * 2)
+                        two = with_upper(two, first_upper, half * 2 + 1)
+                        three = with_upper(three, second_upper, upper_quad + half * 2)
+                        four = with_upper(four, second_upper, upper_quad + half * 2 + 1)
                     dots = dot8(dots, one, two, octets)
                     dots = dot8(dots, three, four, octets + n * 16)
             dots = finish(dots, here)
-            if has_row_scale:
+            if has_super_scale:
+                w_scale = blocks.load_multiples(place + (16 if halves else 0), unit, far_group * 2, far_unit)
+            elif has_row_scale:
                 w_scale = blocks.load_signed_squares(scale + group, far_group)
             else:
                 w_scale = blocks.load_halves(scale + group * 2, far_group * 2)
             sums = blocks.scale_and_add(sums, dots, w_scale, here)
-            if has_minimum:
+            if has_minimum and has_super_scale:
+                minimum = blocks.load_multiples(place + 16, unit + 32, far_group * 2, far_unit)
+                sums = blocks.shift(sums, minimum, here)
+            elif has_minimum:
                 sums = blocks.shift(sums, blocks.load_halves(extra + group * 2, far_group * 2), here)
             group, inside = _next_step(group, inside, per_group)
         if has_row_scale:
@@ -196,7 +273,11 @@ BLOCKS = {name: _block_kernel(format) for name, format in SPECS.items()}
 vector, block = one_of(list(VECTORS.values())), one_of(list(BLOCKS.values()))
 
 
-_begin_int8, _dot8_int8, _finish_int8 = blocks.BEGIN[INT8_OFFSET], blocks.DOT8[8], blocks.FINISH[8, INT8_OFFSET]
+_begin_int8, _dot8_int8, _finish_int8 = (
+    blocks.BEGIN[INT8_OFFSET, blocks.WHOLE],
+    blocks.DOT8[8],
+    blocks.FINISH[8, INT8_OFFSET, blocks.WHOLE],
+)
 
 
 @kernel

@@ -140,7 +140,7 @@ def add_int8(codes: int, scale: int, quads: int, x: Any, out: int, tiles: Any) -
         acc = splat(np.float32(0))
         for step in range(n_groups):
             at = (tile * quads + step * 8) * 64
-            dots = splat_int(np.int32(-INT8_OFFSET) * blocks.read_int(totals + step * 4))
+            dots = splat_int(np.int32(-INT8_OFFSET) * blocks.read_total(totals + step * 4))
             for quad in range(min(8, quads - step * 8)):
                 simd.prefetch_once(codes, at + quad * 64 + AHEAD)
                 dots = dot4_int8(dots, int8_line(codes, at + quad * 64), xs, step * 32 + quad * 4)
@@ -186,7 +186,7 @@ def multiply_share(
 call_share, share_code = by_address(
     multiply_share,
     *(types.int64, types.UniTuple(types.int64, 5), SIZES, types.UniTuple(types.int64, 2)),
-    *(types.int8[::1], types.float32[:, ::1], types.int32[:, ::1], types.uint8[::1], types.float32[:, ::1]),
+    *(types.int8[::1], types.float32[:, ::1], types.int16[:, ::1], types.uint8[::1], types.float32[:, ::1]),
     *(types.int64, types.int64),
 )
 

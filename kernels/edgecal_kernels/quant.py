@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import layout
-from .code_search import Array, Chosen, half, signed_square
+from .code_search import Array, Chosen, expand, half, signed_square
 from .errors import QuantizationError
 from .formats import FORMATS, GROUP_SIZES, SPECS, FormatSpec, find_format
-from .layout import QUARTER_ROWS, STEP, TILE_ROWS
+from .layout import QUARTER_ROWS, STEP, SUPER, TILE_ROWS
 
 __all__ = [
     "FORMATS",
@@ -27,10 +27,12 @@ __all__ = [
     "STEP",
     "TILE_ROWS",
     "Array",
+    "Chosen",
     "FormatSpec",
     "QuantizedTensor",
     "dequantize",
     "dequantize_rows",
+    "expand",
     "find_format",
     "from_chosen",
     "from_codes",
@@ -52,7 +54,8 @@ class QuantizedTensor:
 
     `codes` is uint8 (n_tiles, k_padded / 32, bytes of a step), `scale` and `minimum` float16 (n_tiles, n_groups, 16);
     `minimum` only where the format has it. Where it has row scales, `scale` is int8, and `row_scale` float32
-    (n_tiles, 16).
+    (n_tiles, 16). Where scales have two levels, `scale` is int8 (n_tiles, n_groups, 2, 16) and has the minima, too, or
+    the scales of both halves, and `super_scale` is float16 (n_tiles, n_supers, 1 or 2, 16).
 
     An adapter's int8 matrix is narrow or flat, and may do without padding. Its tiles may end with their last column
     quad instead of a whole step: (n_tiles, 1, 64 quads). Rows after the last whole tile may lie in quarter tiles of
@@ -67,6 +70,7 @@ class QuantizedTensor:
     scale: NDArray
     minimum: NDArray[np.float16] | None = None
     row_scale: Array | None = None
+    super_scale: NDArray[np.float16] | None = None
     quarter_codes: NDArray[np.uint8] | None = None
     quarter_scale: NDArray[np.float16] | None = None
 
@@ -94,7 +98,7 @@ class QuantizedTensor:
     @property
     def arrays(self) -> dict[str, NDArray]:
         """What is there of the arrays, by their names; the first axis is tiles, or quarter tiles."""
-        names = ("codes", "scale", "minimum", "row_scale", "quarter_codes", "quarter_scale")
+        names = ("codes", "scale", "minimum", "row_scale", "super_scale", "quarter_codes", "quarter_scale")
         return {name: array for name in names if (array := getattr(self, name)) is not None}
 
     @property
@@ -114,7 +118,11 @@ def packed_shapes(
         "codes": (np.dtype(np.uint8), (n_tiles, n_steps, spec.packing.step_bytes)),
         "scale": (spec.scale_dtype, grid),
     }
-    if spec.has_minimum:
+    if spec.has_super_scale:
+        arrays["scale"] = (spec.scale_dtype, (n_tiles, n_groups, 2, TILE_ROWS))
+        shape_of_supers = (n_tiles, _ceil_div(n_steps * STEP, SUPER), spec.super_parts, TILE_ROWS)
+        arrays["super_scale"] = (np.dtype(np.float16), shape_of_supers)
+    elif spec.has_minimum:
         arrays["minimum"] = (np.dtype(np.float16), grid)
     if spec.has_row_scale:
         arrays["row_scale"] = (np.dtype(np.float32), (n_tiles, TILE_ROWS))
@@ -164,13 +172,13 @@ def from_codes(
 ) -> QuantizedTensor:
     """Pack given codes (d, k), scales and minima (d, n_groups) without rounding the codes again.
 
-    Codes are int8 for formats of 8 bits, else uint8. Scales and minima become float16, so that a format with row scales
-    cannot be made this way. Raises QuantizationError when the arrays do not belong together.
+    Codes are int8 for formats of 8 bits, else uint8. Scales and minima become float16, so that a format with scales of
+    another kind cannot be made this way. Raises QuantizationError when the arrays do not belong together.
     """
     spec = find_format(format, group_size)
-    if spec.has_row_scale:
-        alike = next(s.name for s in SPECS.values() if s.packing is spec.packing and not s.has_row_scale)
-        raise QuantizationError(f"{format} has no float16 scales; with them the codes are {alike}")
+    if spec.has_row_scale or spec.has_super_scale:
+        having = [s.name for s in SPECS.values() if not (s.has_row_scale or s.has_super_scale)]
+        raise QuantizationError(f"{format} has no float16 scales; {', '.join(having)} have")
     d, k = codes.shape
     grid = (d, _ceil_div(k, group_size))
     if scale.shape != grid or (minimum is not None) != spec.has_minimum:
@@ -216,6 +224,8 @@ def _store(out: QuantizedTensor, start: int, chosen: Chosen) -> None:
         out.minimum[tiles] = layout.by_tiles(padded(chosen.minimum))
     if out.row_scale is not None and chosen.row_scale is not None:
         out.row_scale[tiles] = layout.by_tiles(padded(chosen.row_scale))
+    if out.super_scale is not None and chosen.super_scale is not None:
+        out.super_scale[tiles] = layout.by_tiles(padded(chosen.super_scale))
 
 
 # -------------------------------------------------------------------------------------------------- reading one
@@ -224,7 +234,7 @@ def _store(out: QuantizedTensor, start: int, chosen: Chosen) -> None:
 def unpack(t: QuantizedTensor, tiles: NDArray[np.intp] | slice = _ALL) -> tuple[NDArray, Array, Array | None]:
     """Plain codes (rows, k_padded) and per-group scale and minimum (rows, n_groups) of the chosen tiles.
 
-    All of them have the rows of the quarter tiles after them.
+    All of them have the rows of the quarter tiles after them. Where halves have scales, these are (rows, 2 n_groups).
     """
     steps, packing = t.codes[tiles], t.spec.packing
     n, n_steps = len(steps), t.n_groups * t.group_size // STEP
@@ -233,6 +243,11 @@ def unpack(t: QuantizedTensor, tiles: NDArray[np.intp] | slice = _ALL) -> tuple[
     if missing:  # a tile ends with its last quad
         flat = np.pad(flat, ((0, 0), (0, missing)))
     plain = layout.unpack(flat.reshape(n, n_steps, packing.step_bytes), packing)
+    if t.super_scale is not None:
+        scale = layout.by_rows(expand(t.scale[tiles], t.super_scale[tiles].astype(np.float32)))
+        if t.spec.has_minimum:
+            return plain, np.ascontiguousarray(scale[..., 0]), np.ascontiguousarray(scale[..., 1])
+        return plain, scale.reshape(len(scale), -1), None
     scale = t.scale[tiles].astype(np.float32)
     if t.row_scale is not None:
         scale = signed_square(t.scale[tiles]) * t.row_scale[tiles][:, None]
@@ -248,7 +263,7 @@ def unpack(t: QuantizedTensor, tiles: NDArray[np.intp] | slice = _ALL) -> tuple[
 def _dequantize_tiles(t: QuantizedTensor, tiles: NDArray[np.intp] | slice) -> Array:
     """float32 (rows, k) of the chosen tiles, padding rows included."""
     codes, scale, minimum = unpack(t, tiles)
-    groups = codes.reshape(len(codes), t.n_groups, t.group_size).astype(np.float32)
+    groups = codes.reshape(*scale.shape, -1).astype(np.float32)
     groups -= t.spec.code_offset
     groups *= scale[..., None]
     if minimum is not None:

@@ -18,7 +18,7 @@ from .formats import SPECS
 from .quant import QuantizedTensor
 
 FORMAT_NUMBER = {name: number for number, name in enumerate(SPECS)}  # by which kernels choose
-TOKEN_BYTES = 44  # of a step of a token, packed as `blocks` has it
+TOKEN_BYTES = 48  # of a step of a token, packed as `blocks` has it
 WORDS = 16  # int64 of a thread at a barrier: two lines of 64 bytes, which some processors fetch together
 
 
@@ -44,7 +44,7 @@ class View(NamedTuple):
     window: Any
 
 
-# A packed matrix as the kernels see it: addresses of its arrays (`extra`: minima or rows' scales) and of its bias (0:
+# A packed matrix as the kernels see it: addresses of its arrays (`extra`: see `extra_address`) and of its bias (0:
 # not there), and sizes.
 LINEAR = np.dtype(
     [(name, np.int64) for name in ("codes", "scale", "extra", "bias", "format")]
@@ -106,5 +106,6 @@ def address(array: NDArray | None) -> int:
 
 
 def extra_address(weight: QuantizedTensor) -> int:
-    """Where the minima or the rows' scales lie, 0 for a format that has neither."""
-    return address(weight.minimum if weight.row_scale is None else weight.row_scale)
+    """Where the minima lie, or the scales of rows or of 256 columns: 0 for a format that has none of them."""
+    extra = (weight.minimum, weight.row_scale, weight.super_scale)
+    return next((address(array) for array in extra if array is not None), 0)

@@ -42,18 +42,19 @@ class Activations:
 
     def __init__(self, x: Array) -> None:
         self.x = x
-        self._rounded: tuple[NDArray[np.int8], Array, NDArray[np.int32]] | None = None
+        self._rounded: tuple[NDArray[np.int8], Array, NDArray[np.int16]] | None = None
 
-    def rounded(self) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
+    def rounded(self) -> tuple[NDArray[np.int8], Array, NDArray[np.int16]]:
         if self._rounded is None:
             self._rounded = quantize_rows(self.x)
         return self._rounded
 
 
-def quantize_rows(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
+def quantize_rows(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int16]]:
     """Round float32 (T, k) to int8 in groups of 32 columns: scale = max|x| / 127, ties to even.
 
-    Returns codes (T, k_padded) int8, scales (T, k_padded / 32) float32, and the sum of the codes of each group, int32.
+    Returns codes (T, k_padded) int8, scales (T, k_padded / 32) float32, and the sums of the codes of every 16
+    columns, int16 (T, k_padded / 16).
     """
     n, k = x.shape
     steps = -(-k // STEP)
@@ -62,7 +63,8 @@ def quantize_rows(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]
     extreme = np.abs(groups).max(axis=2)
     inverse = np.divide(np.float32(127), extreme, out=np.zeros_like(extreme), where=extreme > 0)
     codes = np.rint(groups * inverse[..., None]).astype(np.int8)
-    return codes.reshape(n, -1), extreme / np.float32(127), codes.sum(axis=2, dtype=np.int32)
+    totals = codes.reshape(n, 2 * steps, STEP // 2).sum(axis=2, dtype=np.int16)
+    return codes.reshape(n, -1), extreme / np.float32(127), totals
 
 
 def matmul(activations: Activations, weight: QuantizedTensor | Array) -> Array:

@@ -10,7 +10,7 @@ from numba import prange
 from . import blocks, simd
 from .blocks import TOKEN_BYTES, TOKENS
 from .jit import kernel, parallel
-from .simd import add, mul, splat
+from .simd import mul, splat
 
 
 @kernel
@@ -29,7 +29,7 @@ def quantize_row(x: int, k: int, rounded: Any) -> None:
         simd.store_int8(codes, at, a)
         simd.store_int8(codes, at + 16, b)
         simd.store_one(scale, step, extreme / np.float32(127.0))
-        blocks.write_int(total + step * 4, simd.sum_whole(add(a, b)))
+        blocks.write_int(total + step * 4, simd.sums_whole(a, b))
 
 
 @kernel

@@ -161,7 +161,7 @@ def load_cached(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     lane = {types.float32: f32, types.uint16: f16, types.int8: i8}[sig.args[0].dtype]
     value = _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], lane, ir.VectorType(lane, LANES)))
     if lane is i8:
-        return builder.sitofp(builder.sext(value, I32x16.llvm), F32x16.llvm)
+        return emit_int8(builder, value)
     return value if lane is f32 else builder.fpext(value, F32x16.llvm)
 
 
@@ -169,12 +169,17 @@ def load_cached(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 def load_int8(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """16 int8 widened to float32."""
     value = _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], i8, ir.VectorType(i8, LANES)))
-    return builder.sitofp(builder.sext(value, I32x16.llvm), F32x16.llvm)
+    return emit_int8(builder, value)
+
+
+def emit_int8(builder: Any, small: Any) -> Any:
+    """16 int8 as float32."""
+    return builder.sitofp(builder.sext(small, I32x16.llvm), F32x16.llvm)
 
 
 def emit_signed_square(builder: Any, small: Any) -> Any:
     """16 int8 s as float32 s abs(s): the scales of int4 before those of the rows."""
-    value = builder.sitofp(builder.sext(small, I32x16.llvm), F32x16.llvm)
+    value = emit_int8(builder, small)
     return builder.fmul(value, _call(builder, "llvm.fabs.v16f32", F32x16.llvm, value))
 
 
@@ -264,22 +269,31 @@ def store_int8(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 # --------------------------------------------------------------------------------------------------- bytes
 
 
-def emit_upper(builder: Any, nibbles: Any, upper: Any, quad: Any) -> Any:
-    """nibbles + 16 times bits 2 quad and 2 quad + 1 of `upper`, byte by byte; `quad` an i64.
+def emit_upper(builder: Any, nibbles: Any, upper: Any, quad: Any, n: int) -> Any:
+    """nibbles + 16 times the n bits of `upper` from bit n quad on, byte by byte; `quad` an i64.
 
     The shifts are of 16 bits, which every instruction set has; what they carry into a neighbour is masked.
     """
     words = ir.VectorType(i16, nibbles.type.count // 2)
-    shift = isa.splat(builder, builder.trunc(builder.shl(quad, i64(1)), i16), words.count)
-    two = builder.and_(builder.lshr(builder.bitcast(upper, words), shift), ir.Constant(words, [0x0303] * words.count))
-    raised = builder.shl(two, ir.Constant(words, [4] * words.count))
+    shift = isa.splat(builder, builder.trunc(builder.mul(quad, i64(n)), i16), words.count)
+    mask = ir.Constant(words, [0x0101 * ((1 << n) - 1)] * words.count)
+    bits = builder.and_(builder.lshr(builder.bitcast(upper, words), shift), mask)
+    raised = builder.shl(bits, ir.Constant(words, [4] * words.count))
     return builder.or_(nibbles, builder.bitcast(raised, nibbles.type))
 
 
-@_operation(I8x64, I8x64, I8x64, types.int64)
-def with_upper(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-    """Nibbles and the upper two bits of this quad: the operand of an int6 line."""
-    return emit_upper(builder, *v)
+def _emit_with_upper(n: int) -> Callable:
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        """Nibbles and the upper bits of this quad: the operand of a line."""
+        return emit_upper(builder, v[0], v[1], v[2], n)
+
+    return generate
+
+
+# By the bits of a code
+WITH_UPPER = {
+    4 + n: _operation(I8x64, I8x64, I8x64, types.int64)(_emit_with_upper(n)) for n in (1, 2)
+}
 
 
 @_operation(I8x64, I8x64)
@@ -417,10 +431,15 @@ def extreme(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     return builder.bitcast(_call(builder, "llvm.vector.reduce.umax.v16i32", i32, larger), f32)
 
 
-@_operation(types.int32, F32x16)
-def sum_whole(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-    """Sum of lanes that hold whole numbers."""
-    return _call(builder, "llvm.vector.reduce.add.v16i32", i32, builder.fptosi(v[0], I32x16.llvm))
+@_operation(types.int32, F32x16, F32x16)
+def sums_whole(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """The sums of the lanes of two vectors of whole numbers in [-127, 127], as two int16: the first in the lower half.
+
+    They are added together, the second 65,536 times as large; what a negative first borrows from it is given back.
+    """
+    both = _call(builder, "llvm.fma.v16f32", F32x16.llvm, v[1], _constant(f32, LANES, 65536.0), v[0])
+    total = _call(builder, "llvm.vector.reduce.add.v16i32", i32, builder.fptosi(both, I32x16.llvm))
+    return builder.add(total, builder.shl(builder.and_(total, i32(0x8000)), i32(1)))
 
 
 @_operation(types.float32, F32x16)

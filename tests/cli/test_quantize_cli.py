@@ -70,7 +70,8 @@ def test_refusals(run, source, tmp_path):
 def test_help_says_what_the_formats_cost(run):
     _, out, _ = run("quantize", "--help")
     told = " ".join(out.split())
-    assert "Bits per weight: int8 8.5, int6 6.5, int4 4.25, int4_f16 4.5, int4_affine 5." in told
+    bits = "int8 8.5, int6 6.5, int5 5.5, int4 4.25, int4_f16 4.5, int4_affine 5, int6_k 6.5625"
+    assert f"Bits per weight: {bits}" in told
 
 
 def test_interrupted(run, source, tmp_path, monkeypatch):

@@ -133,7 +133,7 @@ def test_a_gguf(tmp_path, rng):
     assert sum(t.bytes for t in report.formats.values()) == report.nbytes
     fidelity = {c.stored: (c.becomes, c.fidelity) for c in report.load.conversions}
     assert fidelity["Q4_0"] == ("int4_f16", "exact")
-    assert fidelity["Q6_K"] == ("int8", "near")
+    assert fidelity["Q6_K"] == ("int6_k", "exact")
     assert report.sizes["rope_theta"] == 12345.0
     assert report.chat_template
     assert report.load.weight_bytes == Engine.load(path, backend="numpy").model.weight_bytes

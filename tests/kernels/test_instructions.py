@@ -44,7 +44,8 @@ def octets(line, x, start, out):
     simd.store(out, 0, simd.to_float(dots))
 
 def block_of(bits, offset, change):
-    begin, dot8, finish = blocks.BEGIN[offset], blocks.DOT8[bits], blocks.FINISH[bits, offset]
+    begin, dot8 = blocks.BEGIN[offset, blocks.WHOLE], blocks.DOT8[bits]
+    finish = blocks.FINISH[bits, offset, blocks.WHOLE]
 
     @numba.njit
     def product(lines, packed, ones, out):
@@ -88,8 +89,8 @@ for bits, off, change, stored, meant in (
 ):
     kernel = block_of(bits, off, change)
     start, scale = -8 * tokens.sum(1, dtype=np.int32), np.ones(4, np.float32)
-    parts = tokens.view(np.uint8).ravel(), np.zeros(96, np.uint8), start.view(np.uint8), scale.view(np.uint8)
-    packed = np.concatenate(parts)
+    parts = tokens.ravel(), np.zeros(96, np.uint8), start, np.zeros(4, np.int32), scale
+    packed = np.concatenate([part.view(np.uint8) for part in parts])
     out = np.empty((4, blocks.TILES, 16), np.float32)
     kernel(stored.ctypes.data, packed.ctypes.data, ones.ctypes.data, out.ctypes.data)
     rows = meant.reshape(-1, 2, 16, 4).transpose(0, 2, 1, 3).reshape(-1, 8)

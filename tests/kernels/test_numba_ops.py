@@ -15,7 +15,7 @@ from edgecal_kernels import cpu, reference
 from edgecal_kernels.decoder_weights import ACTIVATIONS
 from edgecal_kernels.dispatch import backend
 from edgecal_kernels.errors import BackendError
-from edgecal_kernels.quant import FORMATS, quantize
+from edgecal_kernels.quant import FORMATS, SPECS, quantize
 from tests.cli.shell import SOURCES
 from tests.kernels.isas import run_on
 
@@ -28,8 +28,10 @@ def fast():
     return backend("numba")
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("group_size", [32, 64, 128])
+GROUPED = [(format, size) for format in FORMATS for size in SPECS[format].group_sizes]
+
+
+@pytest.mark.parametrize(("format", "group_size"), GROUPED)
 @pytest.mark.parametrize("shape", [(16, 32), (33, 128), (100, 70), (5, 200)])
 def test_matmul(fast, rng, format, group_size, shape):
     weight = quantize(rng.standard_normal(shape).astype(np.float32), format, group_size)
@@ -63,8 +65,7 @@ def test_a_row_has_the_same_bits_in_any_batch(fast, rng, format, shape):
         np.testing.assert_array_equal(together, alone[-n_tokens:])
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("group_size", [32, 128])
+@pytest.mark.parametrize(("format", "group_size"), GROUPED)
 def test_embedding_rows(fast, rng, format, group_size):
     weight = quantize(rng.standard_normal((53, 200)).astype(np.float32), format, group_size)
     ids = np.array([0, 52, 17, 17, 5])

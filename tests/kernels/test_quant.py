@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from edgecal_kernels.errors import QuantizationError
 from edgecal_kernels.quant import (
     FORMATS,
-    GROUP_SIZES,
     SPECS,
     dequantize,
     dequantize_rows,
@@ -20,14 +19,15 @@ from edgecal_kernels.quant import (
     unpack,
 )
 
+GROUPED = [(format, size) for format in FORMATS for size in SPECS[format].group_sizes]
 SHAPES = [(1, 1), (16, 32), (17, 33), (100, 70), (48, 256)]
 # Root mean square error on unit normal weights in groups of 32; the formats' error budgets.
-BUDGET = {"int8": 0.0055, "int6": 0.021, "int4": 0.085, "int4_f16": 0.085, "int4_affine": 0.078}
+BUDGET = {"int8": 0.0055, "int6": 0.021, "int5": 0.042, "int4": 0.085, "int4_f16": 0.085, "int4_affine": 0.078}
+BUDGET |= {"int6_k": 0.018, "int5_k": 0.039, "int4_k": 0.078}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize(("format", "group_size"), GROUPED)
 def test_shapes_and_rows(rng, shape, format, group_size):
     w = rng.standard_normal(shape).astype(np.float32)
     t = quantize(w, format, group_size)
@@ -39,8 +39,7 @@ def test_shapes_and_rows(rng, shape, format, group_size):
     np.testing.assert_array_equal(dequantize_rows(t, rows), dense[rows])
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize(("format", "group_size"), GROUPED)
 def test_bits_per_weight(rng, format, group_size):
     t = quantize(rng.standard_normal((32, 256)).astype(np.float32), format, group_size)
     of_rows = 0 if t.row_scale is None else 32 / 256
@@ -77,7 +76,7 @@ def test_tiles_are_independent(rng, format):
 @given(
     st.integers(1, 40),
     st.integers(1, 100),
-    st.sampled_from([format for format in FORMATS if not SPECS[format].has_row_scale]),
+    st.sampled_from([name for name, spec in SPECS.items() if not (spec.has_row_scale or spec.has_super_scale)]),
     st.integers(0, 2**32 - 1),
 )
 def test_from_codes_is_exact(d, k, format, seed):
@@ -85,12 +84,12 @@ def test_from_codes_is_exact(d, k, format, seed):
     groups = -(-k // 32)
     codes = rng.integers(-127, 128, (d, k)).astype(np.int8)
     if format != "int8":
-        codes = rng.integers(0, 64 if format == "int6" else 16, (d, k)).astype(np.uint8)
+        codes = rng.integers(0, 1 << SPECS[format].bits, (d, k)).astype(np.uint8)
     scale = rng.uniform(1e-3, 1, (d, groups)).astype(np.float16)
     minimum = rng.uniform(-1, 1, (d, groups)).astype(np.float16) if format == "int4_affine" else None
     t = from_codes(codes, scale, minimum, format)
     np.testing.assert_array_equal(unpack(t)[0][:d, :k], codes)
-    value = codes.astype(np.float32) - {"int4_f16": 8, "int6": 32}.get(format, 0)
+    value = codes.astype(np.float32) - {"int4_f16": 8, "int5": 16, "int6": 32}.get(format, 0)
     expected = value * np.repeat(scale.astype(np.float32), 32, axis=1)[:, :k]
     if minimum is not None:
         expected += np.repeat(minimum.astype(np.float32), 32, axis=1)[:, :k]
@@ -104,6 +103,16 @@ def test_where_the_six_bits_lie():
     step = from_codes(codes, np.ones((16, 1), np.float32), None, "int6").codes[0, 0]
     expected = np.zeros(384, np.uint8)
     expected[64 + 3 * 4 + 1], expected[320 + 3 * 4 + 1] = 0b1101 << 4, 0b10 << 2
+    np.testing.assert_array_equal(step, expected)
+
+
+def test_where_the_five_bits_lie():
+    """Column 21 of row 3: high nibble in line 1, the fifth bit is bit 4 + 1 of the upper line."""
+    codes = np.full((16, 32), 0, np.uint8)
+    codes[3, 21] = 0b11101
+    step = from_codes(codes, np.ones((16, 1), np.float32), None, "int5").codes[0, 0]
+    expected = np.zeros(320, np.uint8)
+    expected[64 + 3 * 4 + 1], expected[256 + 3 * 4 + 1] = 0b1101 << 4, 1 << 5
     np.testing.assert_array_equal(step, expected)
 
 
@@ -126,13 +135,15 @@ def test_non_finite_weights_are_refused(bad):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(QuantizationError, match="float16"):
         quantize(np.full((1, 32), 1e9, np.float32), "int8")
-    with pytest.raises(QuantizationError, match=r"int8, int6, int4, int4_f16, int4_affine"):
+    with pytest.raises(QuantizationError, match=r"int8, int6, int5, int4, int4_f16, int4_affine, int6_k"):
         quantize(np.ones((1, 32), np.float32), "int3")
     with pytest.raises(QuantizationError, match="group_size 7"):
         quantize(np.ones((1, 32), np.float32), "int4", 7)
+    with pytest.raises(QuantizationError, match="int4_k has groups of 32"):
+        quantize(np.ones((1, 32), np.float32), "int4_k", 64)
     with pytest.raises(QuantizationError, match="scales"):
         from_codes(np.zeros((2, 32), np.uint8), np.ones((3, 1), np.float16), None, "int4_f16")
-    with pytest.raises(QuantizationError, match="with them the codes are int4_f16"):
+    with pytest.raises(QuantizationError, match="int4 has no float16 scales; int8, int6, int5, int4_f16"):
         from_codes(np.zeros((2, 32), np.uint8), np.ones((2, 1), np.float16), None, "int4")
 
 
@@ -154,3 +165,20 @@ def test_scales_of_int4(rng):
     assert (error[size > 0] / size[size > 0]).max() < 0.03
     assert not found[size == 0].any()
     np.testing.assert_array_equal(dequantize(quantize(np.full((1, 32), 1e-37, np.float32), "int4")), 0)
+
+
+def test_scales_of_two_levels(rng):
+    """int8 multiples of float16 numbers of 256 columns, of scales and of minima, or of the scales of both halves."""
+    w = rng.standard_normal((32, 320)).astype(np.float32) + 1
+    for format, parts in (("int4_k", 2), ("int6_k", 1)):
+        t = quantize(w, format)
+        assert t.super_scale is not None and t.super_scale.shape == (2, 2, parts, 16)
+        assert abs(t.scale.astype(int)).max() == 127
+        multiples = t.scale[1, 8:, :, 3].astype(np.float32)  # of row 19, columns from 256 on
+        units = t.super_scale[1, 1, :, 3].astype(np.float32)
+        _, scale, minimum = unpack(t)
+        if minimum is None:
+            np.testing.assert_array_equal(scale[19].reshape(-1, 2)[8:], multiples * units)
+        else:
+            np.testing.assert_array_equal(np.stack([scale[19, 8:], minimum[19, 8:]], axis=1), multiples * units)
+            assert (minimum[19] < 0).any()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgecal_kernels.errors import QuantizationError
-from edgecal_kernels.quant import FORMATS, dequantize, quantize
+from edgecal_kernels.quant import FORMATS, SPECS, dequantize, quantize
 from edgecal_weights import packed_writer
 from edgecal_weights.errors import FileFormatError, ModelNotFoundError, StorageError
 from edgecal_weights.file_kind import PACKED_FILE
@@ -37,6 +37,9 @@ def tensors():
     return weights("llama", np.random.default_rng(6), tied=True)
 
 
+SCALES = [("int4", "row_scale"), ("int4_f16", "scale"), ("int4_affine", "minimum"), ("int4_k", "super_scale")]
+
+
 @pytest.fixture(scope="module")
 def hf_dir(tmp_path_factory, tensors):
     return write_hf(tmp_path_factory.mktemp("source") / "hf", tensors)
@@ -52,8 +55,10 @@ def left_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("group_size", [32, 128])
+@pytest.mark.parametrize(
+    ("format", "group_size"),
+    [(format, size) for size in (32, 128) for format in FORMATS if size in SPECS[format].group_sizes],
+)
 @pytest.mark.parametrize("embedding", ["auto", "int4", "fp32"])
 def test_blocks_of_rows_give_what_the_whole_gives(source, tensors, tmp_path, format, group_size, embedding):
     """The file holds exactly quantize(whole tensor), although it was written in blocks of rows."""
@@ -108,7 +113,10 @@ def test_tied_head_is_not_stored(tmp_path, rng):
 
 def test_keep_takes_gguf_codes_over(tensors, tmp_path, rng):
     """Exact counterparts come out bit for bit; the report says which are near; float matrices become int8."""
-    types = {"": "Q4_1", EMBEDDING: "Q8_0", Q_PROJ: "Q4_K", "model.layers.1.mlp.up_proj.weight": "F32"}
+    types = {"": "Q4_1", EMBEDDING: "Q8_0", Q_PROJ: "Q5_1", "model.layers.1.mlp.up_proj.weight": "F32"}
+    kept = {"model.layers.0.mlp.gate_proj.weight": "Q4_K", "model.layers.0.mlp.down_proj.weight": "Q6_K"}
+    kept |= {"model.layers.0.self_attn.v_proj.weight": "Q5_K", "model.layers.0.self_attn.o_proj.weight": "Q5_0"}
+    types |= kept
     with GGUFCheckpoint(gguf_of(tmp_path / "m.gguf", tensors, types, rng)) as source:
         report = quantize_checkpoint(source, tmp_path / "out", measure_errors=True)
         with open_checkpoint(tmp_path / "out") as packed:
@@ -117,13 +125,14 @@ def test_keep_takes_gguf_codes_over(tensors, tmp_path, rng):
                 if not near:
                     np.testing.assert_array_equal(packed.read(name), source.read(name))
                     assert report.errors[name].largest == 0
-            assert packed.stored_type(Q_PROJ) == "int4_affine" and packed.stored_type(EMBEDDING) == "int8"
+            assert packed.stored_type(Q_PROJ) == "int8" and packed.stored_type(EMBEDDING) == "int8"
+            assert [packed.stored_type(name) for name in kept] == ["int4_k", "int6_k", "int5_k", "int5"]
             assert packed.tokenizer_config()["chat_template"] == source.tokenizer_config()["chat_template"]
             assert packed.tokenizer().to_str() == source.tokenizer().to_str()
             assert packed.config == source.config and packed.generation_config == source.generation_config
         n = len(source.names())
         assert report.fidelity == {"exact": n - 2, "near": 1, "rounded": 1}
-        assert 0 < report.errors[Q_PROJ].relative < 1e-3
+        assert 0 < report.errors[Q_PROJ].relative < 1e-2
 
 
 def test_int4_of_a_gguf_is_rounded_from_its_values(tensors, tmp_path, rng):
@@ -148,7 +157,7 @@ def test_packed_source_is_kept(source, tmp_path):
                 np.testing.assert_array_equal(again.read(name), packed.read(name))
 
 
-@pytest.mark.parametrize("format", ["int4", "int8", "int4_affine"])
+@pytest.mark.parametrize("format", ["int4", "int8", "int4_affine", "int4_k"])
 def test_tensor_in_memory_equals_file(source, tmp_path, format):
     quantize_checkpoint(source, tmp_path / "out", format=format)
     with PackedCheckpoint(tmp_path / "out") as packed:
@@ -190,7 +199,7 @@ def test_weights_that_are_not_finite(tensors, tmp_path, name, place, value):
     assert left_in(tmp_path) == ["hf"]
 
 
-@pytest.mark.parametrize(("format", "part"), [("int4", "row_scale"), ("int4_f16", "scale"), ("int4_affine", "minimum")])
+@pytest.mark.parametrize(("format", "part"), SCALES)
 def test_scales_that_are_not_finite(source, tmp_path, format, part):
     """A packed file is trusted no more than any other."""
     quantize_checkpoint(source, tmp_path / "out", format=format)

@@ -6,26 +6,25 @@ with a scale and perhaps a minimum per group:
 
     value = code * scale (+ minimum)
 
-and where the group is 32 wide and code, scale and minimum fit edgecal's own formats, the codes move over
-without ever being rounded as float32 weights:
+and where code, scale and minimum fit edgecal's own formats, they move over without ever being rounded as float32
+weights:
 
 | GGUF         | bits | scale and minimum of a group | edgecal     | fidelity                                |
 |--------------|------|------------------------------|-------------|-----------------------------------------|
 | Q8_0         | 8.5  | fp16                         | int8        | exact                                   |
-| Q5_0         | 5.5  | fp16                         | int6        | exact (codes -16..15)                   |
+| Q5_0         | 5.5  | fp16                         | int5        | exact                                   |
 | Q4_0         | 4.5  | fp16                         | int4_f16    | exact                                   |
 | Q4_1         | 5.0  | fp16, fp16 minimum           | int4_affine | exact                                   |
-| Q4_K         | 4.5  | fp16 * 6 bits, both          | int4_affine | near: same codes, 0.07 % (fp16 scales)  |
+| Q4_K         | 4.5  | fp16 * 6 bits, both          | int4_k      | exact (4.625 bits)                      |
+| Q5_K         | 5.5  | fp16 * 6 bits, both          | int5_k      | exact (5.625 bits)                      |
+| Q6_K         | 6.6  | fp16 * 8 bits, per 16        | int6_k      | exact                                   |
 | Q5_1         | 6.0  | fp16, fp16 minimum           | int8        | near: re-rounded, 0.53 %                |
-| Q5_K         | 5.5  | fp16 * 6 bits, both          | int8        | near: re-rounded, 0.53 %                |
-| Q6_K         | 6.6  | fp16 * 8 bits, per 16        | int8        | near: re-rounded, 0.58 %                |
 | F32 F16 BF16 |      | none                         | none        | read() is exact                         |
 
-"Near" gives the RMS difference from the stored weights, as a part of their RMS, on Qwen2.5-Coder-0.5B
-(Q4_K, Q6_K: the worst tensor) and on normally distributed weights (Q5_1, Q5_K). Heavy tails cost more, because
-one large weight sets the step of its group: 0.7 % of Q5_1 for a Laplace distribution, 1.5 % for Student's t with
-two degrees of freedom. What holds for any weights: none moves by more than 0.4 % of the largest in its group
-(0.2 % for Q4_K).
+"Near" gives the RMS difference from the stored weights, as a part of their RMS, on normally distributed weights. Heavy
+tails cost more, because one large weight sets the step of its group: 0.7 % for a Laplace distribution, 1.5 % for
+Student's t with two degrees of freedom. What holds for any weights: none moves by more than 0.4 % of the largest in its
+group.
 
 The float32 values are the same, bit for bit, as those of llama.cpp's own `gguf` package. Sources: the block
 structs and reference dequantization of ggml (ggml-common.h, ggml-quants.c).
@@ -43,7 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecal_kernels.errors import QuantizationError
-from edgecal_kernels.quant import SPECS, STEP, QuantizedTensor, from_codes, quantize
+from edgecal_kernels.quant import SPECS, STEP, Chosen, QuantizedTensor, expand, from_chosen, from_codes, quantize
 
 from .binary_file import decode_floats
 from .checkpoint import Fidelity
@@ -119,6 +118,27 @@ class Codes:
     minimum: NDArray[np.float32] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Multiples:
+    """Rows of n groups of 32 whose scales have two levels, as `QuantizedTensor` has them.
+
+    `codes` is uint8 (rows, n, 32), `scale` int8 (rows, n, 2): scale and minimum, or the scales of both halves, in
+    multiples of `super_scale`, float32 (rows, n / 8, 2 or 1). Codes mean what they say less `offset`.
+    """
+
+    codes: NDArray[np.uint8]
+    scale: NDArray[np.int8]
+    super_scale: NDArray[np.float32]
+    offset: int
+
+    def plain(self) -> Codes:
+        scale = expand(self.scale, self.super_scale)
+        if self.super_scale.shape[2] == 2:
+            return Codes(self.codes, scale[..., 0], scale[..., 1])
+        codes = self.codes.view(np.int8) - np.int8(self.offset)
+        return Codes(codes.reshape(len(codes), -1, 16), scale.reshape(len(scale), -1))
+
+
 # A block as a record. Bytes of `qs` hold two 4-bit codes, `qh` the missing high bits.
 _HALF = 16
 _LAYOUTS = {
@@ -168,8 +188,8 @@ def _q4_1_q5_1(b: NDArray) -> Codes:
     return Codes(_old_codes(b), _floats(b["d"]), _floats(b["m"]))
 
 
-def _q4_k_q5_k(b: NDArray) -> Codes:
-    """Eight groups of 32 whose scales and minima are 6-bit multiples of two fp16 numbers.
+def _q4_k_q5_k(b: NDArray) -> Multiples:
+    """Eight groups of 32 whose scales and minima are 6-bit multiples of two fp16 numbers; minima are subtracted.
 
     Bytes 0-3 of `scales` carry the scales of groups 0-3 in their low six bits, bytes 4-7 the minima; the
     remaining bits are for groups 4-7: their low four in bytes 8-11 (scale, then minimum), their high two on
@@ -183,26 +203,20 @@ def _q4_k_q5_k(b: NDArray) -> Codes:
         # Bit j of byte i belongs to weight i of group j.
         bits = np.unpackbits(b["qh"][..., None], axis=-1, bitorder="little")
         codes |= np.swapaxes(bits, -1, -2) << 4
-    rows = b.shape[0]
-    return Codes(
-        codes.reshape(rows, -1, 32),
-        (_floats(b["d"])[..., None] * scale).reshape(rows, -1),
-        -(_floats(b["dmin"])[..., None] * minimum).reshape(rows, -1),
-    )
+    both = np.stack([scale, minimum], axis=-1).view(np.int8).reshape(len(b), -1, 2)
+    return Multiples(codes.reshape(len(b), -1, 32), both, np.stack([_floats(b["d"]), -_floats(b["dmin"])], axis=-1), 0)
 
 
-def _q6_k(b: NDArray) -> Codes:
+def _q6_k(b: NDArray) -> Multiples:
     """Sixteen groups of 16, in two halves of 128: low nibbles of 64 bytes, their high nibbles, two bits of
     `qh`."""
     low = _nibbles(b["ql"]).reshape(*b.shape, 2, 4, 32)
     high = np.stack([b["qh"] >> shift & 3 for shift in (0, 2, 4, 6)], axis=-2)
-    codes = (low | high << 4).view(np.int8) - np.int8(32)
-    rows = b.shape[0]
-    scale = _floats(b["d"])[..., None] * b["scales"]
-    return Codes(codes.reshape(rows, -1, 16), scale.reshape(rows, -1))
+    codes = (low | high << 4).reshape(len(b), -1, 32).view(np.uint8)
+    return Multiples(codes, b["scales"].reshape(len(b), -1, 2), _floats(b["d"])[..., None], 32)
 
 
-_DECODERS: dict[str, Callable[[NDArray], Codes]] = {
+_DECODERS: dict[str, Callable[[NDArray], Codes | Multiples]] = {
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,
     "Q4_1": _q4_1_q5_1,
@@ -214,10 +228,16 @@ _DECODERS: dict[str, Callable[[NDArray], Codes]] = {
 }
 
 
+def _decode(raw: NDArray[np.uint8], type_name: str) -> Codes | Multiples:
+    with np.errstate(all="ignore"):  # scales may be anything in a file
+        return _DECODERS[type_name](raw.view(_LAYOUTS[type_name]))
+
+
 def decode(raw: NDArray[np.uint8], type_name: str) -> Codes:
     """Codes, scales and minima of contiguous uint8 (rows, bytes per row), as they are in the file."""
     with np.errstate(all="ignore"):
-        return _DECODERS[type_name](raw.view(_LAYOUTS[type_name]))
+        found = _decode(raw, type_name)
+        return found.plain() if isinstance(found, Multiples) else found
 
 
 def dequantize(raw: NDArray[np.uint8], type_name: str) -> NDArray[np.float32]:
@@ -240,17 +260,22 @@ def pack(raw: NDArray[np.uint8], type_name: str) -> QuantizedTensor:
 
     Raises QuantizationError when a scale is not finite or beyond float16.
     """
-    format, _ = COUNTERPARTS[type_name]
-    if type_name in ("Q5_1", "Q5_K", "Q6_K"):
+    format, fidelity = COUNTERPARTS[type_name]
+    if fidelity == "near":
         return quantize(dequantize(raw, type_name), format)
-    parts = decode(raw, type_name)
+    parts = _decode(raw, type_name)
     codes = parts.codes
     if type_name == "Q8_0" and codes.size and codes.min() == -128:
         return quantize(dequantize(raw, type_name), format)
-    for part in (parts.scale, parts.minimum):
-        if part is not None and not np.isfinite(part).all():
+    scales = (parts.super_scale,) if isinstance(parts, Multiples) else (parts.scale, parts.minimum)
+    for scale in scales:
+        if scale is not None and not np.isfinite(scale).all():
             raise QuantizationError(f"a {type_name} block has a scale that is not finite")
+    flat = codes.reshape(len(raw), -1)
+    if isinstance(parts, Multiples):
+        chosen = Chosen(flat, parts.scale, super_scale=parts.super_scale)
+        return from_chosen(format, (flat.shape[0], flat.shape[1]), STEP, chosen)
     offset = SPECS[format].code_offset
     if offset:
-        codes = (codes + np.int8(offset)).view(np.uint8)
-    return from_codes(codes.reshape(len(raw), -1), parts.scale, parts.minimum, format, STEP)
+        flat = (flat + np.int8(offset)).view(np.uint8)
+    return from_codes(flat, parts.scale, parts.minimum, format, STEP)

@@ -4,8 +4,8 @@
     config.json generation_config.json tokenizer.json tokenizer_config.json      as Hugging Face spells them
 
 The weight file is an ordinary safetensors file. A quantized matrix `x.weight` is stored as `x.codes`,
-`x.scale` and, as its format has them, `x.minimum` or `x.row_scale`; everything else (norms, biases) keeps
-its name and is float32. The file's metadata says what each tensor is:
+`x.scale` and, as its format has them, `x.minimum`, `x.row_scale` or `x.super_scale`; everything else (norms,
+biases) keeps its name and is float32. The file's metadata says what each tensor is:
 
     format         "edgecal-packed"
     version        "2"

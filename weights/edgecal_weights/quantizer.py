@@ -93,7 +93,8 @@ def plan(
         raise QuantizationError(f"unknown weight format {format!r}; known: {', '.join(QUANTIZE_FORMATS)}")
     if embedding_format not in EMBEDDING_FORMATS:
         raise QuantizationError(f"unknown embedding format {embedding_format!r}; known: {', '.join(EMBEDDING_FORMATS)}")
-    find_format(_DEFAULT, group_size)
+    for asked in (format, embedding_format):
+        find_format(asked if asked in FORMATS else _DEFAULT, group_size)
     names = checkpoint.names()
     if checkpoint.config.get("tie_word_embeddings"):
         names = [name for name in names if name != "lm_head.weight"]
