@@ -17,12 +17,12 @@ import numpy as np
 from numba import types
 
 from . import blocks, isa, simd
-from .blocks import TILES, TOKEN_BYTES
+from .blocks import ROWS, TILES, TOKEN_BYTES
 from .formats import SPECS, FormatSpec
-from .jit import kernel, kernel_for
+from .jit import inlined, kernel, kernel_for
 from .kernel_choice import one_of
 from .records import Sizes
-from .simd import dot4_int8, dot4_nibbles, fma, high_nibbles, load_half, low_nibbles, mul, splat, splat_int, store
+from .simd import fma, high_nibbles, load_half, low_nibbles, mul, splat, splat_int, store
 
 INT8_OFFSET: int = isa.active().INT8_OFFSET
 ZERO: Any = np.int64(0)
@@ -41,6 +41,29 @@ def operand_offset(format: FormatSpec) -> int:
 @kernel
 def int8_line(codes: Any, at: int) -> Any:
     return simd.as_operand(simd.load_bytes(codes, at))
+
+
+@kernel
+def int8_lines(codes: Any, at: int) -> Any:
+    """Four lines."""
+    first, second = int8_line(codes, at), int8_line(codes, at + 64)
+    return first, second, int8_line(codes, at + 128), int8_line(codes, at + 192)
+
+
+@kernel
+def _nibbles(codes: int, at: int) -> Any:
+    """Of four lines the low ones, which are columns 0 ... 15 of a step, and the high ones."""
+    a, b = simd.load_bytes(codes, at), simd.load_bytes(codes, at + 64)
+    c, d = simd.load_bytes(codes, at + 128), simd.load_bytes(codes, at + 192)
+    low = low_nibbles(a), low_nibbles(b), low_nibbles(c), low_nibbles(d)
+    return low, (high_nibbles(a), high_nibbles(b), high_nibbles(c), high_nibbles(d))
+
+
+@kernel
+def _with_uppers(lines: Any, upper: Any) -> Any:
+    """Four lines of nibbles, or of each tile, with the upper two bits of one that holds those of all."""
+    a, b = blocks.with_upper(lines[0], upper, 0), blocks.with_upper(lines[1], upper, 1)
+    return a, b, blocks.with_upper(lines[2], upper, 2), blocks.with_upper(lines[3], upper, 3)
 
 
 @kernel
@@ -79,6 +102,7 @@ def _vector_kernel(format: FormatSpec) -> Any:
     """
     bits, has_minimum, has_row_scale = format.bits, format.has_minimum, format.has_row_scale
     lines, width, offset = format.packing.step_bytes // 64, format.scale_dtype.itemsize, operand_offset(format)
+    dot16 = simd.DOT16[bits]
 
     @kernel_for(format.name)
     def vector(
@@ -94,19 +118,13 @@ def _vector_kernel(format: FormatSpec) -> Any:
                 total = blocks.read_int(x_total + step * 4)
                 dots = splat_int(np.int32(-offset * total))
                 if bits == 8:
-                    for quad in range(8):
-                        dots = dot4_int8(dots, int8_line(codes, at + quad * 64), x, step * 32 + quad * 4)
+                    first, second = int8_lines(codes, at), int8_lines(codes, at + 256)
                 else:
+                    first, second = _nibbles(codes, at)
                     if bits == 6:
-                        first_upper, second_upper = simd.load_bytes(codes, at + 256), simd.load_bytes(codes, at + 320)
-                    for quad in range(4):
-                        line = simd.load_bytes(codes, at + quad * 64)
-                        first, second = low_nibbles(line), high_nibbles(line)
-                        if bits == 6:
-                            first = simd.with_upper(first, first_upper, quad)
-                            second = simd.with_upper(second, second_upper, quad)
-                        dots = dot4_nibbles(dots, first, x, step * 32 + quad * 4)
-                        dots = dot4_nibbles(dots, second, x, step * 32 + 16 + quad * 4)
+                        first = _with_uppers(first, simd.load_bytes(codes, at + 256))
+                        second = _with_uppers(second, simd.load_bytes(codes, at + 320))
+                dots = dot16(dot16(dots, first, x, step * 32), second, x, step * 32 + 16)
                 xs = blocks.read_float(x_scale + step * 4)
                 w_scale = simd.load_signed_square(scale, group) if has_row_scale else load_half(scale, group)
                 acc = fma(simd.to_float(dots), mul(w_scale, splat(xs)), acc)
@@ -121,8 +139,20 @@ def _vector_kernel(format: FormatSpec) -> Any:
     return vector
 
 
+_begin_int8, _dot8_int8, _finish_int8 = blocks.BEGIN[INT8_OFFSET], blocks.DOT8[8], blocks.FINISH[8, INT8_OFFSET]
+
+
+@inlined
+def _dot_octet(dots: Any, at: int, distance: int, octets: int) -> Any:
+    """dots += two lines of int8, of each tile, times an octet of every token."""
+    one = blocks.as_operands(blocks.load_lines(at, distance))
+    two = blocks.as_operands(blocks.load_lines(at + 64, distance))
+    return _dot8_int8(dots, one, two, octets)
+
+
 def _block_kernel(format: FormatSpec) -> Any:
-    """A block of n tokens against TILES tiles, `tile` and the one `beside` tiles on; `sums` are its zeros.
+    """A block of n tokens against ROWS rows, from `row` on, of TILES tiles, `tile` and the one `beside` tiles on;
+    `sums` are its zeros.
 
     The tokens are at `packed`, as `blocks` says; the other arguments are those of `_vector_kernel`.
     """
@@ -130,6 +160,23 @@ def _block_kernel(format: FormatSpec) -> Any:
     lines, width = format.packing.step_bytes // 64, format.scale_dtype.itemsize
     offset = operand_offset(format)
     begin, dot8, finish = blocks.BEGIN[offset], blocks.DOT8[bits], blocks.FINISH[bits, offset]
+
+    @inlined
+    def dot_part(dots: Any, at: int, distance: int, here: int, n: int, part: int) -> Any:
+        """dots += two lines of a step: a quarter of int8, half of what is packed in nibbles."""
+        if bits == 8:
+            return _dot_octet(dots, at + part * 128, distance, here + part * n * 8)
+        octets = here + part * n * 8
+        line = blocks.load_lines(at + part * 128, distance)
+        next_line = blocks.load_lines(at + part * 128 + 64, distance)
+        one, two, three, four = blocks.low(line), blocks.low(next_line), blocks.high(line), blocks.high(next_line)
+        if bits == 6:
+            first_upper, second_upper = blocks.load_lines(at + 256, distance), blocks.load_lines(at + 320, distance)
+            one = blocks.with_upper(one, first_upper, part * 2)
+            two = blocks.with_upper(two, first_upper, part * 2 + 1)
+            three = blocks.with_upper(three, second_upper, part * 2)
+            four = blocks.with_upper(four, second_upper, part * 2 + 1)
+        return dot8(dot8(dots, one, two, octets), three, four, octets + n * 16)
 
     @kernel_for(format.name)
     def block(
@@ -142,39 +189,26 @@ def _block_kernel(format: FormatSpec) -> Any:
         out: int,
         tile: int,
         beside: int,
+        row: int,
         sums: Any,
     ) -> None:
         tile_lines, n_groups, per_group, k, d = sizes
-        group, inside = tile * n_groups * 16, 0
+        group, inside = tile * n_groups * 16 + row, 0
         far_codes, far_group = beside * tile_lines * 64, beside * n_groups * 16
         for step in range(k // 32):
-            at = codes + (tile * tile_lines + step * lines) * 64
+            at = codes + (tile * tile_lines + step * lines) * 64 + row * 4
             here = packed + step * n * TOKEN_BYTES
-            for beyond in range(TILES):
-                _prefetch(at + beyond * far_codes, lines, scale + (group + beyond * far_group) * width, width)
+            if row == 0:
+                for beyond in range(TILES):
+                    _prefetch(at + beyond * far_codes, lines, scale + (group + beyond * far_group) * width, width)
             dots = begin(sums, here)
-            if bits == 8:
-                for octet in range(4):
-                    one = blocks.as_operands(blocks.load_lines(at + octet * 128, far_codes))
-                    two = blocks.as_operands(blocks.load_lines(at + octet * 128 + 64, far_codes))
-                    dots = dot8(dots, one, two, here + octet * n * 8)
+            if ROWS == 4:  # unrolled, which LLVM would not do
+                dots = dot_part(dot_part(dots, at, far_codes, here, n, 0), at, far_codes, here, n, 1)
+                if bits == 8:
+                    dots = dot_part(dot_part(dots, at, far_codes, here, n, 2), at, far_codes, here, n, 3)
             else:
-                if bits == 6:
-                    first_upper = blocks.load_lines(at + 256, far_codes)
-                    second_upper = blocks.load_lines(at + 320, far_codes)
-                for half in range(2):
-                    line = blocks.load_lines(at + half * 128, far_codes)
-                    next_line = blocks.load_lines(at + half * 128 + 64, far_codes)
-                    octets = here + half * n * 8
-                    one, two = blocks.low(line), blocks.low(next_line)
-                    three, four = blocks.high(line), blocks.high(next_line)
-                    if bits == 6:
-                        one = blocks.with_upper(one, first_upper, half * 2)
-                        two = blocks.with_upper(two, first_upper, half * 2 + 1)
-                        three = blocks.with_upper(three, second_upper, half * 2)
-                        four = blocks.with_upper(four, second_upper, half * 2 + 1)
-                    dots = dot8(dots, one, two, octets)
-                    dots = dot8(dots, three, four, octets + n * 16)
+                for part in range(4 if bits == 8 else 2):
+                    dots = dot_part(dots, at, far_codes, here, n, part)
             dots = finish(dots, here)
             if has_row_scale:
                 w_scale = blocks.load_signed_squares(scale + group, far_group)
@@ -185,8 +219,8 @@ def _block_kernel(format: FormatSpec) -> Any:
                 sums = blocks.shift(sums, blocks.load_halves(extra + group * 2, far_group * 2), here)
             group, inside = _next_step(group, inside, per_group)
         if has_row_scale:
-            sums = blocks.multiply_rows(sums, extra + tile * 64, beside * 64)
-        blocks.store(out + tile * 64, d * 4, beside * 64, sums)
+            sums = blocks.multiply_rows(sums, extra + (tile * 16 + row) * 4, beside * 64)
+        blocks.store(out + (tile * 16 + row) * 4, d * 4, beside * 64, sums)
 
     return block
 
@@ -196,12 +230,19 @@ BLOCKS = {name: _block_kernel(format) for name, format in SPECS.items()}
 vector, block = one_of(list(VECTORS.values())), one_of(list(BLOCKS.values()))
 
 
-_begin_int8, _dot8_int8, _finish_int8 = blocks.BEGIN[INT8_OFFSET], blocks.DOT8[8], blocks.FINISH[8, INT8_OFFSET]
-
-
 @kernel
 def add_block(
-    codes: int, scale: int, quads: int, packed: int, n: int, out: int, d: int, tile: int, beside: int, sums: Any
+    codes: int,
+    scale: int,
+    quads: int,
+    packed: int,
+    n: int,
+    out: int,
+    d: int,
+    tile: int,
+    beside: int,
+    row: int,
+    sums: Any,
 ) -> None:
     """As `block` of int8, added to what `out` holds: an adapter's B*, whose tiles have `quads` column quads.
 
@@ -210,16 +251,14 @@ def add_block(
     n_groups = (quads + 7) // 8
     far_codes, far_scale = beside * quads * 64, beside * n_groups * 32
     for step in range(n_groups):
-        at, here = codes + (tile * quads + step * 8) * 64, packed + step * n * TOKEN_BYTES
+        at, here = codes + (tile * quads + step * 8) * 64 + row * 4, packed + step * n * TOKEN_BYTES
         dots = _begin_int8(sums, here)
         for octet in range((min(8, quads - step * 8) + 1) // 2):
-            one = blocks.as_operands(blocks.load_lines(at + octet * 128, far_codes))
-            two = blocks.as_operands(blocks.load_lines(at + octet * 128 + 64, far_codes))
-            dots = _dot8_int8(dots, one, two, here + octet * n * 8)
+            dots = _dot_octet(dots, at + octet * 128, far_codes, here + octet * n * 8)
         dots = _finish_int8(dots, here)
-        w_scale = blocks.load_halves(scale + (tile * n_groups + step) * 32, far_scale)
+        w_scale = blocks.load_halves(scale + (tile * n_groups + step) * 32 + row * 2, far_scale)
         sums = blocks.scale_and_add(sums, dots, w_scale, here)
-    blocks.add_to(out + tile * 64, d * 4, beside * 64, sums)
+    blocks.add_to(out + (tile * 16 + row) * 4, d * 4, beside * 64, sums)
 
 
 @kernel

@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from . import declare, join, lanes, pinned, splat, split
 
-INT8_OFFSET, VECTORS, TOKENS, TILES = 0, 8, 4, 1
+INT8_OFFSET, VECTORS, TOKENS, TILES, ROWS = 0, 8, 4, 1, 16
 _INTS, _WORDS, _OCTETS = (ir.VectorType(ir.IntType(b), 256 // b) for b in (32, 16, 8))
 
 
