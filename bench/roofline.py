@@ -97,7 +97,7 @@ def _peak() -> Measure:
         return peak(held[0].ctypes.data, held[1].ctypes.data, held[2].ctypes.data, out, n)
 
     run()
-    return Measure("peak of the dot product", "", 0, 0, 2.0 * 2 * 8 * 16 * 4 * blocks.TILES * n * threads, run)
+    return Measure("peak of the dot product", "", 0, 0, 2.0 * 2 * 8 * blocks.ROWS * 4 * blocks.TILES * n * threads, run)
 
 
 def _in_turn(run: Callable[[QuantizedTensor], object], weights: list[QuantizedTensor]) -> Callable[[], object]:

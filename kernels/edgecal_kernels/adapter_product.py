@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange, types
 
 from . import blocks
-from .blocks import TILES, TOKEN_BYTES, TOKENS
+from .blocks import ROWS, SOME, TILES, TOKEN_BYTES, TOKENS
 from .function_pointer import by_address
 from .jit import kernel, parallel
 from .packed_kernels import SIZES, ZERO, add_block
@@ -68,21 +68,25 @@ def outer_share(
     xs, scales, totals, packed = inner
     pairs, d, token_bytes = (n_tiles + TILES - 1) // TILES, n_tiles * 16, width // 32 * TOKEN_BYTES
     first, last = pairs * share // shares * TILES, min(pairs * (share + 1) // shares * TILES, n_tiles)
-    whole = n // TOKENS * TOKENS
     for tile in range(first, last, TILES):
         beside = min(TILES, last - tile) - 1
-        for token in range(0, whole, TOKENS):
+        token = 0
+        while token < n - n % 2:
             here, there = packed + token * token_bytes, out + token * d * 4
-            if TOKENS == 4:
-                add_block(codes, scale, quads, here, 4, there, d, tile, beside, blocks.zeros4())
-            else:
-                add_block(codes, scale, quads, here, 2, there, d, tile, beside, blocks.zeros2())
-        if n - whole >= 2:
-            here, there = packed + whole * token_bytes, out + whole * d * 4
-            add_block(codes, scale, quads, here, 2, there, d, tile, beside, blocks.zeros2())
+            tokens = blocks.tokens_of_block(n - token)
+            for row in range(0, 16, ROWS):
+                if tokens == TOKENS:
+                    most = blocks.zeros_most()
+                    add_block(codes, scale, quads, here, TOKENS, there, d, tile, beside, row, most)
+                elif tokens == SOME:
+                    some = blocks.zeros_some()
+                    add_block(codes, scale, quads, here, SOME, there, d, tile, beside, row, some)
+                else:
+                    add_block(codes, scale, quads, here, 2, there, d, tile, beside, row, blocks.zeros2())
+            token += tokens
         if n % 2:
-            token = further((xs, scales, totals), (n - 1) * width)
-            add_int8(codes, scale, quads, token, out + (n - 1) * d * 4, (tile, tile + beside + 1))
+            last_token = further((xs, scales, totals), (n - 1) * width)
+            add_int8(codes, scale, quads, last_token, out + (n - 1) * d * 4, (tile, tile + beside + 1))
 
 
 _call_inner, inner_code = by_address(

@@ -1,12 +1,13 @@
-"""A block of the matrix kernel: 2 or 4 tokens times one or two tiles of weights, as one Numba value.
+"""A block of the matrix kernel: 2, 4 or 8 tokens times rows of one or two tiles of weights, as one Numba value.
 
-The sums of a block are one long LLVM vector (tokens x tiles x 16 lanes), which the compiler keeps in registers like
-any other; how many fit is what an instruction set's TOKENS and TILES say. The type of `zeros4()` or `zeros2()`, passed
-into a kernel, decides for how many tokens it is compiled.
+The sums of a block are one long LLVM vector (tokens x tiles x ROWS lanes), which the compiler keeps in registers like
+any other; how many fit is what an instruction set's TOKENS, TILES and ROWS say. The type of `zeros8()`, `zeros4()` or
+`zeros2()`, passed into a kernel, decides for how many tokens it is compiled.
 
 The tokens of a block are packed first, so that what a step needs of them lies together and at constant offsets:
 
-    4 octets of columns, of each the 8 int8 of every token | start, half start int32 | scale, shift float32 per token
+    4 octets of columns, of each the 8 int8 of every token | start, half start int32 (each STARTS times), scale,
+    shift float32, each for all tokens
 
 start = -8 times the sum of the codes, half start the same of the first 16 columns, shift = scale times that sum.
 
@@ -24,19 +25,28 @@ from numba.extending import intrinsic as _numba_intrinsic
 
 from . import isa
 from .jit import kernel
-from .records import TOKEN_BYTES
-from .simd import LANES, F32x16, I8x64, Vector, emit_int8, emit_signed_square, emit_upper, f32, i8, i16, i32, i64
+from .simd import Vector, emit_int8, emit_upper, f32, i8, i16, i32, i64
 
 intrinsic: Any = _numba_intrinsic
 TILES: int = isa.active().TILES
 TOKENS: int = isa.active().TOKENS
 WHOLE, FIRST, SECOND = range(3)  # a step, or a half of it: 16 columns
+ROWS: int = isa.active().ROWS
+STARTS = 4 if ROWS == 4 else 1  # copies of a start: where a register holds four numbers, they are read as one
+TOKEN_BYTES = 40 + 8 * STARTS  # of a step of a token
+_STARTS, _HALF_STARTS, _SCALES = 32, 32 + 4 * STARTS, 32 + 8 * STARTS  # bytes before them, for each token
 _START_OFFSET = 8  # that of nibbles, whose dot products can start with what is packed
 
-_LINES = {n: Vector(f"I8x64x{n}", i8, 64 * n) if n > 1 else I8x64 for n in (1, 2)}
-_ROWS = {n: Vector(f"F32x16x{n}", f32, LANES * n) if n > 1 else F32x16 for n in (1, 2)}
-_SUMS = {n: Vector(f"Sums{n}", f32, LANES * TILES * n) for n in (2, 4)}
-_DOTS = {n: Vector(f"Dots{n}", i32, LANES * TILES * n) for n in (2, 4)}
+_LINES = Vector("Lines", i8, 4 * ROWS * TILES)
+_FACTORS = Vector("Factors", f32, ROWS * TILES)
+_SUMS = {n: Vector(f"Sums{n}", f32, ROWS * TILES * n) for n in (2, 4, 8)}
+_DOTS = {n: Vector(f"Dots{n}", i32, ROWS * TILES * n) for n in (2, 4, 8)}
+_FLOATS = ir.VectorType(f32, ROWS)
+
+
+def sums_type(n: int) -> Any:
+    """Numba's type of the sums of n tokens, that of `zeros2()`, `zeros4()` or `zeros8()`."""
+    return _SUMS[n]
 
 
 def _tokens(block: Any) -> int:
@@ -120,10 +130,13 @@ def pack(x: int, x_scale: int, x_total: int, x_stride: int, stride: int, steps: 
         for token in range(n):
             at = token * stride + step * 4
             total, scale = read_total(x_total + at), read_float(x_scale + at)
-            write_int(to + 32 * n + token * 4, types.int32(-_START_OFFSET * total))
-            write_int(to + 36 * n + token * 4, types.int32(-_START_OFFSET * read_short(x_total + at)))
-            write_float(to + 40 * n + token * 4, scale)
-            write_float(to + 44 * n + token * 4, scale * types.float32(total))
+            first_total = read_short(x_total + at)
+            for copy in range(STARTS):
+                place = to + (token * STARTS + copy) * 4
+                write_int(place + _STARTS * n, types.int32(-_START_OFFSET * total))
+                write_int(place + _HALF_STARTS * n, types.int32(-_START_OFFSET * first_total))
+            write_float(to + _SCALES * n + token * 4, scale)
+            write_float(to + (_SCALES + 4) * n + token * 4, scale * types.float32(total))
         to += TOKEN_BYTES * n
 
 
@@ -132,54 +145,54 @@ def pack(x: int, x_scale: int, x_total: int, x_stride: int, stride: int, steps: 
 
 @intrinsic
 def load_lines(context: Any, codes: Any, distance: Any) -> Any:
-    """A line of 64 bytes of each tile; the second tile lies `distance` bytes after the first."""
+    """The ROWS of a line of each tile; the second tile lies `distance` bytes after the first."""
 
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         places = [v[0], builder.add(*v)][:TILES]
-        return isa.joined(builder, [_read(builder, place, 0, I8x64.llvm, 1) for place in places])
+        return isa.joined(builder, [_read(builder, place, 0, ir.VectorType(i8, 4 * ROWS), 1) for place in places])
 
-    return _LINES[TILES](types.int64, types.int64), generate
+    return _LINES(types.int64, types.int64), generate
 
 
 @intrinsic
 def load_halves(context: Any, halves: Any, distance: Any) -> Any:
-    """16 float16 of each tile, widened."""
+    """ROWS float16 of each tile, widened."""
 
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         places = [v[0], builder.add(*v)][:TILES]
-        half = ir.VectorType(ir.HalfType(), LANES)
-        rows = [builder.fpext(_read(builder, place, 0, half, 1), F32x16.llvm) for place in places]
+        half = ir.VectorType(ir.HalfType(), ROWS)
+        rows = [builder.fpext(_read(builder, place, 0, half, 1), _FLOATS) for place in places]
         return isa.joined(builder, rows)
 
-    return _ROWS[TILES](types.int64, types.int64), generate
+    return _FACTORS(types.int64, types.int64), generate
 
 
 @intrinsic
 def load_signed_squares(context: Any, small: Any, distance: Any) -> Any:
-    """16 int8 s of each tile as s abs(s)."""
+    """ROWS int8 s of each tile as s abs(s)."""
 
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         places = [v[0], builder.add(*v)][:TILES]
-        rows = [emit_signed_square(builder, _read(builder, place, 0, ir.VectorType(i8, LANES), 1)) for place in places]
+        rows = [isa.signed_square(builder, _read(builder, place, 0, ir.VectorType(i8, ROWS), 1)) for place in places]
         return isa.joined(builder, rows)
 
-    return _ROWS[TILES](types.int64, types.int64), generate
+    return _FACTORS(types.int64, types.int64), generate
 
 
 @intrinsic
 def load_multiples(context: Any, small: Any, unit: Any, distance: Any, unit_distance: Any) -> Any:
-    """16 int8 of each tile times 16 float16 of each tile."""
+    """ROWS int8 of each tile times as many float16 of each tile."""
 
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         small, unit, distance, unit_distance = v
         rows = []
         for at, unit_at in ((small, unit), (builder.add(small, distance), builder.add(unit, unit_distance)))[:TILES]:
-            half = _read(builder, unit_at, 0, ir.VectorType(ir.HalfType(), LANES), 1)
-            multiple = emit_int8(builder, _read(builder, at, 0, ir.VectorType(i8, LANES), 1))
-            rows.append(builder.fmul(multiple, builder.fpext(half, F32x16.llvm)))
+            half = _read(builder, unit_at, 0, ir.VectorType(ir.HalfType(), ROWS), 1)
+            multiple = emit_int8(builder, _read(builder, at, 0, ir.VectorType(i8, ROWS), 1))
+            rows.append(builder.fmul(multiple, builder.fpext(half, _FLOATS)))
         return isa.joined(builder, rows)
 
-    return _ROWS[TILES](types.int64, types.int64, types.int64, types.int64), generate
+    return _FACTORS(types.int64, types.int64, types.int64, types.int64), generate
 
 
 def _emit_bytes(change: Callable[[Any, Any, int], Any]) -> Callable:
@@ -217,7 +230,8 @@ def _emit_with_upper(n: int) -> Callable:
     return intrinsic(typing)
 
 
-WITH_UPPER = {4 + n: _emit_with_upper(n) for n in (1, 2)}  # as `simd.WITH_UPPER`, of each tile
+# By the bits of a code: nibbles and the upper bits of this quad, the operand of a line or of a part of one
+WITH_UPPER = {4 + n: _emit_with_upper(n) for n in (1, 2)}
 
 
 # ------------------------------------------------------------------------------------------------------ sums
@@ -233,30 +247,47 @@ def _emit_zeros(n: int) -> Callable:
     return intrinsic(typing)
 
 
-zeros2, zeros4 = _emit_zeros(2), _emit_zeros(4)
+zeros2, zeros4, zeros8 = _emit_zeros(2), _emit_zeros(4), _emit_zeros(8)
+# For TOKENS, and for fewer where they are left
+SOME = 4 if TOKENS == 8 else 2
+zeros_most, zeros_some = {2: zeros2, 4: zeros4, 8: zeros8}[TOKENS], zeros4 if SOME == 4 else zeros2
+
+
+@kernel
+def tokens_of_block(left: int) -> int:
+    """How many tokens the next block takes where `left` are, two at least: TOKENS, SOME or 2."""
+    return TOKENS if left >= TOKENS else (SOME if left >= SOME else 2)
 
 
 def _by_tile(builder: Any, block: Any, n: int) -> list[list[Any]]:
-    """[tile][token] -> 16 lanes."""
+    """[tile][token] -> ROWS lanes."""
     parts = isa.split(builder, block, TILES * n)
     return [parts[tile * n : tile * n + n] for tile in range(TILES)]
+
+
+def _of_token(builder: Any, packed: Any, offset: int, of: ir.Type, n: int, token: int) -> Any:
+    """In all lanes a number of four bytes, of the n that lie `offset` bytes after the address of a block."""
+    return isa.splat_of(builder, _at(builder, packed, offset, of), n, token, ROWS)
 
 
 def _starts(builder: Any, packed: Any, n: int, offset: int, part: int) -> list[Any]:
     """Of each token, in all lanes: -offset times the sum of its codes in this part of the step."""
     if offset == 0:
-        return [ir.Constant(ir.VectorType(i32, LANES), [0] * LANES)] * n
+        return [ir.Constant(ir.VectorType(i32, ROWS), [0] * ROWS)] * n
 
     def packed_at(place: int) -> list[Any]:
-        return [isa.splat(builder, _read(builder, packed, place * n + 4 * token, i32), LANES) for token in range(n)]
+        if STARTS == ROWS:
+            kind = ir.VectorType(i32, ROWS)
+            return [_read(builder, packed, place * n + 4 * ROWS * token, kind) for token in range(n)]
+        return [_of_token(builder, packed, place * n, i32, n, token) for token in range(n)]
 
-    packed_starts = packed_at(36 if part == FIRST else 32)
+    packed_starts = packed_at(_HALF_STARTS if part == FIRST else _STARTS)
     if part == SECOND:
-        packed_starts = [builder.sub(*both) for both in zip(packed_starts, packed_at(36), strict=True)]
+        packed_starts = [builder.sub(*both) for both in zip(packed_starts, packed_at(_HALF_STARTS), strict=True)]
     if offset == _START_OFFSET:
         return packed_starts
     shift = (offset // _START_OFFSET).bit_length() - 1
-    return [builder.shl(start, ir.Constant(start.type, [shift] * LANES)) for start in packed_starts]
+    return [builder.shl(start, ir.Constant(start.type, [shift] * ROWS)) for start in packed_starts]
 
 
 def _emit_begin(offset: int, part: int) -> Callable:
@@ -297,7 +328,7 @@ DOT8 = {bits: _emit_dot8(bits) for bits in _BITS}
 
 
 def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    return builder.call(isa.declare(builder, "llvm.fma.v16f32", a.type, [a.type] * 3), [a, b, c])
+    return builder.call(isa.declare(builder, f"llvm.fma.v{ROWS}f32", a.type, [a.type] * 3), [a, b, c])
 
 
 def _emit_finish(bits: int, offset: int, part: int) -> Callable:
@@ -330,8 +361,8 @@ def scale_and_add(context: Any, sums: Any, dots: Any, scale: Any, packed: Any) -
         for tile, row_scale in enumerate(isa.split(builder, v[2], TILES)):
             own_sums, own_dots = (_by_tile(builder, part, n)[tile] for part in (v[0], v[1]))
             for token in range(n):
-                factor = isa.splat(builder, _read(builder, v[3], 40 * n + 4 * token, f32), LANES)
-                dots_now = builder.sitofp(own_dots[token], F32x16.llvm)
+                factor = _of_token(builder, v[3], _SCALES * n, f32, n, token)
+                dots_now = builder.sitofp(own_dots[token], _FLOATS)
                 found.append(_fma(builder, dots_now, builder.fmul(row_scale, factor), own_sums[token]))
         return isa.joined(builder, found)
 
@@ -347,7 +378,7 @@ def shift(context: Any, sums: Any, minimum: Any, packed: Any) -> Any:
         found = []
         for tile, row in enumerate(isa.split(builder, v[1], TILES)):
             for token, acc in enumerate(_by_tile(builder, v[0], n)[tile]):
-                factor = isa.splat(builder, _read(builder, v[2], 44 * n + 4 * token, f32), LANES)
+                factor = _of_token(builder, v[2], (_SCALES + 4) * n, f32, n, token)
                 found.append(_fma(builder, row, factor, acc))
         return isa.joined(builder, found)
 
@@ -356,12 +387,12 @@ def shift(context: Any, sums: Any, minimum: Any, packed: Any) -> Any:
 
 @intrinsic
 def multiply_rows(context: Any, sums: Any, rows: Any, distance: Any) -> Any:
-    """sums times the 16 float32 at `rows` of each tile; the second tile's lie `distance` bytes after them."""
+    """sums times the ROWS float32 at `rows` of each tile; the second tile's lie `distance` bytes after them."""
 
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         found = []
         for place, parts in zip([v[1], builder.add(v[1], v[2])], _by_tile(builder, v[0], _tokens(sums)), strict=False):
-            row = _read(builder, place, 0, F32x16.llvm)
+            row = _read(builder, place, 0, _FLOATS)
             found += [builder.fmul(part, row) for part in parts]
         return isa.joined(builder, found)
 
@@ -381,10 +412,10 @@ def _emit_store(adding: bool) -> Callable:
             places = [builder.add(row, builder.mul(v[2], i64(tile))) for tile in range(TILES) for row in rows]
             parts = isa.split(builder, v[3], TILES * n)
             if adding:
-                before = [_read(builder, place, 0, F32x16.llvm) for place in places]
+                before = [_read(builder, place, 0, _FLOATS) for place in places]
                 parts = [builder.fadd(old, part) for old, part in zip(before, parts, strict=True)]
             for place, part in zip(places, parts, strict=True):
-                builder.store(part, _at(builder, place, 0, F32x16.llvm)).align = 4
+                builder.store(part, _at(builder, place, 0, _FLOATS)).align = 4
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.int64, sums), generate

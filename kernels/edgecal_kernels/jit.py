@@ -120,6 +120,11 @@ def kernel_for(variant: str) -> Callable[[Callable], Any]:
     return decorate
 
 
+def inlined(function: Callable) -> Any:
+    """As `kernel`, with its body put where it is called: by Numba, while LLVM weighs its size."""
+    return _compiled(function, inline="always")
+
+
 def parallel(function: Callable) -> Any:
     """Decorator for a compiled function whose `prange` loops share the threads."""
     return _compiled(function, parallel=True)

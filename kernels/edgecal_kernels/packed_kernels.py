@@ -17,12 +17,12 @@ import numpy as np
 from numba import types
 
 from . import blocks, isa, simd
-from .blocks import TILES, TOKEN_BYTES
+from .blocks import ROWS, TILES, TOKEN_BYTES
 from .formats import SPECS, FormatSpec
-from .jit import kernel, kernel_for
+from .jit import inlined, kernel, kernel_for
 from .kernel_choice import one_of
 from .records import Sizes
-from .simd import dot4_int8, dot4_nibbles, fma, high_nibbles, load_half, low_nibbles, mul, splat, splat_int, store
+from .simd import fma, high_nibbles, load_half, low_nibbles, mul, splat, splat_int, store
 
 INT8_OFFSET: int = isa.active().INT8_OFFSET
 ZERO: Any = np.int64(0)
@@ -51,6 +51,37 @@ def _upper(bits: int, second: bool) -> tuple[int, int]:
 @kernel
 def int8_line(codes: Any, at: int) -> Any:
     return simd.as_operand(simd.load_bytes(codes, at))
+
+
+@kernel
+def int8_lines(codes: Any, at: int) -> Any:
+    """Four lines."""
+    first, second = int8_line(codes, at), int8_line(codes, at + 64)
+    return first, second, int8_line(codes, at + 128), int8_line(codes, at + 192)
+
+
+@kernel
+def _nibbles(codes: int, at: int) -> Any:
+    """Of four lines the low ones, which are columns 0 ... 15 of a step, and the high ones."""
+    a, b = simd.load_bytes(codes, at), simd.load_bytes(codes, at + 64)
+    c, d = simd.load_bytes(codes, at + 128), simd.load_bytes(codes, at + 192)
+    low = low_nibbles(a), low_nibbles(b), low_nibbles(c), low_nibbles(d)
+    return low, (high_nibbles(a), high_nibbles(b), high_nibbles(c), high_nibbles(d))
+
+
+def _with_uppers_of(bits: int) -> Any:
+    """Four lines of nibbles, or of each tile, with the upper bits of one that holds those of all, `quad` first."""
+    with_upper = blocks.WITH_UPPER[bits]
+
+    @kernel_for(str(bits))
+    def with_uppers(lines: Any, upper: Any, quad: int) -> Any:
+        a, b = with_upper(lines[0], upper, quad), with_upper(lines[1], upper, quad + 1)
+        return a, b, with_upper(lines[2], upper, quad + 2), with_upper(lines[3], upper, quad + 3)
+
+    return with_uppers
+
+
+_WITH_UPPERS = {bits: _with_uppers_of(bits) for bits in blocks.WITH_UPPER}
 
 
 @kernel
@@ -96,7 +127,8 @@ def _vector_kernel(format: FormatSpec) -> Any:
     bits, has_minimum, has_row_scale = format.bits, format.has_minimum, format.has_row_scale
     has_super_scale, halves, parts = format.has_super_scale, format.halves, format.super_parts
     lines, width, offset = format.packing.step_bytes // 64, format.scale_bytes, operand_offset(format)
-    with_upper, (upper_at, upper_quad) = simd.WITH_UPPER.get(bits), _upper(bits, True)
+    dot16, (upper_at, upper_quad) = simd.DOT16[_room(format)], _upper(bits, True)
+    with_uppers = _WITH_UPPERS.get(bits)
 
     @kernel_for(format.name)
     def vector(
@@ -115,23 +147,17 @@ def _vector_kernel(format: FormatSpec) -> Any:
                 if halves:
                     second_dots = splat_int(np.int32(-offset * (total - first_total)))
                 if bits == 8:
-                    for quad in range(8):
-                        dots = dot4_int8(dots, int8_line(codes, at + quad * 64), x, step * 32 + quad * 4)
+                    first, second = int8_lines(codes, at), int8_lines(codes, at + 256)
                 else:
-                    if with_upper is not None:
-                        first_upper = simd.load_bytes(codes, at + 256)
-                        second_upper = simd.load_bytes(codes, at + upper_at)
-                    for quad in range(4):
-                        line = simd.load_bytes(codes, at + quad * 64)
-                        first, second = low_nibbles(line), high_nibbles(line)
-                        if with_upper is not None:
-                            first = with_upper(first, first_upper, quad)
-                            second = with_upper(second, second_upper, upper_quad + quad)
-                        dots = dot4_nibbles(dots, first, x, step * 32 + quad * 4)
-                        if halves:
-                            second_dots = dot4_nibbles(second_dots, second, x, step * 32 + 16 + quad * 4)
-                        else:
-                            dots = dot4_nibbles(dots, second, x, step * 32 + 16 + quad * 4)
+                    first, second = _nibbles(codes, at)
+                    if with_uppers is not None:
+                        first = with_uppers(first, simd.load_bytes(codes, at + 256), 0)
+                        second = with_uppers(second, simd.load_bytes(codes, at + upper_at), upper_quad)
+                dots = dot16(dots, first, x, step * 32)
+                if halves:
+                    second_dots = dot16(second_dots, second, x, step * 32 + 16)
+                else:
+                    dots = dot16(dots, second, x, step * 32 + 16)
                 xs = blocks.read_float(x_scale + step * 4)
                 if has_super_scale:
                     unit = super_place(tile, n_groups, step, parts)
@@ -180,8 +206,24 @@ def _half_kernel(format: FormatSpec, second: bool) -> Any:
     return half
 
 
+_begin_int8, _dot8_int8, _finish_int8 = (
+    blocks.BEGIN[INT8_OFFSET, blocks.WHOLE],
+    blocks.DOT8[8],
+    blocks.FINISH[8, INT8_OFFSET, blocks.WHOLE],
+)
+
+
+@inlined
+def _dot_octet(dots: Any, at: int, distance: int, octets: int) -> Any:
+    """dots += two lines of int8, of each tile, times an octet of every token."""
+    one = blocks.as_operands(blocks.load_lines(at, distance))
+    two = blocks.as_operands(blocks.load_lines(at + 64, distance))
+    return _dot8_int8(dots, one, two, octets)
+
+
 def _block_kernel(format: FormatSpec) -> Any:
-    """A block of n tokens against TILES tiles, `tile` and the one `beside` tiles on; `sums` are its zeros.
+    """A block of n tokens against ROWS rows, from `row` on, of TILES tiles, `tile` and the one `beside` tiles on;
+    `sums` are its zeros.
 
     The tokens are at `packed`, as `blocks` says; the other arguments are those of `_vector_kernel`.
     """
@@ -195,6 +237,24 @@ def _block_kernel(format: FormatSpec) -> Any:
     with_upper, (upper_at, upper_quad) = blocks.WITH_UPPER.get(bits), _upper(bits, True)
     finish_first, begin_second = blocks.FINISH[room, offset, first], blocks.BEGIN[offset, last]
 
+    @inlined
+    def dot_part(dots: Any, at: int, distance: int, here: int, n: int, part: int) -> Any:
+        """dots += two lines of a step: a quarter of int8, half of what is packed in nibbles."""
+        if bits == 8:
+            return _dot_octet(dots, at + part * 128, distance, here + part * n * 8)
+        octets = here + part * n * 8
+        line = blocks.load_lines(at + part * 128, distance)
+        next_line = blocks.load_lines(at + part * 128 + 64, distance)
+        one, two, three, four = blocks.low(line), blocks.low(next_line), blocks.high(line), blocks.high(next_line)
+        if with_upper is not None:
+            first_upper = blocks.load_lines(at + 256, distance)
+            second_upper = blocks.load_lines(at + upper_at, distance)
+            one = with_upper(one, first_upper, part * 2)
+            two = with_upper(two, first_upper, part * 2 + 1)
+            three = with_upper(three, second_upper, upper_quad + part * 2)
+            four = with_upper(four, second_upper, upper_quad + part * 2 + 1)
+        return dot8(dot8(dots, one, two, octets), three, four, octets + n * 16)
+
     @kernel_for(format.name)
     def block(
         codes: int,
@@ -206,47 +266,35 @@ def _block_kernel(format: FormatSpec) -> Any:
         out: int,
         tile: int,
         beside: int,
+        row: int,
         sums: Any,
     ) -> None:
         tile_lines, n_groups, per_group, k, d = sizes
-        group, inside = tile * n_groups * 16, 0
+        group, inside = tile * n_groups * 16 + row, 0
         far_codes, far_group = beside * tile_lines * 64, beside * n_groups * 16
         far_unit = beside * super_place(1, n_groups, 0, parts) * 2
         for step in range(k // 32):
-            at = codes + (tile * tile_lines + step * lines) * 64
+            at = codes + (tile * tile_lines + step * lines) * 64 + row * 4
             here = packed + step * n * TOKEN_BYTES
-            for beyond in range(TILES):
-                _prefetch(at + beyond * far_codes, lines, scale + (group + beyond * far_group) * width, width)
-            if has_super_scale:
-                place, unit = scale + group * 2, extra + super_place(tile, n_groups, step, parts) * 2
+            if row == 0:
+                for beyond in range(TILES):
+                    _prefetch(at + beyond * far_codes, lines, scale + (group + beyond * far_group) * width, width)
+            if has_super_scale:  # two numbers for each row of a group
+                place = scale + group * 2 - row
+                unit = extra + (super_place(tile, n_groups, step, parts) + row) * 2
             dots = begin(sums, here)
-            if bits == 8:
-                for octet in range(4):
-                    one = blocks.as_operands(blocks.load_lines(at + octet * 128, far_codes))
-                    two = blocks.as_operands(blocks.load_lines(at + octet * 128 + 64, far_codes))
-                    dots = dot8(dots, one, two, here + octet * n * 8)
-            elif halves:
+            if halves:
                 dots = finish_first(first_half(dots, at, far_codes, here, n), here)
                 w_scale = blocks.load_multiples(place, unit, far_group * 2, far_unit)
                 sums = blocks.scale_and_add(sums, dots, w_scale, here)
                 dots = second_half(begin_second(sums, here), at, far_codes, here + n * 16, n)
+            elif ROWS == 4:  # unrolled, which LLVM would not do
+                dots = dot_part(dot_part(dots, at, far_codes, here, n, 0), at, far_codes, here, n, 1)
+                if bits == 8:
+                    dots = dot_part(dot_part(dots, at, far_codes, here, n, 2), at, far_codes, here, n, 3)
             else:
-                if with_upper is not None:
-                    first_upper = blocks.load_lines(at + 256, far_codes)
-                    second_upper = blocks.load_lines(at + upper_at, far_codes)
-                for half in range(2):
-                    line = blocks.load_lines(at + half * 128, far_codes)
-                    next_line = blocks.load_lines(at + half * 128 + 64, far_codes)
-                    octets = here + half * n * 8
-                    one, two = blocks.low(line), blocks.low(next_line)
-                    three, four = blocks.high(line), blocks.high(next_line)
-                    if with_upper is not None:
-                        one = with_upper(one, first_upper, half * 2)
-                        two = with_upper(two, first_upper, half * 2 + 1)
-                        three = with_upper(three, second_upper, upper_quad + half * 2)
-                        four = with_upper(four, second_upper, upper_quad + half * 2 + 1)
-                    dots = dot8(dots, one, two, octets)
-                    dots = dot8(dots, three, four, octets + n * 16)
+                for part in range(4 if bits == 8 else 2):
+                    dots = dot_part(dots, at, far_codes, here, n, part)
             dots = finish(dots, here)
             if has_super_scale:
                 w_scale = blocks.load_multiples(place + (16 if halves else 0), unit, far_group * 2, far_unit)
@@ -262,8 +310,8 @@ def _block_kernel(format: FormatSpec) -> Any:
                 sums = blocks.shift(sums, blocks.load_halves(extra + group * 2, far_group * 2), here)
             group, inside = _next_step(group, inside, per_group)
         if has_row_scale:
-            sums = blocks.multiply_rows(sums, extra + tile * 64, beside * 64)
-        blocks.store(out + tile * 64, d * 4, beside * 64, sums)
+            sums = blocks.multiply_rows(sums, extra + (tile * 16 + row) * 4, beside * 64)
+        blocks.store(out + (tile * 16 + row) * 4, d * 4, beside * 64, sums)
 
     return block
 
@@ -273,16 +321,19 @@ BLOCKS = {name: _block_kernel(format) for name, format in SPECS.items()}
 vector, block = one_of(list(VECTORS.values())), one_of(list(BLOCKS.values()))
 
 
-_begin_int8, _dot8_int8, _finish_int8 = (
-    blocks.BEGIN[INT8_OFFSET, blocks.WHOLE],
-    blocks.DOT8[8],
-    blocks.FINISH[8, INT8_OFFSET, blocks.WHOLE],
-)
-
-
 @kernel
 def add_block(
-    codes: int, scale: int, quads: int, packed: int, n: int, out: int, d: int, tile: int, beside: int, sums: Any
+    codes: int,
+    scale: int,
+    quads: int,
+    packed: int,
+    n: int,
+    out: int,
+    d: int,
+    tile: int,
+    beside: int,
+    row: int,
+    sums: Any,
 ) -> None:
     """As `block` of int8, added to what `out` holds: an adapter's B*, whose tiles have `quads` column quads.
 
@@ -291,16 +342,14 @@ def add_block(
     n_groups = (quads + 7) // 8
     far_codes, far_scale = beside * quads * 64, beside * n_groups * 32
     for step in range(n_groups):
-        at, here = codes + (tile * quads + step * 8) * 64, packed + step * n * TOKEN_BYTES
+        at, here = codes + (tile * quads + step * 8) * 64 + row * 4, packed + step * n * TOKEN_BYTES
         dots = _begin_int8(sums, here)
         for octet in range((min(8, quads - step * 8) + 1) // 2):
-            one = blocks.as_operands(blocks.load_lines(at + octet * 128, far_codes))
-            two = blocks.as_operands(blocks.load_lines(at + octet * 128 + 64, far_codes))
-            dots = _dot8_int8(dots, one, two, here + octet * n * 8)
+            dots = _dot_octet(dots, at + octet * 128, far_codes, here + octet * n * 8)
         dots = _finish_int8(dots, here)
-        w_scale = blocks.load_halves(scale + (tile * n_groups + step) * 32, far_scale)
+        w_scale = blocks.load_halves(scale + (tile * n_groups + step) * 32 + row * 2, far_scale)
         sums = blocks.scale_and_add(sums, dots, w_scale, here)
-    blocks.add_to(out + tile * 64, d * 4, beside * 64, sums)
+    blocks.add_to(out + (tile * 16 + row) * 4, d * 4, beside * 64, sums)
 
 
 @kernel

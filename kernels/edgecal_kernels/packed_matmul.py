@@ -11,7 +11,7 @@ import numpy as np
 from numba import prange, types
 
 from . import blocks, simd
-from .blocks import TILES, TOKEN_BYTES, TOKENS
+from .blocks import ROWS, SOME, TILES, TOKEN_BYTES, TOKENS
 from .function_pointer import by_address
 from .jit import kernel, parallel
 from .packed_kernels import (
@@ -91,18 +91,23 @@ def multiply_packed(
 ) -> None:
     """n tokens, at x and as `pack_tokens` left them, against a range of tiles, TILES at a time."""
     k, d = sizes.k, sizes.d
-    token_bytes, whole = k // 32 * TOKEN_BYTES, n // TOKENS * TOKENS
+    token_bytes = k // 32 * TOKEN_BYTES
     for tile in range(tiles[0], tiles[1], TILES):
         beside = min(TILES, tiles[1] - tile) - 1  # an odd tile at the end is its own second
         token = 0
         while token < n - n % 2:
             here, there = packed + token * token_bytes, out + token * d * 4
-            if TOKENS == 4 and token < whole:
-                block(format, (codes, scale, extra, sizes, here, 4, there, tile, beside, blocks.zeros4()))
-                token += 4
-            else:
-                block(format, (codes, scale, extra, sizes, here, 2, there, tile, beside, blocks.zeros2()))
-                token += 2
+            width = blocks.tokens_of_block(n - token)
+            for row in range(0, 16, ROWS):
+                if width == TOKENS:
+                    most = blocks.zeros_most()
+                    block(format, (codes, scale, extra, sizes, here, TOKENS, there, tile, beside, row, most))
+                elif width == SOME:
+                    some = blocks.zeros_some()
+                    block(format, (codes, scale, extra, sizes, here, SOME, there, tile, beside, row, some))
+                else:
+                    block(format, (codes, scale, extra, sizes, here, 2, there, tile, beside, row, blocks.zeros2()))
+            token += width
         if n % 2:
             xs, scales, totals = further(x, (n - 1) * k)
             own = (tile, tile + beside + 1)

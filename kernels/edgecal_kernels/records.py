@@ -18,7 +18,7 @@ from .formats import SPECS
 from .quant import QuantizedTensor
 
 FORMAT_NUMBER = {name: number for number, name in enumerate(SPECS)}  # by which kernels choose
-TOKEN_BYTES = 48  # of a step of a token, packed as `blocks` has it
+TOKEN_BYTES = 72  # of a step of a token, packed as `blocks` has it: room for any instruction set
 WORDS = 16  # int64 of a thread at a barrier: two lines of 64 bytes, which some processors fetch together
 
 

@@ -41,12 +41,12 @@ def further(rounded: Any, n: int) -> Any:
 
 @kernel
 def pack_tokens(rounded: Any, n: int, k: int, packed: int) -> None:
-    """n tokens as `blocks` wants them: blocks of TOKENS, then of two. An odd one is left out."""
+    """n tokens as `blocks` wants them. An odd one is left out."""
     codes, scale, total = rounded
     steps, stride = k // 32, k // 32 * 4
-    whole, token = n // TOKENS * TOKENS, 0
+    token = 0
     while token < n - n % 2:
-        width = TOKENS if token < whole else 2
+        width = blocks.tokens_of_block(n - token)
         codes_of, scale_of, total_of = codes + token * k, scale + token * stride, total + token * stride
         blocks.pack(codes_of, scale_of, total_of, k, stride, steps, width, packed + token * steps * TOKEN_BYTES)
         token += width

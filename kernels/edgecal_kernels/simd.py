@@ -173,21 +173,16 @@ def load_int8(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 
 
 def emit_int8(builder: Any, small: Any) -> Any:
-    """16 int8 as float32."""
-    return builder.sitofp(builder.sext(small, I32x16.llvm), F32x16.llvm)
-
-
-def emit_signed_square(builder: Any, small: Any) -> Any:
-    """16 int8 s as float32 s abs(s): the scales of int4 before those of the rows."""
-    value = emit_int8(builder, small)
-    return builder.fmul(value, _call(builder, "llvm.fabs.v16f32", F32x16.llvm, value))
+    """int8 as float32."""
+    ints, floats = (ir.VectorType(of, small.type.count) for of in (i32, f32))
+    return builder.sitofp(builder.sext(small, ints), floats)
 
 
 @_operation(F32x16, None, types.intp)
 def load_signed_square(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-    """`emit_signed_square` of 16 int8 of an array or at an address."""
+    """16 int8 s of an array or at an address as s abs(s): the scales of int4 before those of the rows."""
     value = _load(builder, _pointer(context, builder, sig.args[0], v[0], v[1], i8, ir.VectorType(i8, LANES)))
-    return emit_signed_square(builder, value)
+    return isa.signed_square(builder, value)
 
 
 @_operation(types.void, None, types.intp)
@@ -282,20 +277,6 @@ def emit_upper(builder: Any, nibbles: Any, upper: Any, quad: Any, n: int) -> Any
     return builder.or_(nibbles, builder.bitcast(raised, nibbles.type))
 
 
-def _emit_with_upper(n: int) -> Callable:
-    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-        """Nibbles and the upper bits of this quad: the operand of a line."""
-        return emit_upper(builder, v[0], v[1], v[2], n)
-
-    return generate
-
-
-# By the bits of a code
-WITH_UPPER = {
-    4 + n: _operation(I8x64, I8x64, I8x64, types.int64)(_emit_with_upper(n)) for n in (1, 2)
-}
-
-
 @_operation(I8x64, I8x64)
 def low_nibbles(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     return builder.and_(v[0], _constant(i8, 64, 15))
@@ -314,17 +295,25 @@ def as_operand(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     return builder.xor(v[0], _constant(i8, 64, -128))
 
 
-def _emit_dot(signed: bool) -> Callable:
+@_operation(I32x16, I32x16, I8x64, None, types.intp)
+def dot4_int8(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """acc[lane] += the four products of w's bytes in that lane and the four int8 at x[index]."""
+    four = _load(builder, _pointer(context, builder, sig.args[2], v[2], v[3], i8, i32))
+    return isa.active().dot4(builder, v[0], v[1], isa.splat(builder, four, LANES), True)
+
+
+def _emit_dot16(bits: int) -> Callable:
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-        """acc[lane] += the four products of w's bytes in that lane and the four int8 at x[index]."""
-        four = _load(builder, _pointer(context, builder, sig.args[2], v[2], v[3], i8, i32))
-        return isa.active().dot4(builder, v[0], v[1], isa.splat(builder, four, LANES), signed)
+        """acc[lane] += the products of the lane's bytes in four lines and the sixteen int8 at x[index]."""
+        lines = [builder.extract_value(v[1], i) for i in range(4)]
+        return isa.dot16(builder, v[0], lines, _pointer(context, builder, sig.args[2], v[2], v[3], i8, i8), bits)
 
     return generate
 
 
-dot4_nibbles = _operation(I32x16, I32x16, I8x64, None, types.intp)(_emit_dot(signed=False))
-dot4_int8 = _operation(I32x16, I32x16, I8x64, None, types.intp)(_emit_dot(signed=True))
+_FOUR_LINES = types.UniTuple(I8x64, 4)
+# By the bits of a code
+DOT16 = {bits: _operation(I32x16, I32x16, _FOUR_LINES, None, types.intp)(_emit_dot16(bits)) for bits in (4, 6, 8)}
 
 
 @_operation(I32x16, I32x16, I8x64, None, types.intp)

@@ -34,12 +34,14 @@ def multiply(codes, scale, sizes, x, x_scale, x_total, packed, one, four):
     vector(codes, scale, 0, sizes, x, x_scale, x_total, one, (0, 2))
     blocks.pack(x, x_scale, x_total, 64, 8, 2, 4, packed)
     for tile in range(0, 2, blocks.TILES):
-        block(codes, scale, 0, sizes, packed, 4, four, tile, blocks.TILES - 1, blocks.zeros4())
+        for row in range(0, 16, blocks.ROWS):
+            block(codes, scale, 0, sizes, packed, 4, four, tile, blocks.TILES - 1, row, blocks.zeros4())
 
 rng = np.random.default_rng(0)
 weight, x = quantize(rng.standard_normal((32, 64), np.float32), "int8"), rng.standard_normal((4, 64), np.float32)
 expected = reference.matmul(reference.Activations(x), weight)
-one, four, packed = np.empty((1, 32), np.float32), np.empty((4, 32), np.float32), np.empty(2 * 44 * 4, np.uint8)
+one, four = np.empty((1, 32), np.float32), np.empty((4, 32), np.float32)
+packed = np.empty(2 * blocks.TOKEN_BYTES * 4, np.uint8)
 arrays = [*reference.quantize_rows(x), packed, one, four]
 sizes = weight.tile_lines, 2, 1, 64, 32
 multiply(weight.codes.ctypes.data, weight.scale.ctypes.data, sizes, *(array.ctypes.data for array in arrays))

@@ -27,16 +27,22 @@ PROMISED_TO_BLOCKS = {
     "neon_i8mm": [r"\bsmmla\b"],
     "neon": [r"\bsmull2?\b", r"\bsmlal2?\b", r"\bsa(dal|ddl)p\b"],
 }
-# One dot product of nibbles and one of int8, for a token and for a block of four with other codes each, without the
-# rest of a kernel, so that compiling takes a second.
+# A dot product of each kind, for a token and for a block of four with other codes each, without the rest of a kernel,
+# so that compiling takes a second.
 _PROBE = """
 import json, numba, numpy as np
 from edgecal_kernels import blocks, isa, simd
 
-@numba.njit
-def nibbles(line, x, start, out):
-    dots = simd.dot4_nibbles(simd.splat_int(start), simd.low_nibbles(simd.load_bytes(line, 0)), x, 0)
-    simd.store(out, 0, simd.to_float(dots))
+def sixteen(bits, change):
+    dot16 = simd.DOT16[bits]
+
+    @numba.njit
+    def product(lines, x, start, out):
+        a, b = change(simd.load_bytes(lines, 0)), change(simd.load_bytes(lines, 64))
+        c, d = change(simd.load_bytes(lines, 128)), change(simd.load_bytes(lines, 192))
+        simd.store(out, 0, simd.to_float(dot16(simd.splat_int(start), (a, b, c, d), x, 0)))
+
+    return product
 
 @numba.njit
 def octets(line, x, start, out):
@@ -49,11 +55,13 @@ def block_of(bits, offset, change):
 
     @numba.njit
     def product(lines, packed, ones, out):
-        first, second = blocks.load_lines(lines, 128), blocks.load_lines(lines + 64, 128)
-        dots = dot8(begin(blocks.zeros4(), packed), change(first), change(second), packed)
-        dots = finish(dots, packed)
-        sums = blocks.scale_and_add(blocks.zeros4(), dots, blocks.load_halves(ones, 0), packed)
-        blocks.store(out, blocks.TILES * 64, 64, sums)
+        for row in range(0, 16, blocks.ROWS):
+            at = lines + row * 4
+            first, second = blocks.load_lines(at, 128), blocks.load_lines(at + 64, 128)
+            dots = dot8(begin(blocks.zeros4(), packed), change(first), change(second), packed)
+            dots = finish(dots, packed)
+            sums = blocks.scale_and_add(blocks.zeros4(), dots, blocks.load_halves(ones, 0), packed)
+            blocks.store(out + row * 4, blocks.TILES * 64, 64, sums)
 
     return product
 
@@ -69,12 +77,23 @@ line = np.arange(64, dtype=np.uint8) * 37
 x = np.array([127, -127, 5, -64], np.int8)
 offset = isa.active().INT8_OFFSET
 found = {}
-for kernel, weights, off in ((nibbles, line & 15, 0), (octets, line.view(np.int8), offset)):
-    out = np.empty(16, np.float32)
-    kernel(line, x, np.int32(1000 - off * x.sum(dtype=np.int32)), out)
-    keep(kernel.__name__, kernel, np.array_equal(out, 1000 + weights.reshape(16, 4).astype(int) @ x))
+out = np.empty(16, np.float32)
+octets(line, x, np.int32(1000 - offset * x.sum(dtype=np.int32)), out)
+keep("octets", octets, np.array_equal(out, 1000 + line.view(np.int8).reshape(16, 4).astype(int) @ x))
 
 rng = np.random.default_rng(0)
+fours = rng.integers(0, 256, (4, 16, 4), np.uint8)
+fours[:, :2] = 255
+wide = np.array([127] * 12 + [-127, 3, -5, 90], np.int8)
+for bits, change, stored, off in (
+    (4, simd.low_nibbles, fours & 15, 0),
+    (6, as_it_is, fours & 63, 0),
+    (8, simd.as_operand, fours.view(np.int8), offset),
+):
+    kernel = sixteen(bits, change)
+    kernel(stored.view(np.uint8).ravel(), wide, np.int32(1000 - off * wide.sum(dtype=np.int32)), out)
+    meant = stored.transpose(1, 0, 2).reshape(16, 16).astype(int)
+    keep(f"sixteen of {bits} bits", kernel, np.array_equal(out, 1000 + meant @ wide))
 tokens = rng.integers(-127, 128, (4, 8), np.int8)
 tokens[0], tokens[1] = 127, -127
 lines = rng.integers(0, 256, (blocks.TILES, 2, 64), np.uint8)
@@ -88,8 +107,8 @@ for bits, off, change, stored, meant in (
     (8, offset, blocks.as_operands, octets, octets.astype(int)),
 ):
     kernel = block_of(bits, off, change)
-    start, scale = -8 * tokens.sum(1, dtype=np.int32), np.ones(4, np.float32)
-    parts = tokens.ravel(), np.zeros(96, np.uint8), start, np.zeros(4, np.int32), scale
+    start, scale = np.repeat(-8 * tokens.sum(1, dtype=np.int32), blocks.STARTS), np.ones(4, np.float32)
+    parts = tokens.ravel(), np.zeros(96, np.uint8), start, np.zeros_like(start), scale
     packed = np.concatenate([part.view(np.uint8) for part in parts])
     out = np.empty((4, blocks.TILES, 16), np.float32)
     kernel(stored.ctypes.data, packed.ctypes.data, ones.ctypes.data, out.ctypes.data)
@@ -121,6 +140,7 @@ def test_every_instruction_set_makes_a_promise():
 def test_a_file_says_what_its_registers_hold(name):
     """Also those of other processors: the constants are there without their instructions."""
     file = import_module(f"edgecal_kernels.isa.{name}")
-    assert file.INT8_OFFSET in (0, 128) and file.TOKENS in (2, 4) and file.TILES in (1, 2)
+    assert file.INT8_OFFSET in (0, 128) and file.TOKENS in (2, 4, 8)
+    assert file.TILES in (1, 2) and file.ROWS in (4, 16)
     assert (file.VECTORS == 32) == (name == "avx512vnni") and file.VECTORS in (8, 32)
     assert callable(file.dot4)

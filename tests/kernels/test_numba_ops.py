@@ -133,7 +133,7 @@ def test_gated_is_the_activation_of_pytorch(ops, rng):
 _PROBE = """
 import json, numpy as np
 import edgecal_kernels.decoder_walk
-from edgecal_kernels import reference
+from edgecal_kernels import isa, reference
 from edgecal_kernels.dispatch import backend
 from edgecal_kernels.quant import FORMATS, quantize
 fast, rng, errors = backend("numba"), np.random.default_rng(0), {}
@@ -154,7 +154,7 @@ for format in (*FORMATS, "of an adapter"):
     x = np.repeat(np.array([[1], [-1]], np.float32), 4, axis=0) * np.ones((8, 96), np.float32)
     expected = reference.matmul(reference.Activations(x), weight)
     errors[f"{format}, largest codes"] = float(np.abs(fast.matmul(fast.Activations(x), weight) - expected).max() / 96)
-print(json.dumps([fast.isa.active_name(), errors]))
+print(json.dumps([isa.active_name(), errors]))
 """
 
 

@@ -1,26 +1,45 @@
 """One short file per instruction set: the int8 dot products that LLVM does not find by itself.
 
-A file gives five names:
+A file gives six names:
 
     INT8_OFFSET   what `simd.as_operand` adds to signed weight bytes so that the instruction takes them (0 or 128)
     VECTORS       how many vectors of sixteen 32-bit lanes the registers hold: 32 registers of 512 bits hold 32, 16 of
                   256 or 32 of 128 hold 8. Attention keeps sixteen vectors of sums where there is room for them
-    TOKENS, TILES the tokens (2 or 4) and 16-row tiles (1 or 2) of a block of the matrix kernel: as many as the
-                  registers hold. Each token and tile needs a vector of sums besides the weights and activations
+    TOKENS, TILES, ROWS
+                  the tokens (2, 4 or 8), the 16-row tiles (1 or 2) and the rows of each (16, or 4 where a register
+                  holds no more) of a block of the matrix kernel: as many as the registers hold. Each token and tile
+                  needs ROWS lanes of sums and of dot products besides the weights and activations
     dot4(builder, acc, w, x, signed)
                   acc <16 x i32> + dot products of w <64 x i8> (lane = 4 bytes) with the 4 int8 in each lane of x
                   <16 x i32>, mostly the same in all lanes; `signed` says whether w holds int8 weights (plus
                   INT8_OFFSET) or nibbles 0..15
 
+One token takes four lines, sixteen columns, at a time. That is made of `dot4`, unless an instruction does better with
+several lines:
+
+    dot16(builder, acc, lines, octets, bits)
+                   acc + dot products of four lines with the 16 int8 at the pointer `octets`; `bits` of a code: at
+                   most 6, or 8 (plus INT8_OFFSET)
+
+Where the scales of int4 are better made otherwise than LLVM does:
+
+    signed_square(builder, small)
+                   <n x i8> s as <n x float> s abs(s)
+
 The matrix kernel takes two lines of weights, eight columns, at a time for all tokens of a block. What it asks for is
 made of `dot4` here; an instruction that does better with several tokens replaces the three together:
 
-    begin(builder, start)          sums of a block: one <16 x i32> per token, whose meaning is the file's own
+    begin(builder, start)          sums of a block: one <ROWS x i32> per token, whose meaning is the file's own
     dot8(builder, sums, lines, octets, bits)
                                    sums + dot products of two lines with each token's 8 int8, which lie token after
                                    token at the pointer `octets`; `bits` of a code: 4, 6, or 8 (plus INT8_OFFSET)
     finish(builder, sums, start, bits)
-                                   one <16 x i32> per token, lane = row; with `start`, where `begin` left it out
+                                   one <ROWS x i32> per token, lane = row; with `start`, where `begin` left it out
+
+and what belongs to a token is spread by
+
+    splat_of(builder, place, n, token, lanes)
+                                   the number of a token, of n that lie at a pointer, four bytes each, in every lane
 
 A process has one of them, from the first kernel that is defined to its end: constants of the file are parts of kernels,
 of the folder that they are kept in, and of the Python code around them.
@@ -71,8 +90,27 @@ def active_name() -> str:
     return next(iter(_active))
 
 
+def dot16(builder: Any, acc: Any, lines: Sequence[Any], octets: Any, bits: int) -> Any:
+    own = getattr(active(), "dot16", None)
+    if own:
+        return own(builder, acc, lines, octets, bits)
+    for line, four in zip(lines, fours(builder, octets, len(lines)), strict=True):
+        acc = active().dot4(builder, acc, line, splat(builder, four, 16), bits == 8)
+    return acc
+
+
+def signed_square(builder: Any, small: Any) -> Any:
+    own = getattr(active(), "signed_square", None)
+    if own:
+        return own(builder, small)
+    floats = ir.VectorType(ir.FloatType(), small.type.count)
+    value = builder.sitofp(small, floats)
+    fabs = declare(builder, f"llvm.fabs.v{floats.count}f32", floats, [floats])
+    return builder.fmul(value, builder.call(fabs, [value]))
+
+
 def begin(builder: Any, start: Sequence[Any]) -> list[Any]:
-    """Sums of a block in the active file's order; `start` holds a <16 x i32> per token, all its lanes equal."""
+    """Sums of a block in the active file's order; `start` holds a <ROWS x i32> per token, all its lanes equal."""
     own = getattr(active(), "begin", None)
     return own(builder, start) if own else list(start)
 
@@ -81,11 +119,10 @@ def dot8(builder: Any, sums: Sequence[Any], lines: Sequence[Any], octets: Any, b
     own = getattr(active(), "dot8", None)
     if own:
         return own(builder, sums, lines, octets, bits)
-    fours = builder.bitcast(octets, ir.IntType(32).as_pointer())
-    found = []
+    xs, found = fours(builder, octets, 2 * len(sums)), []
     for token, acc in enumerate(sums):
         for half, line in enumerate(lines):
-            four = builder.load(builder.gep(fours, [ir.IntType(32)(2 * token + half)]))
+            four = xs[2 * token + half]
             acc = active().dot4(builder, acc, line, splat(builder, four, 16), bits == 8)
         found.append(acc)
     return found
@@ -96,6 +133,13 @@ def finish(builder: Any, sums: Sequence[Any], start: Sequence[Any], bits: int) -
     return own(builder, sums, start, bits) if own else list(sums)
 
 
+def splat_of(builder: Any, place: Any, n: int, token: int, lanes: int) -> Any:
+    own = getattr(active(), "splat_of", None)
+    if own:
+        return own(builder, place, n, token, lanes)
+    return splat(builder, builder.load(builder.gep(place, [ir.IntType(32)(token)])), lanes)
+
+
 # -------------------------------------------------------------------------- LLVM helpers that every file needs
 
 
@@ -103,6 +147,30 @@ def declare(builder: Any, name: str, result: ir.Type, arguments: Sequence[ir.Typ
     """The LLVM intrinsic `name`, declared once per module."""
     known = builder.module.globals.get(name)
     return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def fours(builder: Any, octets: Any, n: int) -> list[Any]:
+    """n times four bytes, one after the other at a pointer, as i32."""
+    place = builder.bitcast(octets, ir.IntType(32).as_pointer())
+    values = [builder.load(builder.gep(place, [ir.IntType(32)(i)])) for i in range(n)]
+    for value in values:
+        value.align = 1
+    return values
+
+
+def load_fours(builder: Any, octets: Any, index: int) -> Any:
+    """<4 x i32>: sixteen bytes, `index` times sixteen after a pointer."""
+    kind = ir.VectorType(ir.IntType(32), 4)
+    value = builder.load(builder.gep(builder.bitcast(octets, kind.as_pointer()), [ir.IntType(32)(index)]))
+    value.align = 1
+    return value
+
+
+def total(builder: Any, values: Sequence[Any]) -> Any:
+    first, *others = values
+    for value in others:
+        first = builder.add(first, value)
+    return first
 
 
 def pinned(builder: Any, value: Any, register: str) -> Any:

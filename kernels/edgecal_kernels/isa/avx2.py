@@ -2,20 +2,21 @@
 
 The int16 pair sums saturate at 32767. Int8 weights would reach that once an offset made them unsigned, so the sign
 moves from the weight to the activation (vpsignb): |w| * (x * sign w), at most 2 * 127 * 127 in a pair. Of codes of six
-bits two pairs stay below (2 * 2 * 63 * 127 = 32004), of nibbles all eight that a step adds to one place (30480): the
-matrix kernel widens them as seldom.
+bits two pairs stay below (2 * 2 * 63 * 127 = 32004), of nibbles all eight that a step adds to one place (30480): they
+are widened as seldom.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir
 
-from . import declare, join, lanes, pinned, splat, split
+from . import declare, fours, join, lanes, pinned, splat, split
 
-INT8_OFFSET, VECTORS, TOKENS, TILES = 0, 8, 4, 1
+INT8_OFFSET, VECTORS, TOKENS, TILES, ROWS = 0, 8, 4, 1, 16
 _INTS, _WORDS, _OCTETS = (ir.VectorType(ir.IntType(b), 256 // b) for b in (32, 16, 8))
 
 
@@ -26,6 +27,19 @@ def dot4(builder: Any, acc: Any, w: Any, x: Any, signed: bool) -> Any:
         quads = _widened(builder, _pairs(builder, lanes(builder, w, 32 * h, 32), four, signed))
         halves.append(builder.add(lanes(builder, acc, 8 * h, 8), quads))
     return join(builder, *halves)
+
+
+def dot16(builder: Any, acc: Any, lines: Sequence[Any], octets: Any, bits: int) -> Any:
+    """Products are added in int16 as far as that holds them: of four lines of nibbles, of two of six bits."""
+    together = {4: 4, 6: 2, 8: 1}[bits]
+    xs = [builder.bitcast(splat(builder, four, 8), _OCTETS) for four in fours(builder, octets, len(lines))]
+    found = []
+    for h, own in enumerate(split(builder, acc, 2)):
+        pairs = [_pairs(builder, split(builder, w, 2)[h], x, bits == 8) for w, x in zip(lines, xs, strict=True)]
+        for at in range(0, len(lines), together):
+            own = builder.add(own, _widened(builder, reduce(builder.add, pairs[at : at + together])))
+        found.append(own)
+    return join(builder, *found)
 
 
 def begin(builder: Any, start: Sequence[Any]) -> list[Any]:

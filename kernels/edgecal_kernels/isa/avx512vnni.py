@@ -6,7 +6,7 @@ from typing import Any
 
 from . import declare
 
-INT8_OFFSET, VECTORS, TOKENS, TILES = 128, 32, 4, 2
+INT8_OFFSET, VECTORS, TOKENS, TILES, ROWS = 128, 32, 4, 2, 16
 
 
 def dot4(builder: Any, acc: Any, w: Any, x: Any, signed: bool) -> Any:

@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from . import declare, join, lanes
 
-INT8_OFFSET, VECTORS, TOKENS, TILES = 128, 8, 4, 1
+INT8_OFFSET, VECTORS, TOKENS, TILES, ROWS = 128, 8, 4, 1, 16
 
 
 def dot4(builder: Any, acc: Any, w: Any, x: Any, signed: bool) -> Any:

@@ -1,8 +1,9 @@
 """Plain NEON (Raspberry Pi 4): smull to int16, addp adds neighbours, sadalp adds neighbours again into int32.
 
 The int16 sums of two products cannot overflow: activations are rounded to -127..127, so they reach 2 * 128 * 127 at
-most. The matrix kernel makes these two of two lines (smlal). Of codes of six bits it can add neighbours to that in
-int16, too, and of nibbles all sixteen products that a step adds to one place (30480): they are widened once per step.
+most. They are made of two lines (smlal), those of six bits (4 * 63 * 127 = 32004) and of nibbles of four for one token.
+Of codes of six bits the matrix kernel can add neighbours to the products of two lines in int16, too, and of nibbles all
+sixteen products that a step adds to one place (30480): they are widened once per step, for one token twice.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import declare, joined, lanes, pinned, splat, split
+from . import declare, joined, lanes, load_fours, neon_dotprod, pick, pinned, split, total
 
-INT8_OFFSET, VECTORS, TOKENS, TILES = 0, 8, 2, 1
+INT8_OFFSET, VECTORS, TOKENS, TILES, ROWS = 0, 8, 4, 1, 4
 
+splat_of, signed_square = neon_dotprod.splat_of, neon_dotprod.signed_square
 _INTS, _WORDS, _OCTETS = (ir.VectorType(ir.IntType(b), n) for b, n in ((32, 4), (16, 8), (8, 8)))
 
 
@@ -28,26 +30,47 @@ def dot4(builder: Any, acc: Any, w: Any, x: Any, signed: bool) -> Any:
     return joined(builder, quarters)
 
 
+def dot16(builder: Any, acc: Any, lines: Sequence[Any], octets: Any, bits: int) -> Any:
+    x = load_fours(builder, octets, 0)
+    xs, weights = [_halves(builder, x, n) for n in range(4)], [split(builder, line, 8) for line in lines]
+    found = []
+    for q, own in enumerate(split(builder, acc, 4)):
+        halves = list[list[Any]]()  # sums that int16 holds
+        for h in (0, 1):
+            products = [_products(builder, weights[n][2 * q + h], xs[n][h]) for n in range(4)]
+            sets = (products[:2], products[2:]) if bits == 8 else (products,)
+            halves.append([total(builder, values) for values in sets])
+        if bits < 6:
+            more = _widened(builder, _neighbours(builder, halves[0][0], halves[1][0]))
+        else:
+            wide = [total(builder, [_widened(builder, words) for words in half]) for half in halves]
+            more = _neighbours(builder, *wide)
+        found.append(builder.add(own, more))
+    return joined(builder, found)
+
+
+def _halves(builder: Any, fours: Any, lane: int) -> list[Any]:
+    """Four bytes, of a lane, for both rows of either half of a register."""
+    four = pick(builder, fours, fours, [lane] * 4)
+    return split(builder, builder.bitcast(four, ir.VectorType(ir.IntType(8), 16)), 2)
+
+
 def begin(builder: Any, start: Sequence[Any]) -> list[Any]:
-    return [ir.Constant(ir.VectorType(ir.IntType(32), 16), [0] * 16)] * len(start)
+    return [ir.Constant(_INTS, [0] * 4)] * len(start)
 
 
 def dot8(builder: Any, sums: Sequence[Any], lines: Sequence[Any], octets: Any, bits: int) -> list[Any]:
     """Sums are int32, those of nibbles two int16 in the place of one; pinned, as those of avx2.py."""
-    weights = [split(builder, line, 8) for line in lines]
-    fours = builder.bitcast(octets, ir.IntType(32).as_pointer())
+    weights = [split(builder, line, 2) for line in lines]
     found = []
     for token, acc in enumerate(sums):
-        places = [builder.load(builder.gep(fours, [ir.IntType(32)(2 * token + line)])) for line in (0, 1)]
-        xs = [builder.bitcast(splat(builder, four, 2), _OCTETS) for four in places]
-        quarters = []
-        for q, own in enumerate(split(builder, acc, 4)):
-            low, high = (
-                builder.add(*(_products(builder, weights[line][2 * q + h], xs[line]) for line in (0, 1)))
-                for h in (0, 1)
-            )
-            quarters.append(pinned(builder, _added(builder, own, low, high, bits), "w"))
-        found.append(joined(builder, quarters))
+        if token % 2 == 0:
+            x = load_fours(builder, octets, token // 2)
+        xs = [_halves(builder, x, token % 2 * 2 + line) for line in (0, 1)]
+        low, high = (
+            total(builder, [_products(builder, weights[line][h], xs[line][h]) for line in (0, 1)]) for h in (0, 1)
+        )
+        found.append(pinned(builder, _added(builder, acc, low, high, bits), "w"))
     return found
 
 
@@ -57,18 +80,13 @@ def _added(builder: Any, acc: Any, low: Any, high: Any, bits: int) -> Any:
         return builder.bitcast(words, _INTS)
     if bits == 6:
         return builder.add(acc, _widened(builder, _neighbours(builder, low, high)))
-    addp = declare(builder, "llvm.aarch64.neon.addp.v4i32", _INTS, [_INTS, _INTS])
-    return builder.add(acc, builder.call(addp, [_widened(builder, low), _widened(builder, high)]))
+    return builder.add(acc, _neighbours(builder, _widened(builder, low), _widened(builder, high)))
 
 
 def finish(builder: Any, sums: Sequence[Any], start: Sequence[Any], bits: int) -> list[Any]:
-    found = []
-    for acc, first in zip(sums, start, strict=True):
-        if bits == 4:
-            quarters = split(builder, acc, 4)
-            acc = joined(builder, [_widened(builder, builder.bitcast(quarter, _WORDS)) for quarter in quarters])
-        found.append(builder.add(acc, first))
-    return found
+    if bits == 4:
+        sums = [_widened(builder, builder.bitcast(words, _WORDS)) for words in sums]
+    return [builder.add(acc, first) for acc, first in zip(sums, start, strict=True)]
 
 
 def _products(builder: Any, w: Any, x: Any) -> Any:
@@ -77,8 +95,10 @@ def _products(builder: Any, w: Any, x: Any) -> Any:
 
 
 def _neighbours(builder: Any, low: Any, high: Any) -> Any:
-    """Neighbours of two vectors added, in int16."""
-    return builder.call(declare(builder, "llvm.aarch64.neon.addp.v8i16", _WORDS, [_WORDS, _WORDS]), [low, high])
+    """Neighbours of two vectors added, as wide as they are."""
+    kind = low.type
+    name = f"llvm.aarch64.neon.addp.v{kind.count}i{kind.element.width}"
+    return builder.call(declare(builder, name, kind, [kind, kind]), [low, high])
 
 
 def _widened(builder: Any, words: Any) -> Any:

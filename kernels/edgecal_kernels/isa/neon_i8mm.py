@@ -12,40 +12,37 @@ from typing import Any
 
 from llvmlite import ir
 
-from . import declare, joined, neon_dotprod, pick, split
+from . import declare, load_fours, neon_dotprod, pick
 
-INT8_OFFSET, VECTORS, TOKENS, TILES = 0, 8, 4, 1
-dot4 = neon_dotprod.dot4
+INT8_OFFSET, VECTORS, TOKENS, TILES, ROWS = 0, 8, 8, 1, 4
+dot4, dot16, splat_of = neon_dotprod.dot4, neon_dotprod.dot16, neon_dotprod.splat_of
+signed_square = neon_dotprod.signed_square
 _INTS, _OCTETS = ir.VectorType(ir.IntType(32), 4), ir.VectorType(ir.IntType(8), 16)
 
 
 def begin(builder: Any, start: Sequence[Any]) -> list[Any]:
     sums = []
     for even, odd in zip(start[::2], start[1::2], strict=True):
-        pair = pick(builder, even, odd, [0, 16] * 8)
+        pair = pick(builder, even, odd, [0, 4, 1, 5])
         sums += [pair, pair]
     return sums
 
 
 def dot8(builder: Any, sums: Sequence[Any], lines: Sequence[Any], octets: Any, bits: int) -> list[Any]:
     smmla = declare(builder, "llvm.aarch64.neon.smmla.v4i32.v16i8", _INTS, [_INTS, _OCTETS, _OCTETS])
-    first, second = (builder.bitcast(line, ir.VectorType(ir.IntType(32), 16)) for line in lines)
+    first, second = (builder.bitcast(line, _INTS) for line in lines)
     rows = [  # of eight columns, two to a register
-        builder.bitcast(pick(builder, first, second, [i, 16 + i, i + 1, 17 + i]), _OCTETS) for i in range(0, 16, 2)
+        builder.bitcast(pick(builder, first, second, [i, 4 + i, i + 1, 5 + i]), _OCTETS) for i in (0, 2)
     ]
-    pairs = builder.bitcast(octets, _OCTETS.as_pointer())
     found = []
     for token in range(0, len(sums), 2):
-        x = builder.load(builder.gep(pairs, [ir.IntType(32)(token // 2)]))
-        x.align = 1
-        for half in (0, 1):
-            quarters = split(builder, sums[token + half], 4)
-            found.append(joined(builder, [builder.call(smmla, [quarters[q], rows[4 * half + q], x]) for q in range(4)]))
+        x = builder.bitcast(load_fours(builder, octets, token // 2), _OCTETS)
+        found += [builder.call(smmla, [sums[token + half], rows[half], x]) for half in (0, 1)]
     return found
 
 
 def finish(builder: Any, sums: Sequence[Any], start: Sequence[Any], bits: int) -> list[Any]:
     found = []
     for first, second in zip(sums[::2], sums[1::2], strict=True):
-        found += [pick(builder, first, second, range(odd, 32, 2)) for odd in (0, 1)]
+        found += [pick(builder, first, second, range(odd, 8, 2)) for odd in (0, 1)]
     return found

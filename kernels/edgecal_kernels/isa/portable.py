@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-INT8_OFFSET, VECTORS, TOKENS, TILES = 0, 8, 2, 1
+INT8_OFFSET, VECTORS, TOKENS, TILES, ROWS = 0, 8, 2, 1, 16
 
 
 def dot4(builder: Any, acc: Any, w: Any, x: Any, signed: bool) -> Any:
