@@ -91,4 +91,4 @@ $(TEST)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(DEMO) $(TEST) $(DOCS) site build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(DEMO) $(TEST) $(DOCS) site build dist demo_data/build *.egg-info demo_data/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

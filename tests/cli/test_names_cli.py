@@ -140,6 +140,20 @@ def test_demo_names_in_python(folder, monkeypatch):
         engine.add_adapter("demo:fromal")
 
 
+def test_the_adapters_are_a_package_of_their_own(tmp_path, monkeypatch):
+    """In a checkout they lie beside the packages; elsewhere they are found where they are installed."""
+    assert (demo.DATA / "README.md").exists() and demo.DATA.parent.name == "demo_data"
+    monkeypatch.setattr(demo, "__file__", str(tmp_path / "site-packages" / "edgecal" / "demo.py"))
+    (tmp_path / demo.PACKAGE).mkdir()
+    (tmp_path / demo.PACKAGE / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert demo._data() == tmp_path / demo.PACKAGE
+    monkeypatch.setattr(demo, "DATA", tmp_path / demo.PACKAGE)
+    for ask in (demo.dialogue, demo.recipes, lambda: demo.find("demo:summarize")):
+        with pytest.raises(ModelNotFoundError, match="pip install edgecal-demo-data"):
+            ask()
+
+
 def test_a_directory_called_demo(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
