@@ -268,6 +268,10 @@ def test_what_needs_the_library_is_named(changes: dict[str, Any], named: str) ->
         {"added_tokens": [{"content": "a", "special": 1}]},
         {"normalizer": []},
         {"normalizer": {"type": "Prepend"}},
+        {"normalizer": {"type": "Prepend", "prepend": "a" * 65}},
+        {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 65}},
+        {"decoder": {"type": "Metaspace", "replacement": "a" * 65}},
+        {"added_tokens": [{"content": "a" * 513}]},
         {"decoder": {"type": "Sequence", "decoders": [3]}},
         {"decoder": {"type": "Strip", "content": " ", "start": True}},
         {"post_processor": {"type": "TemplateProcessing", "single": []}},
@@ -277,6 +281,23 @@ def test_what_needs_the_library_is_named(changes: dict[str, Any], named: str) ->
 def test_malformed_files(changes: dict[str, Any]) -> None:
     with pytest.raises(FileFormatError, match=r"tokenizer\.json"):
         Plain(fields(**changes), PATH)
+
+
+def test_no_file_makes_much_of_a_short_text() -> None:
+    """Eight replacements of a character by 64 would be 281 TB; sequences of sequences are refused."""
+    grow = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 64}
+    tokenizer = Plain(fields(normalizer={"type": "Sequence", "normalizers": [grow] * 8}), PATH)
+    with pytest.raises(FileFormatError, match=r"normalizer Sequence: its steps make more than 4,224 char.* 2$"):
+        tokenizer.encode("aa")
+    many = [{**grow, "pattern": {"String": x}, "content": y * 64} for x, y in ("▁a", "ab", "bc", "cd")]
+    tokenizer = Plain(fields(decoder={"type": "Sequence", "decoders": many}), PATH)
+    with pytest.raises(FileFormatError, match="decoder Sequence: its steps make more than"):
+        tokenizer.decode([1])
+    nested: dict[str, Any] = grow
+    for _ in range(300):
+        nested = {"type": "Sequence", "normalizers": [nested]}
+    with pytest.raises(UnsupportedModelError, match="the normalizer Sequence needs the package tokenizers"):
+        Plain(fields(normalizer=nested), PATH)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b"null"])

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from .expressions import WHITE_SPACE
 
+_LONGEST = 512  # characters: each place of a text is compared with all lengths that there are
+
 
 @dataclass
 class AddedToken:
@@ -23,7 +25,9 @@ class AddedToken:
     special: bool = False
 
     def __post_init__(self) -> None:
-        self.content.encode()  # TypeError or UnicodeEncodeError here, rather than in the middle of a text
+        self.content.encode()  # AttributeError or UnicodeEncodeError here, rather than in the middle of a text
+        if len(self.content) > _LONGEST:
+            raise ValueError(f"a token of {len(self.content):,} characters, at most {_LONGEST} are served")
         if self.normalized is None:
             self.normalized = not self.special
         flags = (self.single_word, self.lstrip, self.rstrip, self.normalized, self.special)

@@ -8,21 +8,15 @@ from itertools import groupby
 from types import MappingProxyType
 
 from .byte_alphabet import read
-from .parts import Part, chosen
+from .parts import Part, chain, chosen
 
 Decoder = Callable[[list[str]], list[str]]
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _sequence(part: Part) -> Decoder:
-    steps = [chosen(inner, MAKERS) for inner in part.parts("decoders")]
-
-    def decode(tokens: list[str]) -> list[str]:
-        for step in steps:
-            tokens = step(tokens)
-        return tokens
-
-    return decode
+    steps = [chosen(inner, _STEPS) for inner in part.parts("decoders")]
+    return chain(part, steps, lambda tokens: sum(map(len, tokens)))
 
 
 def _byte_level(_part: Part) -> Decoder:
@@ -54,7 +48,7 @@ def _byte_of(token: str) -> int | str:
 
 
 def _replace(part: Part) -> Decoder:
-    old, new = part.text_pattern(), part.read("content", str)
+    old, new = part.text_pattern(), part.short_text("content")
     if old is None:
         part.refuse(" of a regular expression")
     return lambda tokens: [token.replace(old, new) for token in tokens]
@@ -72,15 +66,14 @@ def _strip(part: Part) -> Decoder:
 
 
 def _metaspace(part: Part) -> Decoder:
-    mark = part.read("replacement", str, "▁")
+    mark = part.short_text("replacement") if "replacement" in part.fields else "▁"
     old = "always" if part.read("add_prefix_space", bool, True) else "never"
     first = " " if part.read("prepend_scheme", str, old) == "never" else ""
     return lambda tokens: [token.replace(mark, " " if i else first) for i, token in enumerate(tokens)]
 
 
-MAKERS: Mapping[str, Callable[[Part], Decoder]] = MappingProxyType(
+_STEPS: Mapping[str, Callable[[Part], Decoder]] = MappingProxyType(
     {
-        "Sequence": _sequence,
         "ByteLevel": _byte_level,
         "ByteFallback": _byte_fallback,
         "Fuse": lambda _part: lambda tokens: ["".join(tokens)],
@@ -89,3 +82,4 @@ MAKERS: Mapping[str, Callable[[Part], Decoder]] = MappingProxyType(
         "Metaspace": _metaspace,
     }
 )
+MAKERS: Mapping[str, Callable[[Part], Decoder]] = MappingProxyType({"Sequence": _sequence, **_STEPS})

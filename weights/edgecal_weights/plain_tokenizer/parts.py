@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ..errors import FileFormatError, UnsupportedModelError
 
 Made = TypeVar("Made")
+Value = TypeVar("Value")
+_SHORT = 64
+_GROWTH, _ALLOWANCE = 64, 4096  # times the length of a text, and characters, that a sequence may make of it
 
 
 class Part:
@@ -32,6 +35,13 @@ class Part:
     def parts(self, key: str) -> list[Part]:
         """The parts that this one is a sequence of."""
         return [Part(fields, self.kind, self.path) for fields in self.read(key, list)]
+
+    def short_text(self, key: str) -> str:
+        """The field `key`, a text of a few characters."""
+        text: str = self.read(key, str)
+        if len(text) > _SHORT:
+            self.fail(f"{key} has {len(text):,} characters, at most {_SHORT} are served")
+        return text
 
     def text_pattern(self) -> str | None:
         """The string that a pattern stands for; None if it is an expression."""
@@ -64,3 +74,21 @@ def chosen(part: Part, makers: Mapping[str, Callable[[Part], Made]]) -> Made:
     if part.type not in makers:
         part.refuse()
     return makers[part.type](part)
+
+
+def chain(
+    part: Part, steps: Sequence[Callable[[Value], Value]], length: Callable[[Value], int]
+) -> Callable[[Value], Value]:
+    """All steps, one after another. FileFormatError where they make far more than there was: a few replacements out of
+    an untrusted file would else fill any memory. For the same reason no step may be a sequence itself."""
+
+    def run(value: Value) -> Value:
+        before = length(value)
+        most = _GROWTH * before + _ALLOWANCE
+        for step in steps:
+            value = step(value)
+            if length(value) > most:
+                part.fail(f"its steps make more than {most:,} characters of a text of {before:,}")
+        return value
+
+    return run

@@ -18,7 +18,7 @@ PreTokenizer = Callable[[list[str], bool], list[str]]
 
 
 def _sequence(part: Part) -> PreTokenizer:
-    steps = [chosen(inner, MAKERS) for inner in part.parts("pretokenizers")]
+    steps = [chosen(inner, _STEPS) for inner in part.parts("pretokenizers")]
 
     def pre_tokenize(pieces: list[str], begins: bool) -> list[str]:
         for step in steps:
@@ -65,7 +65,7 @@ def _split(part: Part) -> PreTokenizer:
 
 
 def _metaspace(part: Part) -> PreTokenizer:
-    mark = part.read("replacement", str, "▁")
+    mark = part.short_text("replacement") if "replacement" in part.fields else "▁"
     old = "always" if part.read("add_prefix_space", bool, True) else "never"  # before there were schemes
     scheme = part.read("prepend_scheme", str, old)
     cut = _text_cutter(mark, "MergedWithNext") if part.read("split", bool, True) else lambda text: [text]
@@ -106,12 +106,12 @@ def _text_cutter(text: str, behavior: str) -> Callable[[str], list[str]]:
     return cut
 
 
-MAKERS: Mapping[str, Callable[[Part], PreTokenizer]] = MappingProxyType(
+_STEPS: Mapping[str, Callable[[Part], PreTokenizer]] = MappingProxyType(
     {
-        "Sequence": _sequence,
         "ByteLevel": _byte_level,
         "Digits": _digits,
         "Split": _split,
         "Metaspace": _metaspace,
     }
 )
+MAKERS: Mapping[str, Callable[[Part], PreTokenizer]] = MappingProxyType({"Sequence": _sequence, **_STEPS})

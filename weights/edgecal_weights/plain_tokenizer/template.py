@@ -22,7 +22,7 @@ def _as_it_is(ids: list[int]) -> list[int]:
 
 
 def _sequence(part: Part) -> Template:
-    steps = [chosen(inner, MAKERS) for inner in part.parts("processors")]
+    steps = [chosen(inner, _STEPS) for inner in part.parts("processors")]
 
     def process(ids: list[int]) -> list[int]:
         for step in steps:
@@ -53,6 +53,7 @@ def _template(part: Part) -> Template:
     return lambda ids: [*front, *ids, *behind]
 
 
-MAKERS: Mapping[str, Callable[[Part], Template]] = MappingProxyType(
-    {"Sequence": _sequence, "TemplateProcessing": _template, "ByteLevel": lambda _part: _as_it_is}
+_STEPS: Mapping[str, Callable[[Part], Template]] = MappingProxyType(
+    {"TemplateProcessing": _template, "ByteLevel": lambda _part: _as_it_is}
 )
+MAKERS: Mapping[str, Callable[[Part], Template]] = MappingProxyType({"Sequence": _sequence, **_STEPS})

@@ -170,5 +170,5 @@ def _list(value: Any, path: Path) -> Sequence[Any]:
 def _added_token(entry: Any, path: Path) -> AddedToken:
     try:
         return AddedToken(**{key: value for key, value in entry.items() if key != "id"})
-    except (AttributeError, TypeError, UnicodeEncodeError):
+    except (AttributeError, TypeError, ValueError):  # UnicodeEncodeError is one
         raise FileFormatError(f"{path}: added_tokens holds {entry!r:.80}, expected the record of a token") from None
