@@ -52,8 +52,7 @@ test-arm: $(TEST)/.installed
 	tests/arm/run.sh $(PYTHON)
 	tests/arm/ready.sh $(TEST)/bin/python
 
-# The wheel in fresh environments (PYTHONS: of which Pythons); minutes, and the demo model is fetched once. On emulated
-# ARM: tests/install/arm.sh, which needs Debian and the model that these fetch.
+# The wheel in fresh environments (PYTHONS: of which Pythons); minutes, and the demo model is fetched once.
 PYTHONS ?= $(PYTHON)
 
 test-install:

@@ -124,7 +124,7 @@ def _of_kernels(facts: dict[str, Any], used: dict[str, Any], packages: dict[str,
     if facts.get("word") == "32 bit":
         said.append(f"Python is a 32 bit program ({platform.machine()}) and has no fast kernels: take a 64 bit system")
     elif used.get("kernels") == "numpy":
-        how = "docs/termux.md says how" if facts.get("android") else "pip install numba, or ready-made kernels"
+        how = "docs/termux.md says how" if facts.get("android") else "pip install 'edgecal[jit]', or ready-made kernels"
         said.append(f"NumPy computes, many times slower than compiled kernels would: {how}")
     if used.get("kernels") == "numba" and not used.get("compiled"):
         said.append("the kernels are not compiled yet: edgecal warmup does it now, else the first answer waits for it")

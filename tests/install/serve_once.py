@@ -14,7 +14,8 @@ def main() -> None:
         try:
             assert server.stdout is not None
             ready = json.loads(server.stdout.readline())
-            asked = {"model": "base", "prompt": "The capital of France is", "max_tokens": 6, "temperature": 0}
+            asked = {"model": ready["models"][0], "prompt": "The capital of France is"}
+            asked |= {"max_tokens": 6, "temperature": 0}
             headers = {"Content-Type": "application/json"}
             if ready["token"]:
                 headers["Authorization"] = f"Bearer {ready['token']}"
