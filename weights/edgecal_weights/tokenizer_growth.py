@@ -18,7 +18,7 @@ _LISTS = ("normalizers", "pretokenizers", "decoders")
 
 
 def check_growth(steps: Iterable[Any], path: Path) -> None:
-    """FileFormatError unless each of these parts of a tokenizer.json (JSON values) leaves texts at a bearable length."""
+    """FileFormatError unless each of these parts of a tokenizer.json (JSON values) leaves texts at a bearable size."""
     for step in steps:
         if _growth(step) > _MOST:
             raise FileFormatError(
