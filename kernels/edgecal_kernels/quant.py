@@ -262,12 +262,13 @@ def unpack(t: QuantizedTensor, tiles: NDArray[np.intp] | slice = _ALL) -> tuple[
 
 def _dequantize_tiles(t: QuantizedTensor, tiles: NDArray[np.intp] | slice) -> Array:
     """float32 (rows, k) of the chosen tiles, padding rows included."""
-    codes, scale, minimum = unpack(t, tiles)
-    groups = codes.reshape(*scale.shape, -1).astype(np.float32)
-    groups -= t.spec.code_offset
-    groups *= scale[..., None]
-    if minimum is not None:
-        groups += minimum[..., None]
+    with np.errstate(over="ignore", invalid="ignore"):  # a file may hold any scale; who uses the weights looks at them
+        codes, scale, minimum = unpack(t, tiles)
+        groups = codes.reshape(*scale.shape, -1).astype(np.float32)
+        groups -= t.spec.code_offset
+        groups *= scale[..., None]
+        if minimum is not None:
+            groups += minimum[..., None]
     return groups.reshape(len(codes), -1)[:, : t.shape[1]]
 
 

@@ -48,4 +48,4 @@ def run(data: bytes, folder: Path) -> None:
         stream.push(index)
 
 
-TARGET = Target(run, prepare, json_text)
+TARGET = Target(run, prepare, json_text, megabytes=128)
