@@ -89,11 +89,13 @@ class Feedback:
         inner = np.argsort(self.importance, axis=1, kind="stable")
         self.groups = np.argsort(self.importance.mean(axis=1), kind="stable")  # the last goes first
         self.columns = (self.groups[:, None] * group_size + inner[self.groups]).ravel()
-        full = np.zeros((self.n_groups * group_size,) * 2)
-        full[: self.k, : self.k] = hessian
-        np.fill_diagonal(full, np.pad(squares * (1 + damping), (0, len(full) - self.k), constant_values=squares.min()))
-        full = full[np.ix_(self.columns, self.columns)]  # the unordered one goes: half a gigabyte at 8,192 columns
-        lower = np.linalg.cholesky(full)
+        n, inside = len(self.columns), self.columns < self.k
+        damped = np.zeros((n, n))  # of the few matrices as large as this that are alive at a time
+        damped[np.ix_(inside, inside)] = hessian[np.ix_(self.columns[inside], self.columns[inside])]
+        diagonal = np.pad(squares * (1 + damping), (0, n - self.k), constant_values=squares.min())
+        np.fill_diagonal(damped, diagonal[self.columns])
+        lower = np.linalg.cholesky(damped)
+        del damped
         self.squares = np.square(np.diagonal(lower))
         lower /= np.diagonal(lower).copy()
         self.lower = lower.astype(np.float32)
