@@ -14,12 +14,13 @@ so, from the last column to the first, q_i is the value nearest to what stands b
 that are rounded already.
 
 The order of columns is free as long as a group is together: its scale is searched when the group is reached, on the
-weights as they are corrected by then, weighed by H's diagonal. The groups whose inputs are largest go first, while
-there are most columns left to make good what they lose, and so do the largest inputs within a group.
+weights as they are corrected by then, weighed by L[i, i]^2, which is what an error costs that the columns still to come
+have made good as far as they can. The groups whose inputs are largest go first, while there are most columns left to
+make good what they lose, and so do the largest inputs within a group.
 
-Columns that hardly differ make L badly conditioned, and inputs of another text differ from these: H is damped, by
-adding a part of its diagonal to it. A part of the *mean* of the diagonal, as GPTQ adds, is too much for all other
-columns where one input is a thousand times as large as the rest, as before `down_proj` in many models.
+Inputs of another text differ from these, in their correlations most: H is damped, by adding a part of its diagonal to
+it, which takes all correlations nearer to 0. A part of the *mean* of the diagonal, as GPTQ adds, is too much for all
+other columns where one input is a thousand times as large as the rest, as before `down_proj` in many models.
 """
 
 from __future__ import annotations
@@ -79,15 +80,15 @@ class Diagonal:
 
 
 class Feedback:
-    """Of H, float (k, k): its diagonal, the order of the columns, and L."""
+    """Of H, float (k, k): the order of the columns, L, and the squares of its diagonal."""
 
     def __init__(self, hessian: NDArray[np.floating], group_size: int, damping: float) -> None:
         self.group_size, self.k = group_size, len(hessian)
         self.n_groups = -(-self.k // group_size)
         squares = _positive(np.diagonal(hessian))
-        self.importance = Diagonal(squares, group_size).importance
-        inner = np.argsort(self.importance, axis=1, kind="stable")
-        self.groups = np.argsort(self.importance.mean(axis=1), kind="stable")  # the last goes first
+        sizes = Diagonal(squares, group_size).importance
+        inner = np.argsort(sizes, axis=1, kind="stable")
+        self.groups = np.argsort(sizes.mean(axis=1), kind="stable")  # the last goes first
         self.columns = (self.groups[:, None] * group_size + inner[self.groups]).ravel()
         n, inside = len(self.columns), self.columns < self.k
         damped = np.zeros((n, n))  # of the few matrices as large as this that are alive at a time
@@ -97,6 +98,7 @@ class Feedback:
         lower = np.linalg.cholesky(damped)
         del damped
         self.squares = np.square(np.diagonal(lower))
+        self.importance = (self.squares / self.squares.mean()).astype(np.float32)
         lower /= np.diagonal(lower).copy()
         self.lower = lower.astype(np.float32)
 
@@ -114,7 +116,7 @@ class Feedback:
         minimum = np.empty(scale.shape, np.float32) if spec.has_minimum else None
         for place in range(self.n_groups - 1, -1, -1):
             group, start, stop = self.groups[place], place * size, (place + 1) * size
-            chosen = self._search(spec, wanted[start:stop], self.columns[start:stop], rows)
+            chosen = self._search(spec, wanted[start:stop], self.importance[start:stop], rows)
             step, low = _values(chosen, rows)
             inverse = np.divide(1, step, out=np.zeros_like(step), where=step != 0)
             for i in range(stop - 1, start - 1, -1):
@@ -129,9 +131,8 @@ class Feedback:
                 minimum[:, group] = low
         return Chosen(codes, scale, minimum, rows)
 
-    def _search(self, spec: FormatSpec, wanted: Array, columns: NDArray[np.integer], rows: Array | None) -> Chosen:
-        importance = self.importance.ravel()[columns][None]
-        groups = np.ascontiguousarray(wanted.T)[:, None]
+    def _search(self, spec: FormatSpec, wanted: Array, importance: Array, rows: Array | None) -> Chosen:
+        importance, groups = importance[None], np.ascontiguousarray(wanted.T)[:, None]
         return spec.search(groups, importance) if rows is None else spec.search(groups, importance, rows)
 
     def norm(self, difference: Array) -> float:
