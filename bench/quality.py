@@ -1,13 +1,14 @@
 """What rounding costs: perplexity and KL divergence on real text, beside fp32 and beside llama.cpp.
 
     python -m bench.quality MODEL --text dialogues.jsonl --text code.txt --work FOLDER [--formats int4,int4_affine]
-        [--calibrated int4,int4_affine] [--llama-cpp ORIGINAL.gguf] [--noise 0.3] [--json bench/results/quality.json]
+        [--calibrated int4,int4_affine,int6/128] [--llama-cpp ORIGINAL.gguf] [--noise 0.3] [--json FILE]
     python -m bench.quality MODEL --text dialogues.jsonl --cache
 
 MODEL is a Hugging Face directory of float weights; every row is made from them, and scored by `edgecal.perplexity` on
 the same windows of 512 tokens: KL is of fp32's next-token distribution to the row's. Calibrated rows see the text that
 ships with edgecal (--calibrate FILE: another), and so does llama.cpp's importance matrix: mean squares of the inputs of
-every matrix in fp32, which is what `llama-imatrix` gathers. What is made is kept in FOLDER, and used again.
+every matrix in fp32, which is what `llama-imatrix` gathers. int6/128 is int6 in groups of 128. What is made is kept in
+FOLDER, and used again.
 
 With --llama-cpp (needs the packages llama-cpp-python and gguf) the same weights go through llama.cpp's own quantizer;
 the argument is a GGUF of the same model, whose metadata is used for the files that are quantized. Bits per weight count
@@ -40,6 +41,7 @@ from edgecal.quantization import quantize_calibrated
 from edgecal.quantization.calibrate import DEFAULT_TEXT
 from edgecal.quantization.layerwise import Layerwise
 from edgecal.text.corpus import read_documents, windows
+from edgecal_kernels.quant import STEP
 from edgecal_weights.opening import open_checkpoint
 
 from .machine import facts
@@ -93,11 +95,15 @@ def noisy(model: Path, size: float, folder: Path) -> Path:
     return out
 
 
-def calibrated(model: Path, format: str, text: Path, folder: Path) -> Path:
-    out = folder / f"calibrated-{format}"
+def calibrated(model: Path, name: str, text: Path, folder: Path) -> Path:
+    """The packed form `name`, a format and perhaps the size of its groups."""
+    out = folder / f"calibrated-{name.replace('/', '-')}"
     if not out.exists():
+        format, _, size = name.partition("/")
         with open_checkpoint(model) as checkpoint:
-            quantize_calibrated(checkpoint, out, documents=read_documents(text), format=format)
+            quantize_calibrated(
+                checkpoint, out, documents=read_documents(text), format=format, group_size=int(size or STEP)
+            )
     return out
 
 
@@ -187,10 +193,10 @@ def _architecture(original: Path) -> str:
     return str(gguf.GGUFReader(original).fields["general.architecture"].contents())
 
 
-def gguf_bits(path: Path) -> int:
+def gguf_bytes(path: Path) -> int:
     import gguf
 
-    return 8 * sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors)
+    return sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors)
 
 
 def write_bf16_gguf(model: Path, original: Path, out: Path) -> None:
@@ -231,15 +237,12 @@ def write_bf16_gguf(model: Path, original: Path, out: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ results
 
 
-def stored_bits(engine: Engine) -> float:
-    return 8 * engine.model.weight_bytes
-
-
-def row(found: Perplexity, bits: float | None) -> dict[str, Any]:
+def row(found: Perplexity, size: int | None, weights: int) -> dict[str, Any]:
     assert found.against is not None
     kl, top = found.against.kl, found.against.same_top
     return {
-        "bits_per_weight": bits,
+        "bytes": size,
+        "bits_per_weight": None if size is None else 8 * size / weights,
         "perplexity": found.perplexity.value,
         "kl": kl.value,
         "kl_error": kl.error,
@@ -252,40 +255,47 @@ def of_caches(arguments: argparse.Namespace) -> dict[str, Any]:
     engine = Engine.load(arguments.model)
     scorers: dict[str, Pieces] = {f"{kind} cache": Scorer(engine, cache_dtype=kind) for kind in ("fp16", "int8")}
     reference = Scorer(engine, cache_dtype="fp32")
-    return tables(arguments, engine, reference, scorers, {})
+    return tables(arguments, engine, reference, scorers, {}, 0)
 
 
 def of_weights(arguments: argparse.Namespace) -> dict[str, Any]:
     folder, model = arguments.work, arguments.model
-    folder.mkdir(parents=True, exist_ok=True)
     if arguments.noise:
+        folder /= f"noise-{arguments.noise:g}"
         model = noisy(model, arguments.noise, folder)
+    folder.mkdir(parents=True, exist_ok=True)
     exact = Engine.load(model, weights="fp32", cache_dtype="fp32", backend="numpy")  # whose BLAS is fastest there
-    n_weights = exact.model.weight_bytes / 4
+    n_weights = exact.model.weight_bytes // 4
     engines = {name: Engine.load(model, weights=name) for name in arguments.formats}
     for name in arguments.calibrated:
         engines[f"{name} calibrated"] = Engine.load(calibrated(model, name, arguments.calibrate, folder))
-    bits = {name: stored_bits(engine) / n_weights for name, engine in engines.items()}
+    sizes = {name: engine.model.weight_bytes for name, engine in engines.items()}
     reference = Scorer(exact)
     scorers: dict[str, Pieces] = {name: Scorer(engine) for name, engine in engines.items()}
     if arguments.llama_cpp:
         for name, file in llama_cpp_files(model, arguments.llama_cpp, arguments.calibrate, folder):
-            bits[name], scorers[name] = gguf_bits(file) / n_weights, LlamaCpp(file, reference.step)
-    return tables(arguments, exact, reference, scorers, bits)
+            sizes[name], scorers[name] = gguf_bytes(file), LlamaCpp(file, reference.step)
+    return tables(arguments, exact, reference, scorers, sizes, n_weights)
 
 
 def tables(
-    arguments: argparse.Namespace, engine: Engine, reference: Scorer, scorers: dict[str, Pieces], bits: dict[str, float]
+    arguments: argparse.Namespace,
+    engine: Engine,
+    reference: Scorer,
+    scorers: dict[str, Pieces],
+    sizes: dict[str, int],
+    n_weights: int,
 ) -> dict[str, Any]:
+    """Of each text. `sizes`: bytes of all tensors, of the rows whose weights are rounded; `n_weights` of the model."""
     made = {}
     for text in arguments.text:
         texts = windows(engine.tokenizer, read_documents(text), CONTEXT, arguments.tokens)
         found = measure(reference, scorers, texts)
         first = next(iter(found.values()))
         assert first.against is not None
-        rows = {"fp32": {"bits_per_weight": 32.0 if bits else None, "perplexity": first.against.perplexity, "kl": 0.0}}
+        rows = {"fp32": {"bits_per_weight": 32.0 if sizes else None, "perplexity": first.against.perplexity, "kl": 0.0}}
         rows["fp32"]["same_top"] = 1.0
-        rows |= {name: row(one, bits.get(name)) for name, one in found.items()}
+        rows |= {name: row(one, sizes.get(name), n_weights) for name, one in found.items()}
         made[text.name] = {"tokens": first.tokens, "windows": first.windows, "table": rows}
         show(text.name, made[text.name])
     return made
@@ -293,12 +303,13 @@ def tables(
 
 def show(name: str, made: dict[str, Any]) -> None:
     print(f"\n{name}: {made['tokens']:,} tokens in {made['windows']} windows\n")
-    print("| weights | bits per weight | perplexity | KL to fp32 | same top token |\n|---|---|---|---|---|")
+    print("| weights | MB | bits per weight | perplexity | KL to fp32 | same top token |\n|---|---|---|---|---|---|")
     for weights, row in made["table"].items():
         bits = "-" if row["bits_per_weight"] is None else f"{row['bits_per_weight']:.2f}"
         error = f" +- {row['kl_error']:.5f}" if row.get("kl_error") else ""
         top = f"{100 * row['same_top']:.1f} %"
-        print(f"| {weights} | {bits} | {row['perplexity']:.3f} | {row['kl']:.5f}{error} | {top} |", flush=True)
+        size = f"{row['bytes'] / 1e6:.1f}" if row.get("bytes") else "-"
+        print(f"| {weights} | {size} | {bits} | {row['perplexity']:.3f} | {row['kl']:.5f}{error} | {top} |", flush=True)
 
 
 def names(text: str) -> tuple[str, ...]:

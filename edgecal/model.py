@@ -66,6 +66,10 @@ class Attention:
         self.k_norm = build.norm(parts["k_norm"]) if "k_norm" in parts else None
 
     def __call__(self, x: Array, rope: Ropes, cache: KVCache, adapter: RunningAdapter | None) -> Array:
+        return self.o_proj(self.ops.Activations(self.mix(x, rope, cache, adapter)), adapter)
+
+    def mix(self, x: Array, rope: Ropes, cache: KVCache, adapter: RunningAdapter | None) -> Array:
+        """What attention gathers, float32 (T, H * head_dim): the inputs of o_proj."""
         c, inputs = self.config, self.ops.Activations(x)
         n_tokens = len(x)
         q = self.q_proj(inputs, adapter).reshape(n_tokens, c.n_heads, c.head_dim)
@@ -79,9 +83,9 @@ class Attention:
         self.ops.rope(k, cos, sin)
         self.ops.remember(cache.cached, self.layer, cache.length, k, v)
         self.clock.mark(ROPE)
-        mixed = self.ops.attention(q, cache.cached, self.layer, cache.length, c.attention_scale, self.window)
+        mixed: Array = self.ops.attention(q, cache.cached, self.layer, cache.length, c.attention_scale, self.window)
         self.clock.mark(ATTENTION)
-        return self.o_proj(self.ops.Activations(mixed), adapter)  # of (T, H * head_dim)
+        return mixed
 
 
 class MLP:
@@ -93,11 +97,15 @@ class MLP:
         self.down_proj = build.linear(parts["down"], DOWN)
 
     def __call__(self, x: Array, adapter: RunningAdapter | None) -> Array:
+        return self.down_proj(self.ops.Activations(self.widen(x, adapter)), adapter)
+
+    def widen(self, x: Array, adapter: RunningAdapter | None) -> Array:
+        """The gated values, float32 (T, F): the inputs of down_proj."""
         inputs = self.ops.Activations(x)
         gate, up = self.gate_proj(inputs, adapter), self.up_proj(inputs, adapter)
-        hidden = self.ops.gated(gate, up, self.activation)  # (T, F)
+        hidden: Array = self.ops.gated(gate, up, self.activation)
         self.clock.mark(GATE_UP)
-        return self.down_proj(self.ops.Activations(hidden), adapter)
+        return hidden
 
 
 class Layer:

@@ -7,8 +7,8 @@ and activations are float32 here: what a weight is worth is its value, in whatev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,43 +17,30 @@ from edgecal_kernels import reference
 from edgecal_kernels.quant import Array
 from edgecal_kernels.reference import Activations
 
-from ..adapters.compiled import RunningAdapter
-from ..architecture import Part, layer_parts, outer_parts
+from ..architecture import outer_parts
 from ..cache import KVCache
 from ..config import ModelConfig
 from ..linear import Linear
-from ..model import Builder, Layer, rope_table
+from ..model import Builder, Layer, Norm, rope_table
 
-STEPS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
 Replace = Callable[[Mapping[str, Array], NDArray[np.float32]], Mapping[str, Array]]
 """Weights (d, k) by tensor name that have the same inputs x, and the sum over tokens of x^T x, (k, k); gives what is to
 stand in their place."""
 
 
-class _Reached(Exception):
-    """The inputs in question are known; what follows is not needed."""
+class _Half(NamedTuple):
+    """Of a layer: a norm, modules that see what it gives, one that sees what they make of it, perhaps another norm."""
 
+    norm: Norm
+    entry: tuple[Linear, ...]
+    inner: Callable[[Array], Array]
+    exit: Linear
+    norm_out: Norm | None
 
-class _Watched(Linear):
-    """A module that adds up x^T x of its inputs while `gram` is there, and then does not run."""
-
-    __slots__ = ("gram",)
-
-    def __init__(self, linear: Linear) -> None:
-        super().__init__(linear.name, linear.weight, linear.bias, ops=linear.ops, clock=linear.clock, part=linear.part)
-        self.gram: Array | None = None
-
-    def __call__(self, x: Activations, adapter: RunningAdapter | None) -> Array:
-        if self.gram is not None:
-            self.gram += x.x.T @ x.x
-            raise _Reached
-        return super().__call__(x, adapter)
-
-
-class _Builder(Builder):
-    def linear(self, module: Part, part: int) -> _Watched:
-        watched = self.linears[module.name] = _Watched(super().linear(module, part))
-        return watched
+    def leave(self, x: Array, inputs: Array) -> Array:
+        """x with what the half adds, of the inputs of its exit."""
+        added = self.exit(Activations(inputs), None)
+        return x + (added if self.norm_out is None else self.norm_out(added))
 
 
 class Layerwise:
@@ -66,46 +53,42 @@ class Layerwise:
         self._cache.reserve(length)
 
     def run(self, layer: int, windows: Sequence[Array], replace: Replace) -> list[Array]:
-        """The windows (T, D) behind a layer whose modules `replace` has changed, in the order of STEPS."""
-        build = _Builder(self._config, self._read, reference)
-        halves, parts = Layer(build, layer), layer_parts(self._config, layer)
+        """The windows (T, D) behind a layer whose modules `replace` has changed."""
+        for half in self._halves(layer):
+            _change(half.entry, map(half.norm, windows), replace)
+            inputs = [half.inner(half.norm(x)) for x in windows]
+            _change((half.exit,), inputs, replace)
+            windows = [half.leave(x, found) for x, found in zip(windows, inputs, strict=True)]
+        return list(windows)
 
-        def attend(x: Array) -> Array:
-            rope = self._cos[:, : len(x)], self._sin[:, : len(x)]
-            return halves.attend(x, rope, self._cache, None)
+    def _halves(self, layer: int) -> Iterator[_Half]:
+        parts = Layer(Builder(self._config, self._read, reference), layer)
+        attention, mlp = parts.attention, parts.mlp
 
-        def transform(x: Array) -> Array:
-            return halves.transform(x, None)
+        def mix(x: Array) -> Array:
+            return attention.mix(x, (self._cos[:, : len(x)], self._sin[:, : len(x)]), self._cache, None)
 
-        def change(roles: Sequence[str], half: Callable[[Array], Array], windows: Sequence[Array]) -> None:
-            modules = [build.linears[parts[role].name] for role in roles]
-            weights = {f"{module.name}.weight": module.weight for module in modules}
-            made = replace(weights, _gram(modules[0], half, windows))  # type: ignore[arg-type]
-            for module in modules:
-                module.weight = made[f"{module.name}.weight"]
-
-        change(STEPS[0], attend, windows)
-        change(STEPS[1], attend, windows)
-        windows = [attend(x) for x in windows]
-        change(STEPS[2], transform, windows)
-        change(STEPS[3], transform, windows)
-        return [transform(x) for x in windows]
+        queries = attention.q_proj, attention.k_proj, attention.v_proj
+        yield _Half(parts.attention_in, queries, mix, attention.o_proj, parts.attention_out)
+        gates = mlp.gate_proj, mlp.up_proj
+        yield _Half(parts.mlp_in, gates, lambda x: mlp.widen(x, None), mlp.down_proj, parts.mlp_out)
 
     def head_inputs(self, windows: Sequence[Array]) -> NDArray[np.float32]:
         """Sum over tokens of x^T x behind the last norm, (D, D)."""
         norm = Builder(self._config, self._read, reference).norm(outer_parts(self._config)["norm"])
-        gram = np.zeros((self._config.hidden_size,) * 2, np.float32)
-        for window in windows:
-            normed = norm(window)
-            gram += normed.T @ normed
-        return gram
+        return _gram(map(norm, windows), self._config.hidden_size)
 
 
-def _gram(module: Linear, half: Callable[[Array], Array], windows: Sequence[Array]) -> NDArray[np.float32]:
-    assert isinstance(module, _Watched)
-    module.gram = np.zeros((module.shape[1],) * 2, np.float32)
-    for window in windows:
-        with suppress(_Reached):
-            half(window)
-    gram, module.gram = module.gram, None
+def _change(modules: Sequence[Linear], inputs: Iterable[Array], replace: Replace) -> None:
+    """Modules that have the same inputs, window by window."""
+    weights = {f"{module.name}.weight": module.weight for module in modules}
+    made = replace(weights, _gram(inputs, modules[0].shape[1]))  # type: ignore[arg-type]
+    for module in modules:
+        module.weight = made[f"{module.name}.weight"]
+
+
+def _gram(inputs: Iterable[Array], k: int) -> NDArray[np.float32]:
+    gram = np.zeros((k, k), np.float32)
+    for x in inputs:
+        gram += x.T @ x
     return gram

@@ -14,12 +14,13 @@ so, from the last column to the first, q_i is the value nearest to what stands b
 that are rounded already.
 
 The order of columns is free as long as a group is together: its scale is searched when the group is reached, on the
-weights as they are corrected by then, weighed by H's diagonal. The groups whose inputs are largest go first, while
-there are most columns left to make good what they lose, and so do the largest inputs within a group.
+weights as they are corrected by then, weighed by L[i, i]^2, which is what an error costs that the columns still to come
+have made good as far as they can. The groups whose inputs are largest go first, while there are most columns left to
+make good what they lose, and so do the largest inputs within a group.
 
-Columns that hardly differ make L badly conditioned, and inputs of another text differ from these: H is damped, by
-adding a part of its diagonal to it. A part of the *mean* of the diagonal, as GPTQ adds, is too much for all other
-columns where one input is a thousand times as large as the rest, as before `down_proj` in many models.
+Inputs of another text differ from these, in their correlations most: H is damped, by adding a part of its diagonal to
+it, which takes all correlations nearer to 0. A part of the *mean* of the diagonal, as GPTQ adds, is too much for all
+other columns where one input is a thousand times as large as the rest, as before `down_proj` in many models.
 """
 
 from __future__ import annotations
@@ -81,22 +82,25 @@ class Diagonal:
 
 
 class Feedback:
-    """Of H, float (k, k): its diagonal, the order of the columns, and L."""
+    """Of H, float (k, k): the order of the columns, L, and the squares of its diagonal."""
 
     def __init__(self, hessian: NDArray[np.floating], group_size: int, damping: float) -> None:
         self.group_size, self.k = group_size, len(hessian)
         self.n_groups = -(-self.k // group_size)
         squares = _positive(np.diagonal(hessian))
-        self.importance = Diagonal(squares, group_size).importance
-        inner = np.argsort(self.importance, axis=1, kind="stable")
-        self.groups = np.argsort(self.importance.mean(axis=1), kind="stable")  # the last goes first
+        sizes = Diagonal(squares, group_size).importance
+        inner = np.argsort(sizes, axis=1, kind="stable")
+        self.groups = np.argsort(sizes.mean(axis=1), kind="stable")  # the last goes first
         self.columns = (self.groups[:, None] * group_size + inner[self.groups]).ravel()
-        full = np.zeros((self.n_groups * group_size,) * 2)
-        full[: self.k, : self.k] = hessian
-        np.fill_diagonal(full, np.pad(squares * (1 + damping), (0, len(full) - self.k), constant_values=squares.min()))
-        full = full[np.ix_(self.columns, self.columns)]  # the unordered one goes: half a gigabyte at 8,192 columns
-        lower = np.linalg.cholesky(full)
+        n, inside = len(self.columns), self.columns < self.k
+        damped = np.zeros((n, n))  # of the few matrices as large as this that are alive at a time
+        damped[np.ix_(inside, inside)] = hessian[np.ix_(self.columns[inside], self.columns[inside])]
+        diagonal = np.pad(squares * (1 + damping), (0, n - self.k), constant_values=squares.min())
+        np.fill_diagonal(damped, diagonal[self.columns])
+        lower = np.linalg.cholesky(damped)
+        del damped
         self.squares = np.square(np.diagonal(lower))
+        self.importance = (self.squares / self.squares.mean()).astype(np.float32)
         lower /= np.diagonal(lower).copy()
         self.lower = lower.astype(np.float32)
 
@@ -116,7 +120,7 @@ class Feedback:
         for place in range(self.n_groups - 1, -1, -1):
             group, start, stop = self.groups[place], place * size, (place + 1) * size
             own = units[:, group // _GROUPS_OF_SUPER, None] if units is not None and spec.has_super_scale else units
-            chosen = self._search(spec, wanted[start:stop], group, self.columns[start:stop], own)
+            chosen = self._search(spec, wanted[start:stop], slice(start, stop), own)
             steps, low = _values(chosen, spec, own)
             inverses = np.divide(1, steps, out=np.zeros_like(steps), where=steps != 0)
             for i in range(stop - 1, start - 1, -1):
@@ -137,14 +141,13 @@ class Feedback:
     def _units(self, spec: FormatSpec, groups: Array) -> Array | None:
         """What scales are multiples of, which is settled before they are: of rows (d,), or of 256 columns."""
         if spec.has_super_scale:
-            return spec.search(groups, self.importance).super_scale
+            importance = self.importance[np.argsort(self.columns)].reshape(-1, self.group_size)
+            return spec.search(groups, importance).super_scale
         return row_scales(groups) if spec.has_row_scale else None
 
-    def _search(
-        self, spec: FormatSpec, wanted: Array, group: int, columns: NDArray[np.integer], units: Array | None
-    ) -> Chosen:
-        groups = np.ascontiguousarray(wanted[np.argsort(columns)].T)[:, None]
-        importance = self.importance[group][None]
+    def _search(self, spec: FormatSpec, wanted: Array, places: slice, units: Array | None) -> Chosen:
+        order = np.argsort(self.columns[places])  # as the columns lie: halves of a group may have scales of their own
+        importance, groups = self.importance[places][order][None], np.ascontiguousarray(wanted[order].T)[:, None]
         return spec.search(groups, importance) if units is None else spec.search(groups, importance, units)
 
     def norm(self, difference: Array) -> float:

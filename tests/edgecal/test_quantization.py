@@ -14,7 +14,7 @@ from edgecal import Engine
 from edgecal.errors import OptionError, PromptError, QuantizationError
 from edgecal.perplexity import measure
 from edgecal.quantization import quantize_calibrated
-from edgecal.quantization.calibrate import DEFAULT_TEXT
+from edgecal.quantization.calibrate import DAMPING, DEFAULT_TEXT
 from edgecal.quantization.rounding import Diagonal, Feedback, rounding_errors
 from edgecal.text.corpus import read_documents
 from edgecal_kernels.quant import FORMATS, SPECS, dequantize, quantize, unpack
@@ -28,6 +28,11 @@ from tests.tiny import write_tiny_hf
 
 TEXT = read_documents(DEFAULT_TEXT)[:40]
 FOUR_BITS = ("int4", "int4_f16", "int4_affine", "int4_k")
+# Of plain rounding's error
+LEFT = {
+    "int8": 0.8, "int6": 0.6, "int6_k": 0.6, "int5": 0.65, "int5_k": 0.6, "int4": 0.65, "int4_f16": 0.65,
+    "int4_affine": 0.5, "int4_k": 0.5,
+}  # fmt: skip
 
 
 def inputs(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
@@ -48,14 +53,14 @@ def output_error(x: np.ndarray, difference: np.ndarray) -> float:
     [(name, size, k) for size, k in ((32, 96), (64, 100)) for name in FORMATS if size in SPECS[name].group_sizes],
 )
 def test_outputs_change_less(rng, format, group_size, k):
-    x, w = inputs(rng, 400, k), rng.standard_t(4, size=(48, k)).astype(np.float32)
-    packed = Feedback(x.T @ x, group_size, 0.01).round(w, format)
+    x, w = inputs(rng, 400, k), rng.standard_t(4, size=(160, k)).astype(np.float32)
+    packed = Feedback(x.T @ x, group_size, DAMPING).round(w, format)
     assert (packed.format, packed.shape, packed.group_size) == (format, w.shape, group_size)
     plain = output_error(x, w - dequantize(quantize(w, format, group_size)))
-    assert output_error(x, w - dequantize(packed)) < (0.9 if format == "int8" else 0.75) * plain
+    assert output_error(x, w - dequantize(packed)) < LEFT[format] * plain
     if format != "int8":  # whose scales are not searched
         searched = Diagonal(np.square(x).sum(axis=0), group_size).round(w, format)
-        assert output_error(x, w - dequantize(searched)) < plain
+        assert output_error(x, w - dequantize(searched)) < 0.85 * plain
 
 
 @pytest.mark.parametrize("format", [*FOUR_BITS, "int6", "int6_k"])
@@ -98,7 +103,7 @@ def test_any_matrix_and_any_inputs(format, d, k, size, seed):
     rng = np.random.default_rng(seed)
     x = inputs(rng, 1 + seed % 50, k) * (rng.random(k) < 0.8)
     w = (size * rng.normal(size=(d, k)) * (rng.random((d, 1)) < 0.8)).astype(np.float32)
-    for metric in (Feedback(x.T @ x, 32, 0.01), Diagonal(np.square(x).sum(axis=0), 32)):
+    for metric in (Feedback(x.T @ x, 32, DAMPING), Diagonal(np.square(x).sum(axis=0), 32)):
         packed = metric.round(w, format)
         assert np.isfinite(dequantize(packed)).all()
         assert not dequantize(packed)[~w.any(axis=1)].any()
