@@ -19,6 +19,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -174,7 +175,7 @@ def _kept(folder: Path) -> list[Path]:
     found = []
     for file in folder.glob(f"[!.]*/{PACKED_FILE}"):
         with suppress(OSError):
-            found.append((file.stat().st_mtime, file.parent))
+            found.append((file.stat().st_atime_ns, file.parent))
     return [path for _, path in sorted(found, reverse=True)]
 
 
@@ -197,8 +198,10 @@ def _is_whole(kept: Path) -> bool:
 
 
 def _used(kept: Path) -> None:
+    """By the time of access alone: whoever has mapped the file takes another time of change for another content."""
+    file = kept / PACKED_FILE
     with suppress(OSError):
-        os.utime(kept / PACKED_FILE)
+        os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
 
 
 def _make_room(folder: Path, most: int) -> None:
