@@ -203,6 +203,8 @@ class Engine:
             merged = self.merge(recipe)
             running = {id(adapter): self.model.run_form(adapter) for adapter in merged}  # steps may share an adapter
             self._compiled[recipe.key] = [running[id(adapter)] for adapter in merged]
+            del merged, running
+            release_free()  # of the factors in float32
         return self._compiled[recipe.key]
 
     def forget_compiled(self) -> None:

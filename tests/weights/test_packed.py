@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from edgecal_kernels.errors import EdgecalError
-from edgecal_kernels.quant import FORMATS, dequantize, quantize
+from edgecal_kernels.quant import FORMATS, SPECS, dequantize, quantize
 from edgecal_weights.errors import FileFormatError, ModelNotFoundError, UnsupportedModelError, WeightsError
 from edgecal_weights.file_kind import PACKED_FILE
 from edgecal_weights.huggingface import HFCheckpoint
@@ -109,7 +109,10 @@ def test_side_files_and_account(packed_dir):
 
 _dims = st.integers(1, 70)
 _specs = st.one_of(
-    st.builds(TensorSpec, st.sampled_from(FORMATS), st.tuples(_dims, _dims), st.sampled_from((32, 64, 128))),
+    st.builds(
+        lambda format, shape, size: TensorSpec(format, shape, size if size in SPECS[format].group_sizes else 32),
+        *(st.sampled_from(FORMATS), st.tuples(_dims, _dims), st.sampled_from((32, 64, 128))),
+    ),
     st.builds(TensorSpec, st.just("fp32"), st.one_of(st.tuples(_dims), st.tuples(_dims, _dims))),
 )
 
