@@ -27,7 +27,7 @@ from .errors import BusyError, OptionError
 from .scheduler import Scheduler, Ticket
 
 MAX_WAITING = 64
-_AT_ONCE_S = 0.01  # pieces that follow one another faster than that are told together; nobody reads faster
+_AT_ONCE_S = 0.02  # pieces that follow one another faster than that are told together; nobody reads faster
 _SHORT = 20_000  # characters that become ids in the engine's thread: some milliseconds, and nothing changes meanwhile
 T = TypeVar("T")
 _Pieces: TypeAlias = "asyncio.Queue[Piece | Exception]"
