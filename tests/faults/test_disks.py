@@ -67,7 +67,7 @@ def test_what_writes_says_that_it_could_not(made: Path, mount: str) -> None:
     pair = ("--adapter", f"a={made / 'a'}", "--adapter", f"b={made / 'b'}")
     commands = (
         ("quantize", hf, out / "packed"),
-        ("merge", *pair, "--method", "concat", "--out", out / "merged", "--model", hf),
+        ("merge", *pair, "--method", "concat", "--out", out / "merged", "--base", hf),
     )
     for command in commands:
         done = mounted(mount, out, *command)
