@@ -97,10 +97,11 @@ def test_the_norm_is_that_of_outputs(rng):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.sampled_from(FORMATS), st.integers(1, 40), st.integers(1, 70), st.floats(1e-6, 1e4), st.integers(0, 2**16))
+@given(st.sampled_from(FORMATS), st.integers(1, 40), st.integers(1, 70), st.floats(1e-6, 1e3), st.integers(0, 2**16))
 def test_any_matrix_and_any_inputs(format, d, k, size, seed):
     """Fewer inputs than columns, inputs and rows that are 0: everything is finite, and no worse than what there is as
-    soon as there are rows for a mean (plain rounding of a single one may be lucky)."""
+    soon as there are rows for a mean (plain rounding of a single one may be lucky). Weights of 1e4 would do for float16,
+    but what is made good can move one beyond it, which is refused."""
     rng = np.random.default_rng(seed)
     x = inputs(rng, 1 + seed % 50, k) * (rng.random(k) < 0.8)
     w = (size * rng.normal(size=(d, k)) * (rng.random((d, 1)) < 0.8)).astype(np.float32)
@@ -109,7 +110,8 @@ def test_any_matrix_and_any_inputs(format, d, k, size, seed):
         assert np.isfinite(dequantize(packed)).all()
         assert not dequantize(packed)[~w.any(axis=1)].any()
         before, after = rounding_errors(metric, w, packed)
-        assert d < 16 or after <= before * 1.02 + 1e-7
+        # Scales are float16, or multiples of one: half of 2 ** -11 of a weight, squared, is what either may err by
+        assert d < 16 or after <= before * 1.02 + 2**-24
 
 
 def test_importance_finds_scales_for_columns_that_count(rng):

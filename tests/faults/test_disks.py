@@ -16,7 +16,7 @@ import pytest
 
 from tests.tiny import write_tiny_adapter, write_tiny_hf
 
-from .children import edgecal, environment, hidden
+from .children import edgecal, environment, hidden, python
 
 _FULL = "mount -t tmpfs -o size=48k tmpfs {folder}"
 _READ_ONLY = "mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}"
@@ -113,12 +113,20 @@ def test_an_evaluation_goes_on_when_there_is_room_again(made: Path) -> None:
     )
     results = made / "results"
 
-    def limited() -> None:
+    command = ("eval", made / "eval.yaml", "--out", results)
+    first = python(
+        """
+        import resource, signal, sys
+        from edgecal.benchmark.metrics import language_of
+        from edgecal.cli import main
+        language_of("its library unpacks a model of some MB into a temporary file")
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-
-    command = ("eval", made / "eval.yaml", "--out", results)
-    first = edgecal(*command, preexec=limited, EDGECAL_BACKEND="numpy")
+        main()
+        """,
+        *command,
+        EDGECAL_BACKEND="numpy",
+    )
     assert first.returncode == 1 and "cannot be written: File too large" in first.stderr, first.stderr
     answered = (results / "answers.jsonl").read_bytes().count(b"\n")
     assert answered > 4
