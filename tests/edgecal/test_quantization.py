@@ -100,7 +100,7 @@ def test_the_norm_is_that_of_outputs(rng):
 @given(st.sampled_from(FORMATS), st.integers(1, 40), st.integers(1, 70), st.floats(1e-6, 1e3), st.integers(0, 2**16))
 def test_any_matrix_and_any_inputs(format, d, k, size, seed):
     """Fewer inputs than columns, inputs and rows that are 0: everything is finite, and no worse than what there is as
-    soon as there are rows for a mean (plain rounding of a single one may be lucky). Weights of 1e4 would do for float16,
+    soon as there are rows for a mean (plain rounding of a single one may be lucky). Weights of 1e4 are within float16,
     but what is made good can move one beyond it, which is refused."""
     rng = np.random.default_rng(seed)
     x = inputs(rng, 1 + seed % 50, k) * (rng.random(k) < 0.8)
