@@ -78,18 +78,18 @@ def _peak() -> Measure:
     @numba.njit(parallel=True, nogil=True)
     def peak(lines: int, packed: int, ones: int, out: np.ndarray, n: int) -> None:
         for share in prange(out.shape[0]):
-            first, second = blocks.low(blocks.load_lines(lines, 0)), blocks.high(blocks.load_lines(lines, 0))
+            first, second = blocks.load_lines(lines, 0), blocks.load_lines(lines + 64, 0)
             a, b = begin(blocks.zeros4(), packed), begin(blocks.zeros4(), packed)
             for _ in range(n):
                 a = dot8(a, first, second, packed)
                 b = dot8(b, first, second, packed)
-            scale, sums = blocks.load_halves(ones, 0), blocks.zeros4()
+            scale, sums = blocks.load_factors(ones, 0), blocks.zeros4()
             sums = blocks.scale_and_add(sums, finish(a, packed), scale, packed)
             sums = blocks.scale_and_add(sums, finish(b, packed), scale, packed)
             blocks.store(blocks.address(out[share]), blocks.TILES * 64, 64, sums)
 
     n, threads = 200_000, numba.get_num_threads()
-    lines, packed, ones = np.arange(64, dtype=np.uint8), np.ones(256, np.uint8), np.ones(16, np.float16)
+    lines, packed, ones = np.arange(128, dtype=np.uint8) & 15, np.ones(256, np.uint8), np.ones(16, np.float32)
     out = np.empty((threads, 4 * 2 * 16), np.float32)
     held = (lines, packed, ones)
 

@@ -22,18 +22,18 @@ def main(isa_name: str, folder: Path) -> None:
     from numba.core.compiler_lock import global_compiler_lock
     from numba.core.registry import cpu_target
 
-    from edgecal_kernels import blocks, packed_kernels
+    from edgecal_kernels import blocks, packed_blocks, packed_kernels
     from edgecal_kernels.formats import FORMATS
 
     word = types.int64
     sums = blocks.sums_type(blocks.TOKENS)
     one = (word, word, word, packed_kernels.SIZES, *[word] * 4, types.UniTuple(word, 2))
-    many = (word, word, word, packed_kernels.SIZES, *[word] * 6, sums)
+    many = (*[word] * 10, sums)
     with global_compiler_lock:
         for format in FORMATS:
             for name, kernel, kinds in (
                 ("one", packed_kernels.VECTORS[format], one),
-                ("many", packed_kernels.BLOCKS[format], many),
+                ("many", packed_blocks.BLOCKS[format], many),
             ):
                 kernel.compile(kinds)
                 library = kernel.overloads[kinds].library

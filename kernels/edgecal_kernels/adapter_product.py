@@ -12,10 +12,11 @@ import numpy as np
 from numba import prange, types
 
 from . import blocks
-from .blocks import ROWS, SOME, TILES, TOKEN_BYTES, TOKENS
+from .blocks import TILES, TOKEN_BYTES
 from .function_pointer import by_address
 from .jit import kernel, parallel
-from .packed_kernels import SIZES, ZERO, add_block
+from .packed_blocks import add_blocks
+from .packed_kernels import SIZES, ZERO
 from .packed_matmul import add_int8, fitting_tokens, multiply_packed, multiply_quarters
 from .records import FORMAT_NUMBER
 from .rounding import further, pack_tokens, quantize_row, tokens_share
@@ -70,20 +71,7 @@ def outer_share(
     first, last = pairs * share // shares * TILES, min(pairs * (share + 1) // shares * TILES, n_tiles)
     for tile in range(first, last, TILES):
         beside = min(TILES, last - tile) - 1
-        token = 0
-        while token < n - n % 2:
-            here, there = packed + token * token_bytes, out + token * d * 4
-            tokens = blocks.tokens_of_block(n - token)
-            for row in range(0, 16, ROWS):
-                if tokens == TOKENS:
-                    most = blocks.zeros_most()
-                    add_block(codes, scale, quads, here, TOKENS, there, d, tile, beside, row, most)
-                elif tokens == SOME:
-                    some = blocks.zeros_some()
-                    add_block(codes, scale, quads, here, SOME, there, d, tile, beside, row, some)
-                else:
-                    add_block(codes, scale, quads, here, 2, there, d, tile, beside, row, blocks.zeros2())
-            token += tokens
+        add_blocks((codes, scale, quads, out, d, tile, beside), packed, token_bytes, ZERO, n - n % 2)
         if n % 2:
             last_token = further((xs, scales, totals), (n - 1) * width)
             add_int8(codes, scale, quads, last_token, out + (n - 1) * d * 4, (tile, tile + beside + 1))

@@ -111,6 +111,21 @@ write_int, write_long, write_float = (
 )
 
 
+def stack_of(size: int) -> Callable:
+    """Intrinsic: the address of so many bytes, which last until the kernel that asks for them ends."""
+
+    def typing(context: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+            with builder.goto_entry_block():  # once; Numba's own `alloca_once` would fill it with zeros
+                room = builder.alloca(ir.ArrayType(i8, size))
+            room.align = 64
+            return builder.ptrtoint(room, i64)
+
+        return types.int64(), generate
+
+    return intrinsic(typing)
+
+
 @kernel
 def read_total(totals: int) -> Any:
     """The sum of the codes of a step, whose halves have theirs at this address."""
@@ -193,6 +208,17 @@ def load_multiples(context: Any, small: Any, unit: Any, distance: Any, unit_dist
         return isa.joined(builder, rows)
 
     return _FACTORS(types.int64, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def load_factors(context: Any, factors: Any, distance: Any) -> Any:
+    """ROWS float32 of each tile."""
+
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        places = [v[0], builder.add(*v)][:TILES]
+        return isa.joined(builder, [_read(builder, place, 0, _FLOATS) for place in places])
+
+    return _FACTORS(types.int64, types.int64), generate
 
 
 def _emit_bytes(change: Callable[[Any, Any, int], Any]) -> Callable:
@@ -399,6 +425,24 @@ def multiply_rows(context: Any, sums: Any, rows: Any, distance: Any) -> Any:
     return sums(sums, types.int64, types.int64), generate
 
 
+@intrinsic
+def load_sums(context: Any, sums: Any, out: Any, stride: Any, distance: Any) -> Any:
+    """What `store` wrote. `sums` only says for how many tokens."""
+    n = _tokens(sums)
+
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        places = _places(builder, n, *v[1:])
+        return isa.joined(builder, [_read(builder, place, 0, _FLOATS) for place in places])
+
+    return sums(sums, types.int64, types.int64, types.int64), generate
+
+
+def _places(builder: Any, n: int, out: Any, stride: Any, distance: Any) -> list[Any]:
+    """Where the sums of n tokens are, first those of the first tile."""
+    rows = [builder.add(out, builder.mul(stride, i64(token))) for token in range(n)]
+    return [builder.add(row, builder.mul(distance, i64(tile))) for tile in range(TILES) for row in rows]
+
+
 def _emit_store(adding: bool) -> Callable:
     def typing(context: Any, out: Any, stride: Any, distance: Any, sums: Any) -> Any:
         """Write a block, or add it to what is there; its tokens lie `stride` bytes apart, its tiles `distance`.
@@ -408,8 +452,7 @@ def _emit_store(adding: bool) -> Callable:
         n = _tokens(sums)
 
         def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-            rows = [builder.add(v[0], builder.mul(v[1], i64(token))) for token in range(n)]
-            places = [builder.add(row, builder.mul(v[2], i64(tile))) for tile in range(TILES) for row in rows]
+            places = _places(builder, n, *v[:3])
             parts = isa.split(builder, v[3], TILES * n)
             if adding:
                 before = [_read(builder, place, 0, _FLOATS) for place in places]

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import blocks, simd
 from .jit import kernel
-from .packed_kernels import super_place
+from .packed_steps import super_place
 from .quant import SPECS
 
 _BITS, _OFFSETS = zip(*((spec.bits, float(spec.code_offset)) for spec in SPECS.values()), strict=True)

@@ -26,7 +26,7 @@ each of its halves. (K-quants have six bits for s and m, of one sign. Bytes are 
 unpack and a finer choice for weights that are rounded here.)
 
 A format that is put together from what there is (a packing of `layout`, either kind of scales, minima or none) needs an
-entry here and nothing else: the compiled kernels make their loops from it (`packed_kernels`).
+entry here and nothing else: the compiled kernels make their loops from it (`packed_steps`).
 """
 
 from __future__ import annotations

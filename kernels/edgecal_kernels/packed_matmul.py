@@ -1,6 +1,7 @@
 """Products with packed weights: activations rounded to int8, integer dot products, float32 sums.
 
-Here tokens are cut into blocks and tiles into the shares of threads; the loops are in packed_kernels.py.
+Here tokens are cut into blocks and tiles into the shares of threads; the loops are in packed_kernels.py, for one
+token, and in packed_tiles.py, for several.
 """
 
 from __future__ import annotations
@@ -11,19 +12,12 @@ import numpy as np
 from numba import prange, types
 
 from . import blocks, simd
-from .blocks import ROWS, SOME, TILES, TOKEN_BYTES, TOKENS
+from .blocks import TILES, TOKEN_BYTES, TOKENS
 from .function_pointer import by_address
 from .jit import kernel, parallel
-from .packed_kernels import (
-    AHEAD,
-    INT8_OFFSET,
-    SIZES,
-    ZERO,
-    block,
-    int8_line,
-    quarter_tiles,
-    vector,
-)
+from .packed_kernels import SIZES, ZERO, quarter_tiles, vector
+from .packed_steps import AHEAD, INT8_OFFSET, int8_line
+from .packed_tiles import tile_product
 from .rounding import further, pack_tokens
 from .simd import dot4_int8, fma, load, load_half, mul, splat, splat_int, store
 
@@ -91,23 +85,10 @@ def multiply_packed(
 ) -> None:
     """n tokens, at x and as `pack_tokens` left them, against a range of tiles, TILES at a time."""
     k, d = sizes.k, sizes.d
-    token_bytes = k // 32 * TOKEN_BYTES
     for tile in range(tiles[0], tiles[1], TILES):
         beside = min(TILES, tiles[1] - tile) - 1  # an odd tile at the end is its own second
-        token = 0
-        while token < n - n % 2:
-            here, there = packed + token * token_bytes, out + token * d * 4
-            width = blocks.tokens_of_block(n - token)
-            for row in range(0, 16, ROWS):
-                if width == TOKENS:
-                    most = blocks.zeros_most()
-                    block(format, (codes, scale, extra, sizes, here, TOKENS, there, tile, beside, row, most))
-                elif width == SOME:
-                    some = blocks.zeros_some()
-                    block(format, (codes, scale, extra, sizes, here, SOME, there, tile, beside, row, some))
-                else:
-                    block(format, (codes, scale, extra, sizes, here, 2, there, tile, beside, row, blocks.zeros2()))
-            token += width
+        if n > 1:
+            tile_product(format, (codes, scale, extra, sizes, packed, n, out, tile, beside))
         if n % 2:
             xs, scales, totals = further(x, (n - 1) * k)
             own = (tile, tile + beside + 1)

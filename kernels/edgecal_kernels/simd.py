@@ -312,6 +312,18 @@ def _emit_dot16(bits: int) -> Callable:
 
 
 _FOUR_LINES = types.UniTuple(I8x64, 4)
+
+
+@_operation(types.void, None, types.intp, _FOUR_LINES)
+def store_lines(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """Write four lines, one after the other, from this byte on."""
+    for i in range(4):
+        at = builder.add(v[1], ir.Constant(v[1].type, 64 * i))
+        place = _pointer(context, builder, sig.args[0], v[0], at, i8, I8x64.llvm)
+        builder.store(builder.extract_value(v[2], i), place).align = 1
+    return context.get_dummy_value()
+
+
 # By the bits of a code
 DOT16 = {bits: _operation(I32x16, I32x16, _FOUR_LINES, None, types.intp)(_emit_dot16(bits)) for bits in (4, 6, 8)}
 

@@ -25,17 +25,16 @@ importlib.import_module("edgecal_kernels.{first}")
 from edgecal_kernels.dispatch import backend
 backend("numba")
 import numba, numpy as np
-from edgecal_kernels import blocks, isa, packed_kernels, reference
+from edgecal_kernels import blocks, isa, packed_kernels, packed_tiles, reference, rounding
 from edgecal_kernels.quant import quantize
-vector, block = packed_kernels.VECTORS["int8"], packed_kernels.BLOCKS["int8"]
+vector, tile_product = packed_kernels.VECTORS["int8"], packed_tiles.TILE_PRODUCTS["int8"]
 
 @numba.njit
 def multiply(codes, scale, sizes, x, x_scale, x_total, packed, one, four):
     vector(codes, scale, 0, sizes, x, x_scale, x_total, one, (0, 2))
-    blocks.pack(x, x_scale, x_total, 64, 8, 2, 4, packed)
+    rounding.pack_tokens((x, x_scale, x_total), 4, 64, packed)
     for tile in range(0, 2, blocks.TILES):
-        for row in range(0, 16, blocks.ROWS):
-            block(codes, scale, 0, sizes, packed, 4, four, tile, blocks.TILES - 1, row, blocks.zeros4())
+        tile_product(codes, scale, 0, sizes, packed, 4, four, tile, blocks.TILES - 1)
 
 rng = np.random.default_rng(0)
 weight, x = quantize(rng.standard_normal((32, 64), np.float32), "int8"), rng.standard_normal((4, 64), np.float32)

@@ -60,7 +60,7 @@ def block_of(bits, offset, change):
             first, second = blocks.load_lines(at, 128), blocks.load_lines(at + 64, 128)
             dots = dot8(begin(blocks.zeros4(), packed), change(first), change(second), packed)
             dots = finish(dots, packed)
-            sums = blocks.scale_and_add(blocks.zeros4(), dots, blocks.load_halves(ones, 0), packed)
+            sums = blocks.scale_and_add(blocks.zeros4(), dots, blocks.load_factors(ones, 0), packed)
             blocks.store(out + row * 4, blocks.TILES * 64, 64, sums)
 
     return product
@@ -98,11 +98,11 @@ tokens = rng.integers(-127, 128, (4, 8), np.int8)
 tokens[0], tokens[1] = 127, -127
 lines = rng.integers(0, 256, (blocks.TILES, 2, 64), np.uint8)
 lines[:, :, :16] = 255
-ones = np.ones(16, np.float16)
-sixes, octets = lines & 63, lines.view(np.int8)
+ones = np.ones(16, np.float32)
+nibbles, sixes, octets = lines & 15, lines & 63, lines.view(np.int8)
 for bits, off, change, stored, meant in (
-    (4, 8, blocks.low, lines, (lines & 15).astype(int) - 8),
-    (4, 0, blocks.low, lines, (lines & 15).astype(int)),
+    (4, 8, as_it_is, nibbles, nibbles.astype(int) - 8),
+    (4, 0, as_it_is, nibbles, nibbles.astype(int)),
     (6, 32, as_it_is, sixes, sixes.astype(int) - 32),
     (8, offset, blocks.as_operands, octets, octets.astype(int)),
 ):

@@ -9,12 +9,16 @@ import sys
 NAMES = """
 import json, sys
 from edgecal_kernels import numba_ops
-from edgecal_kernels.packed_kernels import BLOCKS, VECTORS
+from edgecal_kernels.packed_kernels import VECTORS
+from edgecal_kernels.packed_blocks import BLOCKS
+from edgecal_kernels.packed_tiles import TILE_PRODUCTS
 from numba.core.dispatcher import Dispatcher
 
 modules = [module for name, module in sys.modules.items() if name.startswith("edgecal_kernels.")]
 kernels = [kernel for module in modules for kernel in vars(module).values() if isinstance(kernel, Dispatcher)]
-functions = {kernel.py_func for kernel in (*kernels, *VECTORS.values(), *BLOCKS.values())}
+for table in (VECTORS, BLOCKS, TILE_PRODUCTS):
+    kernels += table.values()
+functions = {kernel.py_func for kernel in kernels}
 print(json.dumps([[function.__module__, function.__qualname__] for function in functions]))
 """
 
