@@ -28,7 +28,8 @@ from ._sampling import OPTIONS, SAMPLING
 
 if TYPE_CHECKING:
     from ..completion import Pass, Piece, Request, Settings
-    from ..engine import Engine, Prompt
+    from ..engine import Engine
+    from ..text.prompts import Prompt
 
 _LARGEST_FILE = 1 << 30
 _TEXTS = ("prompt", "text", "dialogue")

@@ -22,7 +22,8 @@ from .options import ModelOptions, RecipeOptions, answering_options, json_option
 if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
     from ..completion import Pass, Piece, Settings
-    from ..engine import Engine, Prompt
+    from ..engine import Engine
+    from ..text.prompts import Prompt
 
 FILE = click.Path(allow_dash=True)  # as any other text, and shells complete it
 

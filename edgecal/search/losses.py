@@ -25,8 +25,9 @@ from edgecal_weights.files import parse_json, read_bytes
 from ..adapters.compiled import RunningAdapter
 from ..cache import KVCache
 from ..decoding.likelihood import Forced, Likelihoods
-from ..engine import Engine, Prompt
+from ..engine import Engine
 from ..errors import ContextLengthError, PromptError
+from ..text.prompts import Prompt
 from ..text.tasks import user_message
 
 _LARGEST_FILE = 64 << 20
