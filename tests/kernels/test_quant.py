@@ -182,3 +182,13 @@ def test_scales_of_two_levels(rng):
         else:
             np.testing.assert_array_equal(np.stack([scale[19, 8:], minimum[19, 8:]], axis=1), multiples * units)
             assert (minimum[19] < 0).any()
+
+
+@pytest.mark.parametrize("format", ["int4_k", "int5_k", "int6_k"])
+def test_two_levels_reach_beyond_float16(rng, format):
+    """127 units of float16's largest number: only a unit has to fit into float16."""
+    w = rng.standard_normal((32, 512)).astype(np.float32)
+    error = dequantize(quantize(w * np.float32(1e6), format)) / np.float32(1e6) - w
+    assert np.sqrt(np.mean(error**2)) < BUDGET[format]
+    with pytest.raises(QuantizationError, match="beyond float16"):
+        quantize(w * np.float32(1e9), format)
