@@ -121,7 +121,7 @@ class Engine:
         with open_checkpoint(demo.find(str(source)), revision=revision, offline=offline) as checkpoint:
             tokenizer = Tokenizer.from_checkpoint(checkpoint)
             loading = Loading(weights, group_size, cache_dtype, _prefix_cache_bytes(prefix_cache, ops), ops)
-            config = ModelConfig.from_dict(checkpoint.config)
+            config = ModelConfig.of(checkpoint)
             config, told = fit(checkpoint, config, loading, context, memory_limit)
             model, note = load_model(checkpoint, config, ops, weights=weights, group_size=group_size, progress=progress)
             base, sampling = base_facts(config), _advised_sampling(checkpoint)

@@ -147,9 +147,14 @@ def _verify_live(
     save: str | None,
 ) -> Verification:
     """Compute the reference now, and hold edgecal against it."""
+    from ..architecture import Architecture
     from ..demo import find
     from ..verification.live import live_reference
 
+    with open_model(subject.model, subject.loading) as checkpoint:
+        shapes = Architecture.of(checkpoint).shapes
+    for adapter in adapters.values():  # before PyTorch is started for it
+        adapter.check_against(shapes)
     live = live_reference(find(subject.model), recipe, adapters, prompts=prompts, new_tokens=new_tokens, save=save)
     with ExitStack() as stack:
         with progress("computing the reference with PyTorch"):
