@@ -86,10 +86,10 @@ def test_from_codes_is_exact(d, k, format, seed):
     if format != "int8":
         codes = rng.integers(0, 1 << SPECS[format].bits, (d, k)).astype(np.uint8)
     scale = rng.uniform(1e-3, 1, (d, groups)).astype(np.float16)
-    minimum = rng.uniform(-1, 1, (d, groups)).astype(np.float16) if format == "int4_affine" else None
+    minimum = rng.uniform(-1, 1, (d, groups)).astype(np.float16) if SPECS[format].has_minimum else None
     t = from_codes(codes, scale, minimum, format)
     np.testing.assert_array_equal(unpack(t)[0][:d, :k], codes)
-    value = codes.astype(np.float32) - {"int4_f16": 8, "int5": 16, "int6": 32}.get(format, 0)
+    value = codes.astype(np.float32) - SPECS[format].code_offset
     expected = value * np.repeat(scale.astype(np.float32), 32, axis=1)[:, :k]
     if minimum is not None:
         expected += np.repeat(minimum.astype(np.float32), 32, axis=1)[:, :k]
