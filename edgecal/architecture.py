@@ -29,7 +29,7 @@ class Architecture:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Architecture:
         """Raises UnsupportedModelError, or FileFormatError when the checkpoint lacks a tensor."""
-        config = ModelConfig.from_dict(checkpoint.config)
+        config = ModelConfig.of(checkpoint)
         check_tensors(checkpoint, config)
         return cls(config, adaptable_shapes(config), base_facts(config))
 

@@ -22,9 +22,10 @@ from typing import Any, TypeAlias, TypeVar
 from .adapters.recipe import Recipe
 from .completion import Completion, Pass, Piece, Request, Settings, completion
 from .decoding.batch import BATCH_SIZE
-from .engine import Engine, Prompt
+from .engine import Engine
 from .errors import BusyError, OptionError
 from .scheduler import Scheduler, Ticket
+from .text.prompts import Prompt
 
 MAX_WAITING = 64
 _AT_ONCE_S = 0.02  # pieces that follow one another faster than that are told together; nobody reads faster

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecal_weights.checkpoint import Checkpoint
 from edgecal_weights.families import FAMILIES, Family
 from edgecal_weights.families.family import Bias, no_windows
 
@@ -81,6 +82,14 @@ class ModelConfig:
     def spec(self) -> Family:
         """What the family is made of."""
         return FAMILIES[self.family]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> ModelConfig:
+        """Of a model's files. Errors as for `from_dict`, with the model's path."""
+        try:
+            return cls.from_dict(checkpoint.config)
+        except (FileFormatError, UnsupportedModelError) as error:
+            raise type(error)(f"{checkpoint.path}: {error}") from error
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ModelConfig:

@@ -25,30 +25,30 @@ from . import demo
 from .adapters.calibration import Calibration
 from .adapters.compiled import CompiledAdapter, RunningAdapter
 from .adapters.lora import LoraAdapter
-from .adapters.recipe import Recipe, Shot, compile_recipe, compile_steps
+from .adapters.recipe import Recipe, compile_recipe, compile_steps
 from .architecture import base_facts
 from .cache import KVCache
 from .completion import Completion, Pass, Piece, Request, Settings, completion, numbered, per_prompt
 from .config import ModelConfig
 from .decoding.batch import BATCH_SIZE, check_batch_size
 from .decoding.generate import check_prompt, drafts_allowed
-from .decoding.likelihood import Forced, Likelihood, Likelihoods, rolling_windows
+from .decoding.likelihood import Forced, Likelihood, Likelihoods
 from .decoding.prefix_cache import PrefixCache
 from .decoding.sampler import SamplingOptions, advised
-from .errors import ContextLengthError, FileFormatError, OptionError, PromptError, RecipeError
+from .errors import FileFormatError, OptionError, PromptError, RecipeError
 from .fitting import Loading, fit
 from .loading import load_model
 from .memory import release_free
 from .model import Model
 from .scheduler import answer_together
+from .scoring import forced_pairs, forced_windows
 from .serving import Runner
+from .text.prompts import Prompt, after_examples, messages
 from .text.tasks import user_message
 from .text.tokenizer import Tokenizer
 from .threads import Threads, choose_threads
 from .tuned import recall
 
-Message = Mapping[str, str]
-Prompt = str | Sequence[Message]
 PREFIX_CACHE = 32 << 20  # bytes of keys and values kept of earlier requests
 
 
@@ -121,7 +121,7 @@ class Engine:
         with open_checkpoint(demo.find(str(source)), revision=revision, offline=offline) as checkpoint:
             tokenizer = Tokenizer.from_checkpoint(checkpoint)
             loading = Loading(weights, group_size, cache_dtype, _prefix_cache_bytes(prefix_cache, ops), ops)
-            config = ModelConfig.from_dict(checkpoint.config)
+            config = ModelConfig.of(checkpoint)
             config, told = fit(checkpoint, config, loading, context, memory_limit)
             model, note = load_model(checkpoint, config, ops, weights=weights, group_size=group_size, progress=progress)
             base, sampling = base_facts(config), _advised_sampling(checkpoint)
@@ -229,10 +229,10 @@ class Engine:
             if not isinstance(prompt, str):
                 raise PromptError("a raw prompt is one string; messages need the chat template")
             return self.tokenizer.encode(prompt, add_special_tokens=True)
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-        if not messages or not any(str(m.get("content", "")).strip() for m in messages):
+        asked = messages(prompt)
+        if not asked or not any(str(message.get("content", "")).strip() for message in asked):
             raise PromptError("the prompt is empty: give some text to answer")
-        return self.tokenizer.encode_chat(messages)
+        return self.tokenizer.encode_chat(asked)
 
     def stream(
         self,
@@ -319,7 +319,11 @@ class Engine:
                 raise PromptError("the prompt is empty: give some text to work on")
             return self._step(prompt, recipe, compiled, 0, settings)
         if recipe is not None and recipe.shots:
-            prompt = _after(recipe.shots, prompt, raw=settings.raw)
+            if settings.raw:
+                raise PromptError(
+                    "in_context puts examples in front as turns of a conversation: that needs the chat template"
+                )
+            prompt = after_examples(recipe.shots, prompt)
         return self._request(self.encode(prompt, raw=settings.raw), compiled[0], recipe, settings)
 
     def prepare_ids(
@@ -379,45 +383,16 @@ class Engine:
         that begin alike share the work. ContextLengthError for a pair that is too long, PromptError for an empty
         continuation, RecipeError for multi_step.
         """
-        sequences = []
-        for number, (context, continuation) in enumerate(pairs, 1):
-            with numbered(number):
-                sequences.append(self._pair(context, continuation))
-        return self._score(sequences, recipe)
+        limit = self.model.config.max_position_embeddings
+        return self._score(forced_pairs(self.tokenizer, pairs, limit), recipe)
 
     def loglikelihood_rolling(self, texts: Sequence[str], *, recipe: Recipe | str | None = None) -> list[float]:
         """The sum of the log-probabilities of each whole text, in nats: every token counts once, behind as much of the
         text as the context holds. Errors as for `loglikelihood`."""
-        windows = [
-            rolling_windows(self.tokenizer.encode(text), self._first_id(), self.model.config.max_position_embeddings)
-            for text in texts
-        ]
+        limit = self.model.config.max_position_embeddings
+        windows = [forced_windows(self.tokenizer, text, limit) for text in texts]
         scores = iter(self._score([one for each in windows for one in each], recipe))
         return [sum(next(scores).total for _ in each) for each in windows]
-
-    def _pair(self, context: str, continuation: str) -> Forced:
-        if not continuation:
-            raise PromptError("the continuation is empty: there is nothing to score")
-        kept = context.rstrip()
-        continuation = context[len(kept) :] + continuation
-        before = self.tokenizer.encode(kept)
-        ids = self.tokenizer.encode(kept + continuation)
-        start, limit = len(before), self.model.config.max_position_embeddings
-        if not start:
-            ids, start = [self._first_id(), *ids], 1
-        start = min(start, len(ids) - 1)
-        if len(ids) - 1 > limit:
-            raise ContextLengthError(f"it has {len(ids) - 1} tokens and the model's context {limit}")
-        return Forced(tuple(ids), start)
-
-    def _first_id(self) -> int:
-        """What stands before a text: the tokenizer's beginning of text, else its end, as in the harness."""
-        tokenizer = self.tokenizer
-        if tokenizer.bos_id is not None:
-            return tokenizer.bos_id
-        if not tokenizer.eos_ids:
-            raise PromptError(f"{tokenizer.origin} names no token for the beginning or the end of a text")
-        return min(tokenizer.eos_ids)
 
     def _score(self, sequences: Sequence[Forced], recipe: Recipe | str | None) -> list[Likelihood]:
         recipe = self.find_recipe(recipe)
@@ -466,20 +441,6 @@ class Engine:
         check_batch_size(batch_size)
         costs = [[] for _ in requests] if passes is None else passes
         return answer_together(self.runner, requests, batch_size, costs)
-
-
-def _after(shots: Sequence[Shot], prompt: Prompt, *, raw: bool) -> Prompt:
-    """The prompt behind examples: turns of a conversation, after its system message."""
-    if raw:
-        raise PromptError("in_context puts examples in front as turns of a conversation: that needs the chat template")
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-    n_system = next((i for i, m in enumerate(messages) if m.get("role") != "system"), len(messages))
-    turns = [
-        {"role": role, "content": content}
-        for shot in shots
-        for role, content in (("user", shot.input), ("assistant", shot.output))
-    ]
-    return [*messages[:n_system], *turns, *messages[n_system:]]
 
 
 def _prefix_cache_bytes(asked: int | None, ops: Backend) -> int:

@@ -109,8 +109,9 @@ def _refusal(
     ):
         other = need(checkpoint, config, replace(loading, **change))
         if other.total(context) < total:
-            fits = "fits" if other.total(context) <= granted.nbytes else "takes"
-            advice.append(f"{said} {fits} with {mebibytes(other.total(context))}")
+            much = mebibytes(other.total(context))
+            fits = other.total(context) <= granted.nbytes
+            advice.append(f"{said} fits with {much}" if fits else f"{said} would still take {much}")
     return (
         f"{checkpoint.path.name} takes some {mebibytes(total)} ({parts}, the rest work space), and "
         f"{mebibytes(max(granted.nbytes, 0))} {granted.where}; {'; '.join(advice) or 'take a smaller model'}; "

@@ -13,7 +13,7 @@ Shape letters: T new tokens, S cached length, D hidden_size, H n_heads, K n_kv_h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Literal
@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecal_kernels.clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, NORM, OUTPUT, QKV, ROPE, Clock
+from edgecal_kernels.clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, NORM, OUTPUT, QKV, ROPE
 from edgecal_kernels.decoder_weights import COMPONENTS, DecoderWeights, Place
 from edgecal_kernels.dispatch import Backend
 from edgecal_kernels.quant import Array, QuantizedTensor
@@ -29,7 +29,8 @@ from edgecal_weights.lora_file import EMBEDDING
 from edgecal_weights.mapped_file import Watch, nothing_to_watch
 
 from .adapters.compiled import CompiledAdapter, Pack, RunningAdapter, RunningPair, run_form
-from .architecture import Part, adaptable_shapes, layer_parts, outer_parts
+from .architecture import adaptable_shapes, layer_parts, outer_parts
+from .builder import Builder, Norm, Weights
 from .cache import BLOCK, KVCache
 from .config import ModelConfig
 from .errors import AdapterError, OptionError, PromptError
@@ -37,20 +38,7 @@ from .linear import Linear
 from .observer import Forward, ForwardObserver
 from .threads import choose_threads
 
-Weights = Callable[[str], "QuantizedTensor | Array"]  # tensor name -> weight, quantized or float32
 Ropes = tuple[Array, Array]  # cos and sin, float32 (n_ropes, positions, rotary_dim / 2)
-
-
-class Norm:
-    """RMSNorm, or LayerNorm when there is a bias."""
-
-    def __init__(self, weight: Array, bias: Array | None, eps: float, ops: Backend) -> None:
-        self.weight, self.bias, self.eps, self.ops = weight, bias, eps, ops
-
-    def __call__(self, x: Array) -> Array:
-        if self.bias is None:
-            return self.ops.rms_norm(x, self.weight, self.eps)
-        return self.ops.layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class Attention:
@@ -159,39 +147,6 @@ def rope_table(inverse_frequencies: Array, n_positions: int) -> Ropes:
     positions = np.arange(-(-n_positions // BLOCK) * BLOCK, dtype=np.float32)
     angles = positions[:, None] * inverse_frequencies[:, None]
     return np.cos(angles), np.sin(angles)
-
-
-class Builder:
-    """Makes the parts of a model from named weights. `arrays`: every weight that was taken, by name."""
-
-    def __init__(self, config: ModelConfig, weights: Weights, ops: Backend) -> None:
-        self.config, self.ops, self.clock = config, ops, Clock()
-        self.linears: dict[str, Linear] = {}
-        self.arrays: dict[str, QuantizedTensor | Array] = {}
-        self._weights = weights
-
-    def weight(self, name: str) -> QuantizedTensor | Array:
-        self.arrays[name] = self._weights(name)
-        return self.arrays[name]
-
-    def vector(self, name: str, offset: float = 0.0) -> Array:
-        weight = self.weight(name)
-        assert isinstance(weight, np.ndarray), f"{name} is a vector and is never quantized"
-        if offset:
-            weight = self.arrays[name] = weight + np.float32(offset)
-        return weight
-
-    def linear(self, module: Part, part: int) -> Linear:
-        weight = self.weight(f"{module.name}.weight")
-        bias = self.vector(f"{module.name}.bias") if module.bias else None
-        linear = Linear(module.name, weight, bias, ops=self.ops, clock=self.clock, part=part)
-        self.linears[module.name] = linear
-        return linear
-
-    def norm(self, part: Part) -> Norm:
-        weight = self.vector(f"{part.name}.weight", self.config.norm_weight_offset)
-        bias = self.vector(f"{part.name}.bias") if part.bias else None
-        return Norm(weight, bias, self.config.norm_eps, self.ops)
 
 
 class Model:

@@ -31,7 +31,7 @@ edgecal demo -n 20
 edgecal merge --adapter demo:summarize --adapter demo:professional --method ties --out merged
 edgecal generate demo "Once upon a time" --adapter merged -n 10
 edgecal profile demo demo -r 1 --json >profile.json
-edgecal verify "$sources/tests/golden/reference/linear.safetensors" --model demo --adapter demo:summarize \
+edgecal verify demo "$sources/tests/golden/reference/linear.safetensors" --adapter demo:summarize \
     --adapter demo:professional || [ $? = 1 ]  # the base is rounded here: figures, and no traceback
 
 EDGECAL_BACKEND=numba edgecal generate demo x -n 1 2>said && fail "Numba is said to be there"

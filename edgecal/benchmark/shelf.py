@@ -44,7 +44,7 @@ def load_engine(config: EvalConfig, threads: int | None = None, progress: Progre
 def model_size(config: EvalConfig) -> int:
     """Parameters of the base."""
     with open_checkpoint(demo.find(config.model)) as checkpoint:
-        shapes = expected_shapes(ModelConfig.from_dict(checkpoint.config))
+        shapes = expected_shapes(ModelConfig.of(checkpoint))
     return sum(math.prod(shape) for shape in shapes.values())
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from edgecal_weights.files import parse_json
+from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, PromptError
+from ..text.json_lines import each_object, one_key, read_input, text_at
 from ._output import echo_json, screen
 from ._progress import progress
 from ._prompt_text import read_text
@@ -75,27 +74,15 @@ def read_dialogues(name: str, limit: int | None) -> list[str]:
 
     if name == "demo" and not Path(name).exists():
         return [demo.dialogue()]
-    path, text = Path(name), read_text(name)
-    found = []
-    if path.suffix in (".jsonl", ".json"):
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                found.append(_dialogue(line, f"{path} line {number}"))
-            if limit is not None and len(found) == limit:
-                break
-    elif text.strip():
-        found = [text.strip()]
+    if Path(name).suffix in (".jsonl", ".json"):
+        found = each_object(read_input(name)[1], name, _dialogue, limit)
+    else:
+        found = [text] if (text := read_text(name).strip()) else []
     if not found:
-        raise PromptError(f"{path} has no dialogue")
+        raise PromptError(f"{name} has no dialogue")
     return found
 
 
-def _dialogue(line: str, place: str) -> str:
-    try:
-        value = parse_json(line, unique=False)
-    except ValueError as error:
-        raise PromptError(f"{place} is not JSON: {error}") from error
-    text = value.get("dialogue", value.get("text")) if isinstance(value, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise PromptError(f'{place}: expected an object with a text under "dialogue" or "text"')
-    return text.strip()
+def _dialogue(number: int, values: dict[str, Any]) -> str:
+    key = "dialogue" if "dialogue" in values else one_key(values, ("dialogue", "text"))
+    return text_at(values, key).strip()

@@ -11,26 +11,24 @@ empty) gets an "error" in the place of its answer and the others run; a line tha
 
 from __future__ import annotations
 
-import codecs
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from edgecal_weights.files import parse_json, read_bytes
-
 from ..adapters.recipe import Recipe
-from ..errors import EdgecalError, PromptError, RecipeError
+from ..errors import EdgecalError, PromptError
+from ..text.json_lines import each_object, one_key, read_input
 from ._output import echo_json
 from ._progress import progress
 from ._sampling import OPTIONS, SAMPLING
 
 if TYPE_CHECKING:
     from ..completion import Pass, Piece, Request, Settings
-    from ..engine import Engine, Prompt
+    from ..engine import Engine
+    from ..text.prompts import Prompt
 
-_LARGEST_FILE = 1 << 30
 _TEXTS = ("prompt", "text", "dialogue")
 _OWN = (*SAMPLING, "max_tokens", "stop", "stop_at_repetition")  # the keys that override an option
 
@@ -49,40 +47,20 @@ class Line:
 
 def read_lines(name: str) -> list[Line]:
     """The prompts of a file (- is standard input). PromptError naming the file and the line."""
-    if name == "-":
-        name, raw = "standard input", sys.stdin.buffer.read(_LARGEST_FILE + 1)
-        if len(raw) > _LARGEST_FILE:
-            raise PromptError(f"{name} is larger than {_LARGEST_FILE >> 30} GiB; split it")
-    else:
-        raw = read_bytes(name, _LARGEST_FILE, error=PromptError, pipe=True)
-    lines = []
-    for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-        if line.strip():
-            try:
-                lines.append(_line(number, line))
-            except (PromptError, RecipeError) as error:
-                raise PromptError(f"{name}, line {number}: {error}") from error
+    name, raw = read_input(name)
+    lines = each_object(raw, name, _line)
     if not lines:
         raise PromptError(f"{name} holds no prompts")
     return lines
 
 
-def _line(number: int, raw: bytes) -> Line:
-    try:
-        values = parse_json(raw)
-    except ValueError as error:
-        raise PromptError(f"not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise PromptError(f"a JSON {type(values).__name__}, expected an object")
-    found = [key for key in (*_TEXTS, "messages") if key in values]
-    if len(found) != 1:
-        names = ", ".join(map(repr, list(values)[:8])) or "none"
-        raise PromptError(f"expected one of the keys {', '.join(map(repr, (*_TEXTS, 'messages')))}; its keys: {names}")
-    value, messages = values[found[0]], None
-    if found[0] == "messages":
+def _line(number: int, values: dict[str, Any]) -> Line:
+    key = one_key(values, (*_TEXTS, "messages"))
+    value, messages = values[key], None
+    if key == "messages":
         messages, value = _messages(value), None
     elif not isinstance(value, str):
-        raise PromptError(f"{found[0]!r} must be a text")
+        raise PromptError(f"{key!r} must be a text, found {type(value).__name__}")
     recipe = None
     if values.get("recipe") is not None:
         if not isinstance(values["recipe"], dict):

@@ -39,7 +39,10 @@ class TaskOptions:
         if self.task not in TASKS:
             hint = did_you_mean(self.task, TASKS)
             raise PromptError(f"unknown task {self.task!r}{hint}; known tasks: {', '.join(TASKS)}")
-        text = instruction(self.task, **fields)
+        try:
+            text = instruction(self.task, **fields)
+        except PromptError as error:
+            raise PromptError(f"{error} (--tone, --language)") from error
         for name, known in (("tone", TONES), ("language", LANGUAGES)):
             value = fields.get(name)
             if value is None or value.lower() in {word.lower() for word in known}:

@@ -15,7 +15,7 @@ import click
 
 from ..errors import EdgecalError
 from ._answer import CONTROL, AnswerWriter
-from ._completion import complete_model
+from ._model_argument import model_argument
 from ._output import echo, echo_json
 from ._progress import while_reading
 from ._sampling import SettingsOptions, sampling_options
@@ -34,16 +34,14 @@ HISTORY_FILE = "chat_history"
 
 
 @click.command("chat")
-@click.argument("model", required=False, shell_complete=complete_model)
-@click.option("-m", "--model", "named", metavar="MODEL", shell_complete=complete_model, help="The same as MODEL.")
+@model_argument
 @click.option("--system", help="A system message.")
 @answering_options
 @recipe_options
 @sampling_options
 @json_option
 def command(
-    model: str | None,
-    named: str | None,
+    model: str,
     system: str | None,
     loading: ModelOptions,
     chosen: RecipeOptions,
@@ -58,10 +56,6 @@ def command(
 
     With --json: one JSON object for each message or command of the input.
     """
-    if (model is None) == (named is None):
-        raise click.UsageError("say which model to talk with, once: edgecal chat MODEL")
-    model = model or named
-    assert model is not None
     from ..conversation import Conversation, refuse_pipeline
     from ._chat_commands import Commands
     from ._composition import Composition

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import click
 
-from ._completion import complete_model
+from ._model_argument import model_argument
 from ._output import echo_json, screen
 from ._progress import progress
 from .options import ModelOptions, RecipeOptions, calibration_options, hub_options, json_option, open_model
 
 
 @click.command("doctor")
-@click.argument("model", shell_complete=complete_model)
+@model_argument
 @calibration_options
 @hub_options
 @json_option

@@ -9,7 +9,7 @@ import click
 
 from edgecal_weights.files import write_json, write_text
 
-from ._completion import complete_model
+from ._model_argument import model_argument
 from ._output import echo, echo_json, note
 from ._progress import progress
 from .options import ModelOptions, RecipeOptions, hub_options, json_option, open_model, recipe_options
@@ -21,13 +21,7 @@ _ENDINGS = (".png", ".svg", ".pdf", ".json", ".csv")
 
 
 @click.command("figure")
-@click.option(
-    "-m",
-    "--model",
-    required=True,
-    shell_complete=complete_model,
-    help="The base: a directory, a GGUF file, a hub id, or demo.",
-)
+@model_argument
 @click.option(
     "--out",
     "files",
@@ -40,10 +34,10 @@ _ENDINGS = (".png", ".svg", ".pdf", ".json", ".csv")
 @recipe_options
 @json_option
 def command(model: str, files: tuple[str, ...], loading: ModelOptions, chosen: RecipeOptions, as_json: bool) -> None:
-    """Draw how the weight changes of a recipe are spread, and their norms by layer, beside plain linear merging.
+    """Draw how a recipe's changes of the weights of MODEL are spread, and their norms by layer, beside linear merging.
 
     \b
-    edgecal figure --model demo --adapter demo:summarize --adapter demo:professional \\
+    edgecal figure demo --adapter demo:summarize --adapter demo:professional \\
         --calibration demo:learnable_calibration_pp --out figure.png --out numbers.csv
 
     What Figure 5 of paper 1 shows, for any recipe. The weights of the base are not read.

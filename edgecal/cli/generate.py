@@ -11,7 +11,7 @@ import click
 from ..errors import PromptError
 from ..machine import Watch, crowded
 from ._answer import AnswerWriter
-from ._completion import complete_model
+from ._model_argument import MODEL, NAMED, model_and_words
 from ._output import echo, echo_json
 from ._progress import while_reading
 from ._prompt_text import prompt_text
@@ -22,14 +22,15 @@ from .options import ModelOptions, RecipeOptions, answering_options, json_option
 if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
     from ..completion import Pass, Piece, Settings
-    from ..engine import Engine, Prompt
+    from ..engine import Engine
+    from ..text.prompts import Prompt
 
 FILE = click.Path(allow_dash=True)  # as any other text, and shells complete it
 
 
 @click.command("generate")
-@click.argument("model", required=False, shell_complete=complete_model)
-@click.option("-m", "--model", "named", metavar="MODEL", shell_complete=complete_model, help="The same as MODEL.")
+@MODEL
+@NAMED
 @click.argument("prompt", required=False)
 @click.option("-p", "--prompt", "asked_for", metavar="TEXT", help="The same as PROMPT.")
 @click.option(
@@ -125,11 +126,9 @@ def _model_and_prompt(
     model: str | None, named: str | None, prompt: str | None, asked_for: str | None
 ) -> tuple[str, str | None]:
     """Of the two arguments and the two options that may take their places."""
-    words = [word for word in (model, prompt) if word is not None]
+    named, words = model_and_words(named, (model, prompt))
     if named is None:
-        if not words:
-            raise click.UsageError("say which model is to answer: edgecal generate MODEL PROMPT")
-        named = words.pop(0)
+        raise click.UsageError("say which model is to answer: edgecal generate MODEL PROMPT")
     if asked_for is not None:
         words.append(asked_for)
     if len(words) > 1:

@@ -116,15 +116,16 @@ def _merge(
 
 def common_shapes(adapters: list[LoraAdapter]) -> dict[str, tuple[int, int]]:
     """(d, k) of every module that one of them changes; AdapterError names the first on which they differ."""
-    shapes: dict[str, tuple[int, int]] = {}
+    first: dict[str, tuple[str, tuple[int, int]]] = {}
     for adapter in adapters:
         for module, (d, k, _rank) in adapter.shapes.items():
-            if shapes.setdefault(module, (d, k)) != (d, k):
+            name, shape = first.setdefault(module, (adapter.name, (d, k)))
+            if shape != (d, k):
                 raise AdapterError(
-                    f"the adapters are for different bases: {module} is {(d, k)} in {adapter.name} and "
-                    f"{shapes[module]} in another"
+                    f"the adapters are for different bases: {module} is {(d, k)} in {adapter.name!r} and {shape} in "
+                    f"{name!r}; give those of one base"
                 )
-    return shapes
+    return {module: shape for module, (_, shape) in first.items()}
 
 
 def _base_shapes(base: str | None, recipe: Recipe) -> tuple[dict[str, tuple[int, int]] | None, dict[str, Any] | None]:

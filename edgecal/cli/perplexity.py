@@ -9,7 +9,7 @@ import click
 
 from edgecal_kernels.quant import FORMATS
 
-from ._completion import complete_model
+from ._model_argument import model_argument
 from ._output import echo, echo_json
 from ._progress import progress
 from .options import ModelOptions, RecipeOptions, json_option, load_engine, model_options, recipe_options
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("perplexity")
-@click.argument("model", shell_complete=complete_model)
+@model_argument
 @click.option(
     "-f",
     "--text",

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import EdgecalError, StorageError
-from ._completion import calibrations, complete_model, complete_paths, methods
+from ._completion import calibrations, complete_paths, methods
+from ._model_argument import MODEL, NAMED, model_and_words
 from ._output import echo, echo_json, note, screen
 from ._progress import progress
 from ._sampling import SAMPLING
@@ -134,7 +135,8 @@ _output_options = group_of(
 
 
 @click.command("profile")
-@click.argument("model", required=False, shell_complete=complete_model)
+@MODEL
+@NAMED
 @click.argument("recipes", nargs=-1, metavar="[RECIPE]...", shell_complete=complete_paths(_recipe_words))
 @_plan_options
 @model_options_but_threads
@@ -150,6 +152,7 @@ _output_options = group_of(
 @_output_options
 def command(
     model: str | None,
+    named: str | None,
     recipes: tuple[str, ...],
     lengths: PlanOptions,
     loading: ModelOptions,
@@ -180,6 +183,8 @@ def command(
     """
     if sum((output.as_json, output.as_csv, output.as_md)) > 1:
         raise click.UsageError("--json, --csv and --md each want the output: give one of them")
+    model, words = model_and_words(named, (model, *recipes))
+    recipes = tuple(words)
     if compare:
         if model is not None:
             raise click.UsageError("--compare takes two files and measures nothing: leave the model away")

@@ -133,7 +133,7 @@ def _calibrated(
     if imatrix is not None:
         from edgecal_weights.imatrix_file import read_imatrix
 
-        importances = read_imatrix(imatrix, ModelConfig.from_dict(checkpoint.config).spec)
+        importances = read_imatrix(imatrix, ModelConfig.of(checkpoint).spec)
     with progress("calibrating") as report_work:
         return quantize_calibrated(
             checkpoint, out, documents=documents, importances=importances, progress=report_work, **options

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import StorageError
-from ._completion import complete_model
+from ._model_argument import model_argument
 from ._output import echo, echo_json, screen
 from ._progress import progress
 from ._tables import show_table
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command("search")
-@click.argument("model", shell_complete=complete_model)
+@model_argument
 @adapter_options
 @click.option(
     "--examples",

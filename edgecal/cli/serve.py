@@ -17,7 +17,8 @@ import click
 from ..errors import EdgecalError, OptionError, RecipeError
 from ._completion import adapters as adapter_names
 from ._completion import calibrations as calibration_names
-from ._completion import complete_model, complete_paths
+from ._completion import complete_paths
+from ._model_argument import MODEL, NAMED
 from ._names import calibration_path, model_named
 from ._output import echo, echo_json, note
 from .options import (
@@ -41,8 +42,8 @@ _DEMO = {"summarize": "demo:summarize", "professional": "demo:professional", "fr
 
 
 @click.command("serve")
-@click.argument("model", required=False, shell_complete=complete_model)
-@click.option("-m", "--model", "named", metavar="MODEL", shell_complete=complete_model, help="The same as MODEL.")
+@MODEL
+@NAMED
 @click.option(
     "--adapter",
     "adapters",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ._completion import complete_model
+from ._model_argument import model_argument
 from ._output import echo, echo_json, screen
 from ._progress import progress
 from ._tables import show_table
@@ -12,7 +12,7 @@ from .options import ModelOptions, json_option, load_engine, model_options_but_t
 
 
 @click.command("tune")
-@click.argument("model", shell_complete=complete_model)
+@model_argument
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),

@@ -11,7 +11,7 @@ import click
 from edgecal_weights.reference_file import ReferenceFile
 
 from ..errors import OptionError, VerificationError
-from ._completion import complete_model
+from ._model_argument import MODEL, NAMED, model_and_words
 from ._names import calibration_path
 from ._output import echo_json, note, screen
 from ._progress import progress
@@ -36,14 +36,9 @@ _SETTLED = ("--adapter-weights", "--option", "--step")
 
 
 @click.command("verify", context_settings={"default_map": {"weights": "fp32", "cache_dtype": "fp32"}})
+@MODEL
+@NAMED
 @click.argument("reference", required=False, type=click.Path())
-@click.option(
-    "-m",
-    "--model",
-    required=True,
-    shell_complete=complete_model,
-    help="The base: a directory, a GGUF file, a hub id, or demo.",
-)
 @click.option("--live", is_flag=True, help="Compute the reference now, with PyTorch, transformers and PEFT.")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="With --live: a user message; repeatable.")
 @click.option("--new-tokens", type=click.IntRange(min=1), default=16, show_default=True, help="With --live.")
@@ -59,8 +54,9 @@ _SETTLED = ("--adapter-weights", "--option", "--step")
 @model_options
 @json_option
 def command(
+    model: str | None,
+    named: str | None,
     reference: str | None,
-    model: str,
     live: bool,
     prompts: tuple[str, ...],
     new_tokens: int,
@@ -72,11 +68,11 @@ def command(
     loading: ModelOptions,
     as_json: bool,
 ) -> int:
-    """Compare edgecal with REFERENCE, a file that PyTorch wrote (docs/export.md), or with PyTorch itself (--live).
+    """Compare MODEL with REFERENCE, a file that PyTorch wrote (docs/export.md), or with PyTorch itself (--live).
 
     \b
-    edgecal verify linear.safetensors --model base/ --adapter adapters/a --adapter adapters/b
-    edgecal verify --live --model base/ --adapter a=adapters/a --adapter b=adapters/b --method concat
+    edgecal verify base/ linear.safetensors --adapter adapters/a --adapter adapters/b
+    edgecal verify base/ --live --adapter a=adapters/a --adapter b=adapters/b --method concat
 
     The method, the adapters' order and weights are those of the file; adapters are found by their sha256.
     MODEL has to be the base that the reference was made from, and not one rounded to 4 bits like demo. Weights are fp32
@@ -85,13 +81,17 @@ def command(
     from ..adapters.lora import LoraAdapter
     from ..verification.verify import Tolerances
 
+    base, words = model_and_words(named, (model, reference))
+    if base is None or len(words) > 1:
+        raise click.UsageError("say which model, once: edgecal verify MODEL REFERENCE, or -m MODEL")
+    reference = words[0] if words else None
     if (reference is None) != live:
         raise click.UsageError("give a REFERENCE file, or --live to compute one, not both")
     if not live and (prompts or save):
         raise click.UsageError("--prompt and --save go with --live")
     paths = chosen.paths()
     adapters = {name: LoraAdapter.load(path, name) for name, path in paths.items()}
-    subject = _Subject(model, paths, loading, Tolerances(tolerance_delta, tolerance_output, tolerance_logits))
+    subject = _Subject(base, paths, loading, Tolerances(tolerance_delta, tolerance_output, tolerance_logits))
     if reference is None:
         report = _verify_live(subject, chosen.recipe(), adapters, prompts, new_tokens, save)
     else:
@@ -147,9 +147,14 @@ def _verify_live(
     save: str | None,
 ) -> Verification:
     """Compute the reference now, and hold edgecal against it."""
+    from ..architecture import Architecture
     from ..demo import find
     from ..verification.live import live_reference
 
+    with open_model(subject.model, subject.loading) as checkpoint:
+        shapes = Architecture.of(checkpoint).shapes
+    for adapter in adapters.values():  # before PyTorch is started for it
+        adapter.check_against(shapes)
     live = live_reference(find(subject.model), recipe, adapters, prompts=prompts, new_tokens=new_tokens, save=save)
     with ExitStack() as stack:
         with progress("computing the reference with PyTorch"):

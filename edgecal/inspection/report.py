@@ -81,7 +81,7 @@ def inspect(
     config = None
     if against is not None:
         with open_checkpoint(against, offline=offline, progress=progress) as checkpoint:
-            config = ModelConfig.from_dict(checkpoint.config)
+            config = ModelConfig.of(checkpoint)
     if what == "adapter":
         return inspect_adapter(local.parent if kind is Kind.ADAPTER_CONFIG else local, config, str(against))
     if what == "calibration":

@@ -79,7 +79,7 @@ def quantize_calibrated(
         raise QuantizationError("keep rounds nothing, so there is nothing to calibrate; choose a format, such as int4")
     asked = {"format": "int4" if format == "auto" else format, "group_size": group_size}
     asked["embedding_format"] = embedding_format
-    config = ModelConfig.from_dict(checkpoint.config)
+    config = ModelConfig.of(checkpoint)
     check_tensors(checkpoint, config)
     decisions = {decision.name: decision for decision in plan(checkpoint, **asked)}  # type: ignore[arg-type]
     outer = outer_parts(config)

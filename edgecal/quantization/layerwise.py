@@ -18,10 +18,11 @@ from edgecal_kernels.quant import Array
 from edgecal_kernels.reference import Activations
 
 from ..architecture import outer_parts
+from ..builder import Builder, Norm
 from ..cache import KVCache
 from ..config import ModelConfig
 from ..linear import Linear
-from ..model import Builder, Layer, Norm, rope_table
+from ..model import Layer, rope_table
 
 Replace = Callable[[Mapping[str, Array], NDArray[np.float32]], Mapping[str, Array]]
 """Weights (d, k) by tensor name that have the same inputs x, and the sum over tokens of x^T x, (k, k); gives what is to

@@ -20,16 +20,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecal_weights.files import parse_json, read_bytes
-
 from ..adapters.compiled import RunningAdapter
 from ..cache import KVCache
 from ..decoding.likelihood import Forced, Likelihoods
-from ..engine import Engine, Prompt
+from ..engine import Engine
 from ..errors import ContextLengthError, PromptError
+from ..text.json_lines import each_object, one_key, read_input, text_at
+from ..text.prompts import Prompt
 from ..text.tasks import user_message
 
-_LARGEST_FILE = 64 << 20
 _PROMPT_KEYS = ("prompt", "dialogue", "text")
 _TARGET_KEYS = ("target", "summary")
 
@@ -90,19 +89,13 @@ def example_losses(
 def read_examples(path: str | Path, instruction: str | None = None) -> list[Example]:
     """Examples of a JSON lines file: {"prompt", "target"}, or {"dialogue" or "text", "summary" or "target"}.
 
-    A prompt is asked as it stands; a dialogue or text gets `instruction` in front, which it needs. Other keys are
-    ignored. Raises PromptError naming the file and the line.
+    The file - is standard input. A prompt is asked as it stands; a dialogue or text gets `instruction` in front, which
+    it needs. Other keys are ignored. Raises PromptError naming the file and the line.
     """
-    raw = read_bytes(path, _LARGEST_FILE, error=PromptError, pipe=True)
-    examples = []
-    for number, line in enumerate(raw.split(b"\n"), 1):
-        if line.strip():
-            try:
-                examples.append(_example(line, instruction))
-            except PromptError as error:
-                raise PromptError(f"{path}, line {number}: {error}") from error
+    name, raw = read_input(path)
+    examples = each_object(raw, name, lambda number, values: _example(values, instruction))
     if not examples:
-        raise PromptError(f"{path} holds no examples")
+        raise PromptError(f"{name} holds no examples")
     return examples
 
 
@@ -112,15 +105,9 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _example(line: bytes, instruction: str | None) -> Example:
-    try:
-        values = parse_json(line)
-    except ValueError as error:
-        raise PromptError(f"not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise PromptError(f"a JSON {type(values).__name__}, expected an object")
-    key, text = _one_of(_PROMPT_KEYS, values)
-    _, target = _one_of(_TARGET_KEYS, values)
+def _example(values: dict[str, Any], instruction: str | None) -> Example:
+    key = one_key(values, _PROMPT_KEYS)
+    text, target = text_at(values, key), text_at(values, one_key(values, _TARGET_KEYS))
     if key == "prompt":
         if instruction is not None:
             raise PromptError("it has a 'prompt', which says all; a task is for lines with 'dialogue' or 'text'")
@@ -128,17 +115,6 @@ def _example(line: bytes, instruction: str | None) -> Example:
     if instruction is None:
         raise PromptError(f"it has a {key!r} but nothing says what to do with it: name a task, or give a 'prompt'")
     return Example(user_message(instruction, text), target)
-
-
-def _one_of(keys: tuple[str, ...], values: dict[str, Any]) -> tuple[str, str]:
-    found = [key for key in keys if key in values]
-    if len(found) != 1:
-        names = ", ".join(map(repr, list(values)[:8])) or "none"
-        raise PromptError(f"expected one of the keys {', '.join(map(repr, keys))}; its keys are {names}")
-    text = values[found[0]]
-    if not isinstance(text, str) or not text.strip():
-        raise PromptError(f"{found[0]!r} must be a text and not empty")
-    return found[0], text
 
 
 def _encode(engine: Engine, number: int, prompt: Prompt, target: str) -> Forced:

@@ -7,20 +7,19 @@ which of them come first; plain text is one document, as it stands.
 
 from __future__ import annotations
 
-import codecs
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecal_weights.files import parse_json, read_bytes
+from edgecal_weights.files import parse_json
 
 from ..errors import PromptError
+from .json_lines import each_object, names, read_input
 from .tokenizer import Tokenizer
 
 FIELDS = ("text", "dialogue", "prompt", "content")  # the first that a line has, unless a field is named
-_LARGEST_FILE = 1 << 30
 _JSON_LINES = (".jsonl", ".ndjson")
 
 
@@ -29,34 +28,21 @@ def read_documents(path: str | Path, field: str | None = None) -> list[str]:
 
     Raises PromptError naming the file, and the line that is not as expected.
     """
-    name = "standard input" if str(path) == "-" else str(path)
-    if str(path) == "-":
-        raw = sys.stdin.buffer.read(_LARGEST_FILE + 1)
-        if len(raw) > _LARGEST_FILE:
-            raise PromptError(f"{name} is larger than {_LARGEST_FILE >> 30} GiB; split it")
-    else:
-        raw = read_bytes(path, _LARGEST_FILE, error=PromptError, pipe=True)
+    name, raw = read_input(path)
     return split_documents(raw, name, field)
 
 
 def split_documents(raw: bytes, name: str, field: str | None = None) -> list[str]:
     """As `read_documents`, of the content of the file called `name`."""
     try:
-        text = raw.removeprefix(codecs.BOM_UTF8).decode()
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PromptError(f"{name} is not UTF-8 text: {error}") from error
     if not text.strip():
         raise PromptError(f"{name} holds no text")
     if field is None and not name.endswith(_JSON_LINES) and not _begins_with_object(text):
         return [text]
-    documents = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                documents.append(_document(line, field))
-            except PromptError as error:
-                raise PromptError(f"{name}, line {number}: {error}") from error
-    return documents
+    return each_object(raw, name, lambda number, values: _document(values, field))
 
 
 def _begins_with_object(text: str) -> bool:
@@ -66,18 +52,11 @@ def _begins_with_object(text: str) -> bool:
         return False
 
 
-def _document(line: str, field: str | None) -> str:
-    try:
-        values = parse_json(line)
-    except ValueError as error:
-        raise PromptError(f"not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise PromptError(f"a JSON {type(values).__name__}, expected an object")
+def _document(values: dict[str, Any], field: str | None) -> str:
     found = [key for key in ((field,) if field else FIELDS) if key in values]
     if not found:
         wanted = repr(field) if field else f"one of {', '.join(map(repr, FIELDS))}"
-        names = ", ".join(map(repr, list(values)[:8])) or "none"
-        raise PromptError(f"expected {wanted}, found the keys {names}; name the one with the text (--field)")
+        raise PromptError(f"expected {wanted}, found the keys {names(values)}; name the one with the text (--field)")
     text = values[found[0]]
     if not isinstance(text, str):
         raise PromptError(f"{found[0]!r} must be a text, found {type(text).__name__}")

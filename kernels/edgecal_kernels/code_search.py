@@ -52,6 +52,12 @@ def half(values: Array, what: str) -> Array:
     return values.astype(np.float16).astype(np.float32)
 
 
+def half_if_it_fits(values: Array, what: str) -> Array:
+    """As `half`, and as they are where float16 cannot hold them: for values that become multiples of a unit."""
+    fits = np.abs(values) <= _FP16_MAX
+    return np.where(fits, half(np.where(fits, values, 0), what), values)
+
+
 def signed_square(s: NDArray) -> Array:
     """s abs(s) in float32, exact."""
     s = s.astype(np.float32)
@@ -113,7 +119,7 @@ def search_int6_k(g: Array, importance: Array | None = None, units: Array | None
     halves, weighed = g.reshape(len(g), -1, STEP // 2), None
     if importance is not None:
         weighed = importance.reshape(-1, STEP // 2)
-    _, wanted = _symmetric(halves, 32, _INT6_DIVISORS, _float16_scale, weighed)
+    _, wanted = _symmetric(halves, 32, _INT6_DIVISORS, lambda scale: half_if_it_fits(scale, "scale"), weighed)
     scale, units = _multiples(wanted.reshape(len(g), -1, 2), units, 1)
     stored = expand(scale, units).reshape(len(g), -1, 1)
     codes = np.clip(np.rint(halves * _inverse(stored)), -32, 31) + 32
@@ -122,7 +128,7 @@ def search_int6_k(g: Array, importance: Array | None = None, units: Array | None
 
 def _affine_multiples(g: Array, top: int, importance: Array | None, units: Array | None) -> Chosen:
     """Scales and minima of `_affine` as multiples, and the codes that are nearest then."""
-    wanted = _affine(g, top, importance)
+    wanted = _affine(g, top, importance, half_if_it_fits)
     assert wanted.minimum is not None
     scale, units = _multiples(np.stack([wanted.scale, wanted.minimum], axis=2), units, 2)
     stored = expand(scale, units)
@@ -151,19 +157,22 @@ def expand(multiples: NDArray[np.int8], units: Array) -> Array:
     return multiples * each
 
 
-def _affine(g: Array, top: int, importance: Array | None) -> Chosen:
-    """Codes up to `top`. The range [low, high] shrunk a little at either end where that lowers the squared error."""
+def _affine(
+    g: Array, top: int, importance: Array | None, stored: Callable[[Array, str], Array] = half
+) -> Chosen:
+    """Codes up to `top`. The range [low, high] shrunk a little at either end where that lowers the squared error.
+    `stored` gives a scale or a minimum as the format can hold it."""
     low, high = g.min(axis=2), g.max(axis=2)
     span = high - low
     best = _Best(g, importance)
 
     def attempt(minimum: Array, scale: Array) -> None:
-        minimum, scale = half(minimum, "minimum"), half(scale, "scale")
+        minimum, scale = stored(minimum, "minimum"), stored(scale, "scale")
         codes = np.clip(np.rint((g - minimum[..., None]) * _inverse(scale)[..., None]), 0, top)
         best.offer(codes, scale, minimum)
 
     for cut_low, cut_high in _AFFINE_CUTS if importance is None else _FINE_AFFINE_CUTS:
-        minimum = half(low + np.float32(cut_low) * span, "minimum")
+        minimum = stored(low + np.float32(cut_low) * span, "minimum")
         end = high - np.float32(cut_high) * span
         attempt(minimum, np.maximum(end - minimum, 0) / np.float32(top))
     if importance is not None:

@@ -19,6 +19,7 @@ from typing import Any
 import numba
 
 from . import isa
+from .kept_kernels import KeptKernels
 from .paths import cache_directory, private_temporary_directory
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
@@ -91,14 +92,16 @@ def preparing_seconds() -> float:
 
 
 def _compiled(function: Callable, **options: Any) -> Any:
-    # The decorator reads the setting; afterwards it is the program's own again.
-    settings: Any = numba.config
-    before = settings.CACHE_DIR
-    settings.CACHE_DIR = str(kernel_cache()) if _keep else before
-    try:
-        return numba.njit(cache=can_keep(), **_OPTIONS, **options)(function)
-    finally:
-        settings.CACHE_DIR = before
+    dispatcher = numba.njit(**_OPTIONS, **options)(function)
+    if can_keep():
+        # It reads the setting once; afterwards that is the program's own again.
+        settings: Any = numba.config
+        before, settings.CACHE_DIR = settings.CACHE_DIR, str(kernel_cache())
+        try:
+            dispatcher._cache = KeptKernels(function)
+        finally:
+            settings.CACHE_DIR = before
+    return dispatcher
 
 
 def kernel(function: Callable) -> Any:

@@ -6,8 +6,10 @@ process (`python -m edgecal_kernels.warmup`), whose memory goes with it, and a m
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -48,7 +50,10 @@ def compile_all() -> float:
     ops = backend("numba")
     from .jit import can_keep, kernel_cache
 
-    for number in sorted({1, ops.number_of_threads()}):  # a share by itself, and shares among threads
+    numbers = [1]
+    with suppress(BackendError):  # shares among threads are other kernels, also where one core is all there is today
+        numbers.append(ops.number_of_threads(2))
+    for number in numbers:
         with ops.use_threads(number):
             _call_all(ops)
     _merge(ops.merging)
@@ -153,7 +158,9 @@ def warm_up() -> float:
     if not can_keep():
         raise _not_kept("neither it nor a folder for temporary files can be written")
     start = perf_counter()
-    done = subprocess.run([sys.executable, "-m", "edgecal_kernels.warmup"], capture_output=True, text=True)
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "2"}  # whatever this process may have: others may have several
+    command = [sys.executable, "-m", "edgecal_kernels.warmup"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise BackendError(f"compiling the kernels failed: {reason[0]}; EDGECAL_BACKEND=numpy runs without them")

@@ -16,7 +16,7 @@ WITHOUT_SCIPY = "import sys; sys.modules['scipy'] = None; from edgecal.cli impor
 EDGECAL = [sys.executable, "-c", WITHOUT_SCIPY]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": SOURCES}
 MIB = 2**20
-REST_MIB = 220  # interpreter, libraries, compiled code, tokenizer, adapters; importing NumPy and Numba takes 160
+REST_MIB = 220  # interpreter, libraries, compiled code, tokenizer, adapters; importing NumPy and Numba takes 90
 
 
 @pytest.fixture(scope="module", autouse=True)

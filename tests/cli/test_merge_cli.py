@@ -180,6 +180,14 @@ def test_files_have_the_rights_that_the_umask_gives(folder: Path, tmp_path: Path
     assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "out").iterdir()} == {mode}
 
 
+def test_adapters_of_two_bases_are_named(tmp_path: Path) -> None:
+    for name, size in (("one", 64), ("two", 128)):
+        write_tiny_adapter(tmp_path / name, write_tiny_hf(tmp_path / f"base-{name}", hidden_size=size))
+    pair = ["--adapter", tmp_path / "one", "--adapter", tmp_path / "two"]
+    done = edgecal("merge", *pair, "--out", tmp_path / "out", home=tmp_path)
+    assert done.returncode == 1 and "in 'two' and (64, 96) in 'one'; give those of one base" in done.stderr
+
+
 def test_a_wrong_kind_of_calibration_is_named(folder: Path, tmp_path: Path) -> None:
     pair = [word for name in PAIR for word in ("--adapter", folder / name)]
     for path, kind in (

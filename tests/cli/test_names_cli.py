@@ -6,9 +6,11 @@ import json
 import os
 from pathlib import Path
 
+import click
 import pytest
 
 from edgecal import Engine, Recipe, Settings, demo
+from edgecal.cli import COMMANDS, group
 from edgecal.cli._nearest import did_you_mean, nearest
 from edgecal.errors import ModelNotFoundError
 from tests.cli.shell import edgecal
@@ -107,6 +109,15 @@ def test_short_options(folder):
         assert edgecal("chat", *wrong, home=folder).returncode == 2
 
 
+def test_every_model_may_be_an_argument_or_an_option():
+    commands = [group.get_command(click.Context(group), name) for name in COMMANDS]
+    spelled = {c.name: {o for p in c.params for o in p.opts if p.name in ("model", "named")} for c in commands if c}
+    both = {name for name, options in spelled.items() if options == {"model", "-m", "--model"}}
+    asked, looked_at = {"generate", "chat", "serve"}, {"search", "verify", "doctor", "figure"}
+    assert both == asked | looked_at | {"perplexity", "profile", "tune"}
+    assert {name for name, options in spelled.items() if options} - both == {"pull"}, "which takes no folder or file"
+
+
 def test_a_smaller_context(folder):
     """Prompt and answer, but for its last token, which is not read; more than the model knows is refused."""
     done = edgecal("generate", folder / "model", "hello", "-n", "500", "-c", "80", "--json", home=folder)
@@ -179,6 +190,7 @@ def test_completion(folder, monkeypatch):
     assert complete(folder, "gen") == ["generate"]
     assert complete(folder, "generate", "de") == ["demo"]
     assert complete(folder, "generate", "mod") == ["file"]
+    assert complete(folder, "verify", "de") == complete(folder, "figure", "-m", "de") == ["demo"]
     assert complete(folder, "generate", "demo", "--task", "summarize+") == [
         "summarize+translate",
         "summarize+tone",

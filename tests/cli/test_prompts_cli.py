@@ -91,7 +91,7 @@ def test_a_refused_prompt_does_not_stop_the_others(folder, tmp_path):
         (b'{"prompt": "x"}\n[1]', "line 2: a JSON list, expected an object"),
         (
             b'{"question": "x"}',
-            "expected one of the keys 'prompt', 'text', 'dialogue', 'messages'; its keys: 'question'",
+            "expected one of the keys 'prompt', 'text', 'dialogue', 'messages'; its keys are 'question'",
         ),
         (b'{"prompt": "x", "text": "y"}', "expected one of the keys"),
         (b'{"prompt": 3}', "'prompt' must be a text"),

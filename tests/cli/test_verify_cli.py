@@ -36,7 +36,7 @@ def verify(folder: Path, reference: str | None, *more: str) -> subprocess.Comple
     # In an order and under names of their own: adapters are found by their sha256
     adapters = ["--adapter", f"b={folder / 'formal'}", "--adapter", f"a={folder / 'summary'}"]
     first = [str(folder / reference)] if reference else []
-    return edgecal("verify", *first, "--model", folder / "model", *adapters, *more, home=folder)
+    return edgecal("verify", folder / "model", *first, *adapters, *more, home=folder)
 
 
 def test_all_pass(folder):
@@ -70,6 +70,11 @@ def test_refusals(folder):
     assert one.returncode == 1 and "its adapter 1 is 'summary'" in one.stderr
     for wrong in ([None], ["right.safetensors", "--live"], ["right.safetensors", "--prompt", "x"]):
         assert verify(folder, *wrong).returncode == 2
+    write_tiny_adapter(folder / "other", write_tiny_hf(folder / "wide", hidden_size=128))
+    live = edgecal("verify", folder / "model", "--live", "--adapter", folder / "other", home=folder)
+    assert live.returncode == 1 and "adapter other" in live.stderr and "is for another base" in live.stderr
+    twice = verify(folder, "right.safetensors", "--model", "another")
+    assert twice.returncode == 2 and "say which model, once: edgecal verify MODEL REFERENCE" in twice.stderr
 
 
 def test_recipe_file(folder, tmp_path):

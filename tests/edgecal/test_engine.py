@@ -226,7 +226,7 @@ def test_broken_models_are_refused(tmp_path):
             Engine.load(write(tensors | {name: bad}), weights=weights)
     with pytest.raises(UnsupportedModelError, match="mamba.*known architectures: llama, qwen2, qwen3"):
         Engine.load(write(tensors, model_type="mamba"))
-    with pytest.raises(UnsupportedModelError, match="sliding_window 8 is not served for llama"):
+    with pytest.raises(UnsupportedModelError, match=r"/model: config.json: sliding_window 8 is not served for llama"):
         Engine.load(write(tensors, sliding_window=8))
     with pytest.raises(UnsupportedModelError, match="yarn"):
         Engine.load(write(tensors, rope_scaling={"rope_type": "yarn", "factor": 4.0}))

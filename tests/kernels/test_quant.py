@@ -86,10 +86,10 @@ def test_from_codes_is_exact(d, k, format, seed):
     if format != "int8":
         codes = rng.integers(0, 1 << SPECS[format].bits, (d, k)).astype(np.uint8)
     scale = rng.uniform(1e-3, 1, (d, groups)).astype(np.float16)
-    minimum = rng.uniform(-1, 1, (d, groups)).astype(np.float16) if format == "int4_affine" else None
+    minimum = rng.uniform(-1, 1, (d, groups)).astype(np.float16) if SPECS[format].has_minimum else None
     t = from_codes(codes, scale, minimum, format)
     np.testing.assert_array_equal(unpack(t)[0][:d, :k], codes)
-    value = codes.astype(np.float32) - {"int4_f16": 8, "int5": 16, "int6": 32}.get(format, 0)
+    value = codes.astype(np.float32) - SPECS[format].code_offset
     expected = value * np.repeat(scale.astype(np.float32), 32, axis=1)[:, :k]
     if minimum is not None:
         expected += np.repeat(minimum.astype(np.float32), 32, axis=1)[:, :k]
@@ -135,7 +135,7 @@ def test_non_finite_weights_are_refused(bad):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(QuantizationError, match="float16"):
         quantize(np.full((1, 32), 1e9, np.float32), "int8")
-    with pytest.raises(QuantizationError, match=r"int8, int6, int5, int4, int4_f16, int4_affine, int6_k"):
+    with pytest.raises(QuantizationError, match=", ".join(FORMATS)):
         quantize(np.ones((1, 32), np.float32), "int3")
     with pytest.raises(QuantizationError, match="group_size 7"):
         quantize(np.ones((1, 32), np.float32), "int4", 7)
@@ -182,3 +182,13 @@ def test_scales_of_two_levels(rng):
         else:
             np.testing.assert_array_equal(np.stack([scale[19, 8:], minimum[19, 8:]], axis=1), multiples * units)
             assert (minimum[19] < 0).any()
+
+
+@pytest.mark.parametrize("format", ["int4_k", "int5_k", "int6_k"])
+def test_two_levels_reach_beyond_float16(rng, format):
+    """127 units of float16's largest number: only a unit has to fit into float16."""
+    w = rng.standard_normal((32, 512)).astype(np.float32)
+    error = dequantize(quantize(w * np.float32(1e6), format)) / np.float32(1e6) - w
+    assert np.sqrt(np.mean(error**2)) < BUDGET[format]
+    with pytest.raises(QuantizationError, match="beyond float16"):
+        quantize(w * np.float32(1e9), format)

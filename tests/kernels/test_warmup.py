@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +96,29 @@ def test_where_the_cache_cannot_be_written(tmp_path):
     shutil.rmtree(private)
     private.symlink_to(tmp_path)
     assert where(tmp_path, cache, temporary) == (False, cache / "kernels")
+
+
+@pytest.mark.parametrize(("most", "numbers"), [(8, [1, 2]), (1, [1])])
+def test_kernels_for_several_threads_are_compiled_on_one_core_too(monkeypatch, most, numbers):
+    """The next process may have more cores, and would compile them without a word."""
+    used = []
+
+    def number_of_threads(wanted: int) -> int:
+        if wanted > most:
+            raise BackendError("too many")
+        return wanted
+
+    def use_threads(number: int) -> AbstractContextManager[None]:
+        used.append(number)
+        return nullcontext()
+
+    ops = SimpleNamespace(merging=None, number_of_threads=number_of_threads, use_threads=use_threads)
+    monkeypatch.setattr(warmup, "backend", lambda name: ops)
+    monkeypatch.setattr(warmup, "_call_all", lambda ops: None)
+    monkeypatch.setattr(warmup, "_merge", lambda merging: None)
+    monkeypatch.setattr(jit, "can_keep", lambda: False)
+    warmup.compile_all()
+    assert used == numbers
 
 
 def test_nothing_writable_is_said(monkeypatch):

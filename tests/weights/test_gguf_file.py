@@ -273,6 +273,12 @@ def test_the_type_is_read_without_the_vocabulary(tmp_path, monkeypatch, kind):
     path.write_bytes(path.read_bytes()[:30])
     with pytest.raises(FileFormatError, match="m.gguf is truncated"):
         general_type(path)
+    path.write_bytes(path.read_bytes()[:7])
+    with pytest.raises(FileFormatError, match="the version ends at byte 8, the file has 7"):
+        general_type(path)
+    path.write_bytes(b"GG")
+    with pytest.raises(FileFormatError, match="not a GGUF file"):
+        general_type(path)
 
 
 def only_single_strings(cursor, count, what):

@@ -17,6 +17,7 @@ from edgecal_weights.errors import AdapterError, FileFormatError
 from edgecal_weights.peft_adapter import PeftAdapter
 from edgecal_weights.peft_config import HARMLESS, REFUSED, PeftConfig
 from tests.adapter_files import MODULES, random_tensors, tensor_name, write_adapter
+from tests.tiny import write_tiny_hf
 from tests.work import counted
 
 Q0 = "model.layers.0.self_attn.q_proj"
@@ -276,8 +277,11 @@ def test_regex_bombs_are_quick(tmp_path: Path, tensors: dict[str, np.ndarray], c
 def test_missing_and_wrong_paths(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     with pytest.raises(AdapterError, match="no such path"):
         PeftAdapter(tmp_path / "nowhere")
-    with pytest.raises(AdapterError, match="there is no adapter_config.json"):
+    with pytest.raises(AdapterError, match=r"there is no adapter_config.json and no adapter_model.safetensors$"):
         PeftAdapter(tmp_path)
+    model = write_tiny_hf(tmp_path / "model")
+    with pytest.raises(AdapterError, match=r"holds no adapter: .*; it is a model of Hugging Face$"):
+        PeftAdapter(model)
     write_adapter(tmp_path, tensors)
     (tmp_path / "adapter_config.json").unlink()
     with pytest.raises(AdapterError, match=r"adapter_config\.json cannot be read: No such file"):

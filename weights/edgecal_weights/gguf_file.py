@@ -169,7 +169,7 @@ def general_type(path: str | Path) -> str | None:
 
 def _version(cursor: _Cursor) -> int:
     path = cursor.file.path
-    if cursor.file.size < 24 or cursor.take(4, "the magic").tobytes() != b"GGUF":
+    if cursor.file.size < 4 or cursor.take(4, "the magic").tobytes() != b"GGUF":
         raise FileFormatError(f"{path} is not a GGUF file: it does not start with the letters GGUF")
     version = cursor.u32("the version")
     if version in (2, 3):

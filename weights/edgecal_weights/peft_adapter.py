@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .binary_file import Decode, decode_floats
 from .errors import AdapterError, ModelNotFoundError
-from .file_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MLX_WEIGHTS, PICKLE_ENDINGS, PICKLE_RISK, describe
+from .file_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MLX_WEIGHTS, PICKLE_ENDINGS, PICKLE_RISK, Kind, describe
 from .files import expand, file_sha256, path_hint
 from .lora_file import (
     EMBEDDING,
@@ -224,7 +224,9 @@ def _weights_path(path: Path) -> Path:
             if (path / name).exists():
                 raise AdapterError(_pickle_advice(path / name))
         missing = ADAPTER_WEIGHTS if (path / ADAPTER_CONFIG).exists() else f"{ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}"
-        raise AdapterError(f"{path} holds no adapter: there is no {missing}")
+        kind = describe(path)
+        instead = "" if kind in (None, Kind.DIRECTORY.value) else f"; it is {kind}"
+        raise AdapterError(f"{path} holds no adapter: there is no {missing}{instead}")
     return path / ADAPTER_WEIGHTS
 
 
