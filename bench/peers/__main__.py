@@ -6,10 +6,10 @@
     ... [--formats native int4 int8] [--threads N] [--rounds R] [--skip NAME ...] [--json FILE] [--plot FILE.png]
     ... [--back-ends ready numba]                           # a row of edgecal's for each
 
-The peers are llama.cpp, ik_llama.cpp, transformers and mistral.rs. Needs llama-cpp-python and gguf; ik-llama-cpp-python
-for the rows of ik_llama.cpp (without adapters); torch, transformers and peft for the transformers row, mistralrs for
-that row, matplotlib for the plot. A package that is missing makes its row say so. Linux only (memory is read from
-/proc). EDGECAL_ISA=avx2 with NUMBA_CPU_NAME=haswell compares with peers that were built for AVX2.
+The peers are llama.cpp, ik_llama.cpp, OpenVINO GenAI, ONNX Runtime GenAI, transformers and mistral.rs. Needs
+llama-cpp-python and gguf; what another row needs, the row says when it is not there. The models of OpenVINO and ONNX
+Runtime are made from --hf (conversions.py). Linux only (memory is read from /proc). EDGECAL_ISA=avx2 with
+NUMBA_CPU_NAME=haswell compares with peers that were built for AVX2; what cannot be kept to it is left out.
 
 Measured, each without an adapter, with one rank-32 LoRA on all seven components, and for edgecal with LC++ of two:
 decode of 64 tokens behind 0 and 1,024; prefill of 128, 512 and 2,048; a text of 128 tokens to the text of the first
@@ -27,7 +27,9 @@ choice, last logits only, weights repacked as it sees fit; which instructions it
 Traps. A llama-cpp-python wheel that was built for another machine lacks this one's instructions: look at
 `facts.system_info`. llama.cpp's peak has its mapped file and its repacked copy. transformers runs float weights
 (--torch-dtype), so its ratio compares what people use, not the same bits. mistral.rs gives milliseconds and its own
-tokens. What takes longer than --budget seconds is measured in one round only.
+tokens, OpenVINO its own tokens. OpenVINO computes in bfloat16 with a KV cache of eight bits where it finds that fast;
+ONNX Runtime's adapter is part of a second model, rounded as that is. For both, the peak with an adapter is of a process
+that holds the model twice. What takes longer than --budget seconds is measured in one round only.
 """
 
 from __future__ import annotations
@@ -46,11 +48,13 @@ from edgecal_kernels.warmup import warm_up
 from edgecal_weights.demo_model import pull_demo_gguf
 
 from ..machine import facts
+from .conversions import make_models
 from .models import SHAPES, Material, by_back_end, from_files, from_shape
 from .protocol import CONTEXT, PREFILLS, Run
 from .report import build, plot, table
 
-PACKAGES = ("llama_cpp_python", "ik_llama_cpp_python", "torch", "transformers", "peft", "mistralrs", "gguf")
+PACKAGES = ("llama_cpp_python", "ik_llama_cpp_python", "openvino", "openvino_genai", "onnxruntime", "onnxruntime_genai")
+PACKAGES += ("torch", "transformers", "peft", "mistralrs", "gguf")
 FORMATS = ("native", "int4", "int4_f16", "int8")
 
 
@@ -72,6 +76,7 @@ def parse() -> argparse.Namespace:
         metavar="NAME",
         help="engines (transformers, mistral.rs, ...), adapters (lora, lc++), measures (prefill_2048, start, read ...)",
     )
+    parser.add_argument("--optimum-cli", metavar="FILE", help="of optimum-intel, which makes OpenVINO's models")
     parser.add_argument("--budget", type=float, default=30.0, metavar="S", help="what takes longer is measured once")
     parser.add_argument("--torch-dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--work", type=Path, default=cache_directory() / "bench-peers", help="keeps converted models")
@@ -99,6 +104,8 @@ def main() -> int:
     arguments = parse()
     say("preparing the models")
     prepared = material(arguments)
+    wanted = [row for row in prepared.rows if row.engine not in arguments.skip]
+    make_models(wanted, arguments.hf, prepared.adapters["peft"][0], arguments.optimum_cli, say)
     if arguments.back_ends:
         prepared.rows = by_back_end(prepared.rows, arguments.back_ends)
     compiled = warm_up() if "numba" in [backend(name).NAME for name in arguments.back_ends or [None]] else 0.0

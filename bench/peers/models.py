@@ -48,13 +48,15 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Row:
-    """One engine with one file. `against` is the label of the llama.cpp row that it is compared with."""
+    """One engine with one file. `against` is the label of the llama.cpp row that it is compared with, `missing` why
+    there is no model to measure."""
 
     engine: str
     detail: str
     model: dict[str, Any]
     against: str | None = None
     format: str = ""
+    missing: str = ""
 
     @property
     def label(self) -> str:
@@ -89,6 +91,8 @@ def from_files(gguf: Path, hf: Path | None, formats: list[str], work: Path, n_id
                 quantize_checkpoint(checkpoint, packed, format="keep" if format == "native" else format)
         kind = stored if format == "native" else GGML_FORMATS[format]
         _add_pair(material, format, packed, theirs, kind)
+        if format in ("int4", "int8"):
+            _add_converted(material, format, folder)
     source = {"hf": str(hf)} if hf is not None else {"gguf": str(gguf)}
     _add_others(material, source)
     return material
@@ -149,6 +153,14 @@ def _add_pair(material: Material, format: str, packed: Path, gguf: Path, kind: s
     material.rows.append(peer)
     if format in ("int4", "int8"):
         material.rows.append(Row("ik_llama.cpp", kind, dict(peer.model), peer.label, format))
+
+
+def _add_converted(material: Material, format: str, folder: Path) -> None:
+    """The engines that read neither GGUF nor Hugging Face's form; conversions.py makes their models."""
+    against = f"llama.cpp {GGML_FORMATS[format]}"
+    onnx = {"onnx": str(folder / f"onnx-{format}"), "onnx_lora": str(folder / f"onnx-{format}-lora")}
+    material.rows.append(Row("openvino", format, {"ir": str(folder / f"openvino-{format}")}, against, format))
+    material.rows.append(Row("onnxruntime", format, onnx, against, format))
 
 
 def _add_others(material: Material, source: dict[str, str] | dict[str, Any]) -> None:

@@ -21,8 +21,10 @@ from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
+from edgecal_kernels.cpu import detect_isa
+
+from .engines.worker import BASE, LCPP, LORA
 from .models import Material, Row
-from .workers import BASE, LCPP, LORA
 
 PREFILLS, DEPTHS, DECODED, CONTEXT = (128, 512, 2048), (0, 1024), 64, 1024
 SETTLE = 0.05  # seconds between two engines: thread pools that spin for a moment have stopped
@@ -130,6 +132,15 @@ def environment(threads: int) -> dict[str, str]:
     return {**keep, **settings, **offline}
 
 
+def other_instructions(system_info: str | None, isa: str) -> str | None:
+    """What to say of an engine that was built for other instructions than edgecal runs (`isa`). `system_info` is the
+    line in which llama.cpp and ik_llama.cpp list theirs; None for engines that have no such line."""
+    if system_info is None or ("AVX512_VNNI = 1" in system_info) == (isa == "avx512vnni"):
+        return None
+    built = "for" if isa != "avx512vnni" else "without"
+    return f"built {built} AVX-512 VNNI, while edgecal runs {isa}: these figures do not belong in one table"
+
+
 @dataclass
 class Figures:
     """Everything of one run. `samples[label, variant][measure][round]`: seconds, or None where not taken."""
@@ -186,6 +197,9 @@ class Run:
     def _warm_up(self, row: Row) -> None:
         """Load, fill a context of 1,024 tokens for the peak of memory, run everything a little; times are dropped."""
         figures, label = self.figures, row.label
+        if row.missing:
+            figures.remarks[label].append(row.missing)
+            return
         peer = self._peer(row)
         try:
             loaded = peer.ask("load")
@@ -203,10 +217,10 @@ class Run:
                 peer.ask("prefill", variant=variant, n=CONTEXT)
                 peer.ask("decode", variant=variant, n=8, depth=0)
                 figures.memory[label, variant] = {**memory, **peer.ask("memory", variant=variant)}
-                if row.engine != "mistral.rs":
-                    figures.probes[label, variant] = peer.ask("probe", variant=variant)["value"]
-                    for depth in DEPTHS[1:]:
-                        peer.ask("decode", variant=variant, n=8, depth=depth)
+                if (logits := peer.ask("probe", variant=variant)["value"]) is not None:
+                    figures.probes[label, variant] = logits
+                for depth in DEPTHS[1:]:
+                    peer.ask("decode", variant=variant, n=8, depth=depth)
             except PeerError as error:
                 figures.remarks[label].append(f"{variant}: {error}")
                 continue
@@ -215,7 +229,9 @@ class Run:
         if len(loaded["variants"]) == 1:
             figures.remarks[label].append("without LoRA only (not measured)")
         try:
-            figures.facts[label] = peer.ask("facts")
+            figures.facts[label] = facts = peer.ask("facts")
+            if other := other_instructions(facts.get("system_info"), detect_isa()):
+                figures.remarks[label].append(other)
         except PeerError as error:
             figures.remarks[label].append(f"facts: {error}")
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from .engines.worker import BASE
 from .models import Material, Row
 from .protocol import DECODED, Figures, measures
-from .workers import BASE
 
 MIB = 2**20
 RATES = {measure.name: measure.tokens for measure in measures() if measure.tokens}
