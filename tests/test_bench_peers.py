@@ -220,18 +220,20 @@ def test_ik_llama_cpp_attaches_adapters(monkeypatch, info, flash):
 
     def context(native, **options):
         seen.update(options)
-        return SimpleNamespace(ctx=22, kv_cache_clear=lambda: None)
+        return SimpleNamespace(ctx=33 if options["flash_attn"] else 22, kv_cache_clear=lambda: None)
 
     package = ModuleType("ik_llama_cpp")
     package._ctypes_api, package._internals = api, SimpleNamespace(IkModel=model, IkContext=context)
     monkeypatch.setitem(sys.modules, "ik_llama_cpp", package)
     peer = worker("ik_llama.cpp", gguf="model.gguf")
     assert seen["repacked"] and seen["flash_attn"] is flash and peer.facts()["flash_attention"] is flash
+    first = 33 if flash else 22  # flash attention and adapters do not go together: another context
     peer.use("lora")
     peer._ready(128)
     peer._ready(128)
+    assert seen["flash_attn"] is False
     assert [call for call in calls if call[0] != "info"] == [
-        ("clear", 22),
+        ("clear", first),
         ("clear", 22),
         ("init", 11, b"first.gguf"),
         ("set", 22, 77, 1.0),

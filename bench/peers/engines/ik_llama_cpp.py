@@ -11,7 +11,8 @@ from .worker import BASE, Worker, thin
 
 class IkLlamaCpp(Worker):
     """ik_llama.cpp by the C interface in its package, with tensors repacked when they are loaded, as its kernels want
-    them. Flash attention only where it was built for VNNI: without it ends the process (says the package)."""
+    them. Flash attention only where it was built for VNNI, since without VNNI it ends the process (says the package),
+    and only without an adapter, since it refuses both together: the two have a context each."""
 
     install = "pip install ik-llama-cpp-python, which is for AVX2; for this machine see bench/README.md"
     BATCH = 512
@@ -35,7 +36,7 @@ class IkLlamaCpp(Worker):
         self.library.llama_print_system_info.restype = ctypes.c_char_p
         self.system_info = self.library.llama_print_system_info().decode().strip()
         self.flash = "AVX512_VNNI = 1" in self.system_info
-        self.size, self.context = 0, None
+        self.contexts: dict[bool, tuple[int, Any]] = {}  # with flash attention or without it: room, context
         self._ready(1088)
 
     def facts(self) -> dict[str, Any]:
@@ -43,14 +44,15 @@ class IkLlamaCpp(Worker):
 
     def _ready(self, n_tokens: int) -> Any:
         """An empty context with room for so many, under the variant in use."""
-        if n_tokens > self.size:
-            self.size = -(-n_tokens // 256) * 256
-            self.context = self.parts.IkContext(
-                self.native, n_ctx=self.size, n_threads=self.threads, flash_attn=self.flash
-            )
-        self.context.kv_cache_clear()
-        self._attach(self.context)
-        return self.context
+        flash = self.flash and self.variant == BASE
+        size, context = self.contexts.pop(flash, (0, None))
+        if n_tokens > size:
+            size = -(-n_tokens // 256) * 256
+            context = self.parts.IkContext(self.native, n_ctx=size, n_threads=self.threads, flash_attn=flash)
+        self.contexts[flash] = size, context
+        context.kv_cache_clear()
+        self._attach(context)
+        return context
 
     def _attach(self, context: Any) -> None:
         """The package binds no functions for adapters; its library has them."""
