@@ -22,7 +22,7 @@ from .formats import SPECS, FormatSpec
 from .jit import inlined, kernel, kernel_for
 from .kernel_choice import one_of
 from .records import Sizes
-from .simd import fma, high_nibbles, load_half, low_nibbles, mul, splat, splat_int, store
+from .simd import begin_dots, end_dots, fma, load_half, mul, splat, store
 
 INT8_OFFSET: int = isa.active().INT8_OFFSET
 ZERO: Any = np.int64(0)
@@ -51,37 +51,6 @@ def _upper(bits: int, second: bool) -> tuple[int, int]:
 @kernel
 def int8_line(codes: Any, at: int) -> Any:
     return simd.as_operand(simd.load_bytes(codes, at))
-
-
-@kernel
-def int8_lines(codes: Any, at: int) -> Any:
-    """Four lines."""
-    first, second = int8_line(codes, at), int8_line(codes, at + 64)
-    return first, second, int8_line(codes, at + 128), int8_line(codes, at + 192)
-
-
-@kernel
-def _nibbles(codes: int, at: int) -> Any:
-    """Of four lines the low ones, which are columns 0 ... 15 of a step, and the high ones."""
-    a, b = simd.load_bytes(codes, at), simd.load_bytes(codes, at + 64)
-    c, d = simd.load_bytes(codes, at + 128), simd.load_bytes(codes, at + 192)
-    low = low_nibbles(a), low_nibbles(b), low_nibbles(c), low_nibbles(d)
-    return low, (high_nibbles(a), high_nibbles(b), high_nibbles(c), high_nibbles(d))
-
-
-def _with_uppers_of(bits: int) -> Any:
-    """Four lines of nibbles, or of each tile, with the upper bits of one that holds those of all, `quad` first."""
-    with_upper = blocks.WITH_UPPER[bits]
-
-    @kernel_for(str(bits))
-    def with_uppers(lines: Any, upper: Any, quad: int) -> Any:
-        a, b = with_upper(lines[0], upper, quad), with_upper(lines[1], upper, quad + 1)
-        return a, b, with_upper(lines[2], upper, quad + 2), with_upper(lines[3], upper, quad + 3)
-
-    return with_uppers
-
-
-_WITH_UPPERS = {bits: _with_uppers_of(bits) for bits in blocks.WITH_UPPER}
 
 
 @kernel
@@ -127,8 +96,7 @@ def _vector_kernel(format: FormatSpec) -> Any:
     bits, has_minimum, has_row_scale = format.bits, format.has_minimum, format.has_row_scale
     has_super_scale, halves, parts = format.has_super_scale, format.halves, format.super_parts
     lines, width, offset = format.packing.step_bytes // 64, format.scale_bytes, operand_offset(format)
-    dot16, (upper_at, upper_quad) = simd.DOT16[_room(format)], _upper(bits, True)
-    with_uppers = _WITH_UPPERS.get(bits)
+    dot32 = simd.DOT32[bits, halves]
 
     @kernel_for(format.name)
     def vector(
@@ -143,21 +111,13 @@ def _vector_kernel(format: FormatSpec) -> Any:
                 _prefetch_once(codes + at, lines, scale + group * width, width)
                 total = blocks.read_total(x_total + step * 4)
                 first_total = blocks.read_short(x_total + step * 4) if halves else total
-                dots, second_dots = splat_int(np.int32(-offset * first_total)), splat_int(np.int32(0))
+                start = np.int32(-offset * first_total)
                 if halves:
-                    second_dots = splat_int(np.int32(-offset * (total - first_total)))
-                if bits == 8:
-                    first, second = int8_lines(codes, at), int8_lines(codes, at + 256)
+                    second_start = np.int32(-offset * (total - first_total))
+                    both = begin_dots(start), begin_dots(second_start)
+                    dots, second_dots = dot32(both, codes + at, x, step * 32)
                 else:
-                    first, second = _nibbles(codes, at)
-                    if with_uppers is not None:
-                        first = with_uppers(first, simd.load_bytes(codes, at + 256), 0)
-                        second = with_uppers(second, simd.load_bytes(codes, at + upper_at), upper_quad)
-                dots = dot16(dots, first, x, step * 32)
-                if halves:
-                    second_dots = dot16(second_dots, second, x, step * 32 + 16)
-                else:
-                    dots = dot16(dots, second, x, step * 32 + 16)
+                    (dots,) = dot32((begin_dots(start),), codes + at, x, step * 32)
                 xs = blocks.read_float(x_scale + step * 4)
                 if has_super_scale:
                     unit = super_place(tile, n_groups, step, parts)
@@ -168,9 +128,9 @@ def _vector_kernel(format: FormatSpec) -> Any:
                     w_scale = simd.load_signed_square(scale, group)
                 else:
                     w_scale = load_half(scale, group)
-                acc = fma(simd.to_float(dots), mul(w_scale, splat(xs)), acc)
+                acc = fma(end_dots(dots, start), mul(w_scale, splat(xs)), acc)
                 if halves:
-                    acc = fma(simd.to_float(second_dots), mul(other, splat(xs)), acc)
+                    acc = fma(end_dots(second_dots, second_start), mul(other, splat(xs)), acc)
                 elif has_super_scale:
                     acc = fma(other, splat(xs * np.float32(total)), acc)
                 elif has_minimum:
@@ -360,10 +320,10 @@ def quarter_tiles(codes: int, scale: int, steps: int, x: int, x_scale: int, out:
         for step in range(steps):
             place = tile * steps + step
             at = codes + place * 128
-            dots = splat_int(np.int32(0))
+            dots = begin_dots(np.int32(0))
             for half in range(2):
                 simd.prefetch_once(at, half * 64 + AHEAD)
                 dots = simd.dot16_int8(dots, simd.load_bytes(at, half * 64), x, step * 32 + half * 16)
             w_scale = mul(simd.load_half_fours(scale, place * 4), splat(blocks.read_float(x_scale + step * 4)))
-            acc = fma(simd.to_float(dots), w_scale, acc)
+            acc = fma(end_dots(dots, np.int32(0)), w_scale, acc)
         simd.store_sums_of_four(out, tile * 4, acc)

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
+from numba.core import cgutils
 
-from . import declare, joined, lanes, load_fours, pick, split
+from .. import neon_codes
+from . import declare, filled, joined, lanes, load_fours, pick, pinned, splat, split
 
 INT8_OFFSET, VECTORS, TOKENS, TILES, ROWS = 0, 8, 8, 1, 4
-
+BIAS = 0x4B400000  # the bits of 3 * 2 ** 22, a float32 whose last bit is worth 1
 
 _INTS, _OCTETS = ir.VectorType(ir.IntType(32), 4), ir.VectorType(ir.IntType(8), 16)
 
@@ -46,6 +48,34 @@ def dot8(builder: Any, sums: Sequence[Any], lines: Sequence[Any], octets: Any, b
     return found
 
 
+def begin_dots(builder: Any, start: Any) -> Any:
+    """Read from memory, for which the pipelines of loads have time; LLVM would copy registers in those of products."""
+    kind = ir.VectorType(ir.IntType(32), 16)
+    place = cgutils.global_constant(builder, "bias", filled(kind, BIAS))
+    bias = builder.load(pinned(builder, place, "r", ordered=True))
+    bias.align = 4
+    return bias
+
+
+def end_dots(builder: Any, sums: Any, start: Any) -> Any:
+    """What they should have begun with is taken off with the bias."""
+    floats = ir.VectorType(ir.FloatType(), 16)
+    less = splat(builder, builder.sub(ir.IntType(32)(BIAS), start), 16)
+    return builder.fsub(builder.bitcast(sums, floats), builder.bitcast(less, floats))
+
+
+def dot32(builder: Any, sums: Sequence[Any], codes: Any, octets: Any, bits: int) -> list[Any]:
+    """As `dot16`, for both halves of a packed step."""
+    x = [load_fours(builder, octets, half) for half in (0, 1)]
+
+    def dot(acc: Any, operands: Sequence[Any], half: int) -> Any:
+        for n, operand in enumerate(operands):
+            acc = _dot(builder, acc, operand, pick(builder, x[half], x[half], [n] * 4))
+        return acc
+
+    return neon_codes.by_quarters(builder, sums, codes, bits, dot)
+
+
 def splat_of(builder: Any, place: Any, n: int, token: int, lanes: int) -> Any:
     """Two or four are read together: instructions take an element of a register."""
     width = min(n, 4)
@@ -55,13 +85,24 @@ def splat_of(builder: Any, place: Any, n: int, token: int, lanes: int) -> Any:
     return pick(builder, values, values, [token % width] * lanes)
 
 
+def to_float(builder: Any, sums: Any) -> Any:
+    """With BIAS they are bits of a float32, which only has to lose it: one subtraction, where a conversion takes one of
+    two pipelines of the Cortex-A76 two cycles."""
+    floats = ir.VectorType(ir.FloatType(), sums.type.count)
+    return builder.fsub(builder.bitcast(sums, floats), filled(floats, 3.0 * 2**22))
+
+
 def signed_square(builder: Any, small: Any) -> Any:
-    """In 16 bits, which hold 127 * 127: smull."""
+    """In 16 bits, which hold 127 * 127: smull, of eight at least. The addition that widens adds BIAS as well."""
     n = small.type.count
-    words, floats = (ir.VectorType(of, n) for of in (ir.IntType(16), ir.FloatType()))
-    absolute = declare(builder, f"llvm.abs.v{n}i8", small.type, [small.type, ir.IntType(1)])
+    if n < 8:
+        four = splat(builder, builder.bitcast(small, ir.IntType(32)), 2)
+        small = pinned(builder, builder.bitcast(four, ir.VectorType(ir.IntType(8), 8)), "w")  # or LLVM takes four again
+    words, ints = (ir.VectorType(ir.IntType(bits), size) for bits, size in ((16, max(n, 8)), (32, n)))
+    absolute = declare(builder, f"llvm.abs.v{words.count}i8", small.type, [small.type, ir.IntType(1)])
     positive = builder.call(absolute, [small, ir.IntType(1)(0)])
-    return builder.sitofp(builder.mul(builder.sext(small, words), builder.sext(positive, words)), floats)
+    square = builder.mul(builder.sext(small, words), builder.sext(positive, words))
+    return to_float(builder, builder.add(builder.sext(lanes(builder, square, 0, n), ints), filled(ints, BIAS)))
 
 
 def _dot(builder: Any, acc: Any, w: Any, x: Any) -> Any:
