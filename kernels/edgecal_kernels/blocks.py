@@ -279,7 +279,7 @@ def _starts(builder: Any, packed: Any, n: int, offset: int, part: int) -> list[A
 
     def packed_at(place: int) -> list[Any]:
         if STARTS == ROWS:
-            return [_read(builder, packed, place * n + 4 * ROWS * token, kind) for token in range(n)]
+            return isa.registers(builder, _at(builder, packed, place * n, i8), n)
         return [_of_token(builder, packed, place * n, i32, n, token) for token in range(n)]
 
     packed_starts = packed_at(_HALF_STARTS if part == FIRST else _STARTS)

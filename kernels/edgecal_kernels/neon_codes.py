@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .isa import declare, filled, joined, load_bytes, pinned, split
+from .isa import declare, filled, in_order, joined, load_bytes, pinned, split
 
 _OCTETS = ir.VectorType(ir.IntType(8), 16)
 
@@ -22,8 +22,7 @@ def by_quarters(
 ) -> list[Any]:
     """`dot32` of an instruction set whose `dot(acc, operands, half)` adds the products of a quarter's four operands.
 
-    Two quarters are loaded together (ldp). The sums hold back the loads of the next two: LLVM would begin with all of
-    the loads and keep what it cannot hold on the stack.
+    Two quarters are loaded together (ldp).
     """
     quarters = [split(builder, acc, 4) for acc in sums]
     for pair in (0, 2):
@@ -33,13 +32,18 @@ def by_quarters(
             for half, own in ((0, quarters[0]), (1, quarters[-1])):
                 own[q] = dot(own[q], operands[4 * half : 4 * half + 4], half)
         for own in quarters:
-            own[pair : pair + 2] = [pinned(builder, acc, "w", ordered=True) for acc in own[pair : pair + 2]]
+            own[pair : pair + 2] = in_order(builder, own[pair : pair + 2])
     return [joined(builder, own) for own in quarters]
 
 
+def nibbles(builder: Any, line: Any) -> tuple[Any, Any]:
+    """The low ones and the high ones."""
+    return builder.and_(line, filled(_OCTETS, 15)), _right(builder, line, 4)
+
+
 def _unpack_4(builder: Any, lines: Sequence[Any]) -> list[Any]:
-    low = [builder.and_(line, filled(_OCTETS, 15)) for line in lines]
-    return low + [_right(builder, line, 4) for line in lines]
+    low, high = zip(*(nibbles(builder, line) for line in lines), strict=True)
+    return [*low, *high]
 
 
 def _unpack_5(builder: Any, lines: Sequence[Any]) -> list[Any]:

@@ -52,10 +52,11 @@ made of `dot4` here; an instruction that does better with several tokens replace
     finish(builder, sums, start, bits)
                                    one <ROWS x i32> per token, lane = row; with `start`, where `begin` left it out
 
-and what belongs to a token is spread by
+and what belongs to tokens is read by
 
     splat_of(builder, place, n, token, lanes)
                                    the number of a token, of n that lie at a pointer, four bytes each, in every lane
+    registers(builder, place, n)   n <ROWS x i32>, one after the other at a pointer to bytes
 
 A process has one of them, from the first kernel that is defined to its end: constants of the file are parts of kernels,
 of the folder that they are kept in, and of the Python code around them.
@@ -207,6 +208,14 @@ def splat_of(builder: Any, place: Any, n: int, token: int, lanes: int) -> Any:
     return splat(builder, builder.load(builder.gep(place, [ir.IntType(32)(token)])), lanes)
 
 
+def registers(builder: Any, place: Any, n: int) -> list[Any]:
+    own = getattr(active(), "registers", None)
+    if own:
+        return own(builder, place, n)
+    rows = active().ROWS
+    return [load_ints(builder, place, 4 * rows * index, rows) for index in range(n)]
+
+
 # -------------------------------------------------------------------------- LLVM helpers that every file needs
 
 
@@ -233,12 +242,14 @@ def load_bytes(builder: Any, place: Any, offset: int, n: int) -> Any:
     return value
 
 
+def load_ints(builder: Any, place: Any, offset: int, n: int) -> Any:
+    """<n x i32>, `offset` bytes after a pointer to bytes."""
+    return builder.bitcast(load_bytes(builder, place, offset, 4 * n), ir.VectorType(ir.IntType(32), n))
+
+
 def load_fours(builder: Any, octets: Any, index: int) -> Any:
     """<4 x i32>: sixteen bytes, `index` times sixteen after a pointer."""
-    kind = ir.VectorType(ir.IntType(32), 4)
-    value = builder.load(builder.gep(builder.bitcast(octets, kind.as_pointer()), [ir.IntType(32)(index)]))
-    value.align = 1
-    return value
+    return load_ints(builder, octets, 16 * index, 4)
 
 
 def total(builder: Any, values: Sequence[Any]) -> Any:
@@ -264,6 +275,12 @@ def with_upper(builder: Any, nibbles: Any, upper: Any, quad: Any, n: int) -> Any
     bits = builder.and_(builder.lshr(builder.bitcast(upper, words), shift), mask)
     raised = builder.shl(bits, filled(words, 4))
     return builder.or_(nibbles, builder.bitcast(raised, nibbles.type))
+
+
+def in_order(builder: Any, sums: Sequence[Any]) -> list[Any]:
+    """The same vectors of NEON, before any load that comes after them is begun. LLVM would load first, and keep on the
+    stack what no register holds."""
+    return [pinned(builder, acc, "w", ordered=True) for acc in sums]
 
 
 def pinned(builder: Any, value: Any, register: str, ordered: bool = False) -> Any:

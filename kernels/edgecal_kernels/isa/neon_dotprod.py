@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from .. import neon_codes
-from . import declare, filled, joined, lanes, load_fours, pick, pinned, splat, split
+from . import declare, filled, in_order, joined, lanes, load_fours, pick, pinned, splat, split
 
 INT8_OFFSET, VECTORS, TOKENS, TILES, ROWS = 0, 8, 8, 1, 4
 BIAS = 0x4B400000  # the bits of 3 * 2 ** 22, a float32 whose last bit is worth 1
@@ -38,13 +38,25 @@ def dot16(builder: Any, acc: Any, lines: Sequence[Any], octets: Any, bits: int) 
 
 def dot8(builder: Any, sums: Sequence[Any], lines: Sequence[Any], octets: Any, bits: int) -> list[Any]:
     """As `dot16`: a register holds the octets of two tokens."""
-    found = []
+    found, xs = [], registers(builder, octets, len(sums) // 2)
     for token, acc in enumerate(sums):
-        if token % 2 == 0:
-            x = load_fours(builder, octets, token // 2)
+        x = xs[token // 2]
         for half, line in enumerate(lines):
             acc = _dot(builder, acc, line, pick(builder, x, x, [token % 2 * 2 + half] * 4))
         found.append(acc)
+    return in_order(builder, found)
+
+
+def registers(builder: Any, place: Any, n: int) -> list[Any]:
+    """Four with one instruction (ld1), where LLVM would take two."""
+    if n % 4:
+        return [load_fours(builder, place, index) for index in range(n)]
+    pointer = _INTS.element.as_pointer()
+    four = declare(builder, "llvm.aarch64.neon.ld1x4.v4i32.p0", ir.LiteralStructType([_INTS] * 4), [pointer])
+    found = []
+    for first in range(0, n, 4):
+        value = builder.call(four, [builder.bitcast(builder.gep(place, [ir.IntType(32)(16 * first)]), pointer)])
+        found += [builder.extract_value(value, index) for index in range(4)]
     return found
 
 
@@ -52,9 +64,8 @@ def begin_dots(builder: Any, start: Any) -> Any:
     """Read from memory, for which the pipelines of loads have time; LLVM would copy registers in those of products."""
     kind = ir.VectorType(ir.IntType(32), 16)
     place = cgutils.global_constant(builder, "bias", filled(kind, BIAS))
-    bias = builder.load(pinned(builder, place, "r", ordered=True))
-    bias.align = 4
-    return bias
+    place = builder.bitcast(place, ir.IntType(8).as_pointer())
+    return joined(builder, registers(builder, pinned(builder, place, "r", ordered=True), 4))
 
 
 def end_dots(builder: Any, sums: Any, start: Any) -> Any:
@@ -65,15 +76,31 @@ def end_dots(builder: Any, sums: Any, start: Any) -> Any:
 
 
 def dot32(builder: Any, sums: Sequence[Any], codes: Any, octets: Any, bits: int) -> list[Any]:
-    """As `dot16`, for both halves of a packed step."""
+    """As `dot16`, line by line; where lines share one with upper bits, by quarters."""
     x = [load_fours(builder, octets, half) for half in (0, 1)]
 
-    def dot(acc: Any, operands: Sequence[Any], half: int) -> Any:
-        for n, operand in enumerate(operands):
+    def dot(acc: Any, operands: Sequence[Any], half: int, first: int = 0) -> Any:
+        for n, operand in enumerate(operands, first):
             acc = _dot(builder, acc, operand, pick(builder, x[half], x[half], [n] * 4))
         return acc
 
-    return neon_codes.by_quarters(builder, sums, codes, bits, dot)
+    if bits in (5, 6):
+        return neon_codes.by_quarters(builder, sums, codes, bits, dot)
+    quarters = [split(builder, acc, 4) for acc in sums]
+    for line in range(bits):
+        stored = registers(builder, builder.gep(codes, [ir.IntType(32)(64 * line)]), 4)
+        for q, part in enumerate(stored):
+            octet = builder.bitcast(part, _OCTETS)
+            if bits == 8:
+                own = quarters[-1 if line > 3 else 0]
+                own[q] = dot(own[q], [octet], line // 4, line % 4)
+                continue
+            low, high = neon_codes.nibbles(builder, octet)
+            quarters[0][q] = dot(quarters[0][q], [low], 0, line)
+            quarters[-1][q] = dot(quarters[-1][q], [high], 1, line)
+        if line % 2:
+            quarters = [in_order(builder, own) for own in quarters]
+    return [joined(builder, own) for own in quarters]
 
 
 def splat_of(builder: Any, place: Any, n: int, token: int, lanes: int) -> Any:
