@@ -259,7 +259,7 @@ def total(builder: Any, values: Sequence[Any]) -> Any:
     return first
 
 
-def filled(kind: Any, value: int) -> Any:
+def filled(kind: Any, value: float) -> Any:
     """The constant vector of this type with `value` in every lane."""
     return ir.Constant(kind, [value] * kind.count)
 
