@@ -22,18 +22,22 @@ def main(isa_name: str, folder: Path) -> None:
     from numba.core.compiler_lock import global_compiler_lock
     from numba.core.registry import cpu_target
 
-    from edgecal_kernels import blocks, packed_blocks, packed_kernels
+    from edgecal_kernels import blocks, packed_kernels
     from edgecal_kernels.formats import FORMATS
+    from edgecal_kernels.packed_blocks import BLOCKS
+    from edgecal_kernels.packed_tiles import UNPACKED
 
     word = types.int64
     sums = blocks.sums_type(blocks.TOKENS)
     one = (word, word, word, packed_kernels.SIZES, *[word] * 4, types.UniTuple(word, 2))
-    many = (*[word] * 10, sums)
+    matrix = types.Tuple((word, word, word, packed_kernels.SIZES, word, word, word))
+    unpacked = types.Tuple((word, word, word, types.boolean, word, word, word, word))
     with global_compiler_lock:
         for format in FORMATS:
+            of = unpacked if format in UNPACKED else matrix
             for name, kernel, kinds in (
                 ("one", packed_kernels.VECTORS[format], one),
-                ("many", packed_blocks.BLOCKS[format], many),
+                ("many", UNPACKED.get(format, BLOCKS[format]), (of, *[word] * 4, sums)),
             ):
                 kernel.compile(kinds)
                 library = kernel.overloads[kinds].library

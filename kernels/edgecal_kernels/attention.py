@@ -229,11 +229,10 @@ def attend(
     for start in range(begin_block, length, BLOCK):
         # Tiles of keys are whole; of values only what is filled: a cache may end within the block
         present = min(BLOCK, length - start)
-        tiles = (present + 15) // 16
         if tokens == 1 and start + BLOCK < length:
             _fetch(place, at + start + BLOCK, width)
         if not direct:
-            _widen_keys(place, at + start, tiles, width, keys)
+            _widen_keys(place, at + start, (present + 15) // 16, width, keys)
             _widen(place.kind, place.values, (at + start) * width, present * width, values)
         early = max(0, start - pos) * heads  # rows that end before this block
         late = min(tokens, start + BLOCK + window - 1 - pos) * heads if window > 0 else n_rows  # their window is later
@@ -243,6 +242,8 @@ def attend(
             layout = Strides(_LANES, 16 * width, BLOCK)
             source, target = row * width, row * BLOCK
             begin = (at + start) * width
+            seen = min(BLOCK, pos + (row + some - 1) // heads + 1 - start)  # of the last row, which sees most
+            tiles = (seen + 15) // 16
             if direct and place.kind == FP16:
                 multiply_rows(some, queries, source, width, width, halves, begin, layout, tiles, weights, target, None)
             elif direct:
@@ -252,16 +253,15 @@ def attend(
                 copied = simd.singles(keys)
                 multiply_rows(some, queries, source, width, width, copied, _ZERO, layout, tiles, weights, target, None)
             for r in range(row, row + some):
-                seen = min(BLOCK, pos + r // heads + 1 - start)
+                stop = min(BLOCK, pos + r // heads + 1 - start)
                 hidden = max(_ZERO, pos + r // heads + 1 - window - start) if window > 0 else _ZERO
-                if seen <= hidden:
+                if stop <= hidden:
                     _clear(weights, r * BLOCK, (r + 1) * BLOCK)
                 else:
-                    shrink = _weigh(r, hidden, seen, np.float32(scaling), place, at + start, weights, highest, sums)
+                    shrink = _weigh(r, hidden, stop, np.float32(scaling), place, at + start, weights, highest, sums)
                     if shrink != np.float32(1):
                         for i in range(r * width, (r + 1) * width, 16):
                             store(mixed, i, mul(load(mixed, i), splat(shrink)))
-            seen = min(BLOCK, pos + (row + some - 1) // heads + 1 - start)
             layout = Strides(width, _LANES, width)
             if direct and place.kind == FP16:
                 multiply_rows(

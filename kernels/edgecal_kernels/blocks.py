@@ -25,7 +25,7 @@ from numba.extending import intrinsic as _numba_intrinsic
 
 from . import isa
 from .jit import kernel
-from .simd import Vector, emit_int8, emit_upper, f32, i8, i16, i32, i64
+from .simd import Vector, emit_int8, f32, i8, i16, i32, i64
 
 intrinsic: Any = _numba_intrinsic
 TILES: int = isa.active().TILES
@@ -35,6 +35,7 @@ ROWS: int = isa.active().ROWS
 STARTS = 4 if ROWS == 4 else 1  # copies of a start: where a register holds four numbers, they are read as one
 TOKEN_BYTES = 40 + 8 * STARTS  # of a step of a token
 _STARTS, _HALF_STARTS, _SCALES = 32, 32 + 4 * STARTS, 32 + 8 * STARTS  # bytes before them, for each token
+_BIAS: int = isa.bias()
 _START_OFFSET = 8  # that of nibbles, whose dot products can start with what is packed
 
 _LINES = Vector("Lines", i8, 4 * ROWS * TILES)
@@ -148,8 +149,8 @@ def pack(x: int, x_scale: int, x_total: int, x_stride: int, stride: int, steps: 
             first_total = read_short(x_total + at)
             for copy in range(STARTS):
                 place = to + (token * STARTS + copy) * 4
-                write_int(place + _STARTS * n, types.int32(-_START_OFFSET * total))
-                write_int(place + _HALF_STARTS * n, types.int32(-_START_OFFSET * first_total))
+                write_int(place + _STARTS * n, types.int32(_BIAS - _START_OFFSET * total))
+                write_int(place + _HALF_STARTS * n, types.int32(_BIAS - _START_OFFSET * first_total))
             write_float(to + _SCALES * n + token * 4, scale)
             write_float(to + (_SCALES + 4) * n + token * 4, scale * types.float32(total))
         to += TOKEN_BYTES * n
@@ -240,7 +241,7 @@ def _high(builder: Any, lines: Any, n: int) -> Any:
 
 
 def _signed(builder: Any, lines: Any, n: int) -> Any:
-    return builder.xor(lines, ir.Constant(lines.type, [-128] * n)) if isa.active().INT8_OFFSET else lines
+    return isa.as_operand(builder, lines)
 
 
 low, high, as_operands = _emit_bytes(_low), _emit_bytes(_high), _emit_bytes(_signed)
@@ -249,7 +250,7 @@ low, high, as_operands = _emit_bytes(_low), _emit_bytes(_high), _emit_bytes(_sig
 def _emit_with_upper(n: int) -> Callable:
     def typing(context: Any, nibbles: Any, upper: Any, quad: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-            return emit_upper(builder, v[0], v[1], v[2], n)
+            return isa.with_upper(builder, v[0], v[1], v[2], n)
 
         return nibbles(nibbles, upper, types.int64), generate
 
@@ -297,23 +298,26 @@ def _of_token(builder: Any, packed: Any, offset: int, of: ir.Type, n: int, token
 
 
 def _starts(builder: Any, packed: Any, n: int, offset: int, part: int) -> list[Any]:
-    """Of each token, in all lanes: -offset times the sum of its codes in this part of the step."""
+    """Of each token, in all lanes: BIAS - offset times the sum of its codes in this part of the step."""
+    kind = ir.VectorType(i32, ROWS)
     if offset == 0:
-        return [ir.Constant(ir.VectorType(i32, ROWS), [0] * ROWS)] * n
+        return [isa.filled(kind, _BIAS)] * n
 
     def packed_at(place: int) -> list[Any]:
         if STARTS == ROWS:
-            kind = ir.VectorType(i32, ROWS)
-            return [_read(builder, packed, place * n + 4 * ROWS * token, kind) for token in range(n)]
+            return isa.registers(builder, _at(builder, packed, place * n, i8), n)
         return [_of_token(builder, packed, place * n, i32, n, token) for token in range(n)]
 
     packed_starts = packed_at(_HALF_STARTS if part == FIRST else _STARTS)
     if part == SECOND:
         packed_starts = [builder.sub(*both) for both in zip(packed_starts, packed_at(_HALF_STARTS), strict=True)]
-    if offset == _START_OFFSET:
-        return packed_starts
-    shift = (offset // _START_OFFSET).bit_length() - 1
-    return [builder.shl(start, ir.Constant(start.type, [shift] * ROWS)) for start in packed_starts]
+    times = offset // _START_OFFSET
+    if times > 1:
+        shift = isa.filled(kind, times.bit_length() - 1)
+        packed_starts = [builder.shl(start, shift) for start in packed_starts]
+    biases = 0 if part == SECOND else times
+    missing = isa.filled(kind, (1 - biases) * _BIAS & 0xFFFFFFFF)
+    return [builder.add(start, missing) for start in packed_starts]
 
 
 def _emit_begin(offset: int, part: int) -> Callable:
@@ -388,7 +392,7 @@ def scale_and_add(context: Any, sums: Any, dots: Any, scale: Any, packed: Any) -
             own_sums, own_dots = (_by_tile(builder, part, n)[tile] for part in (v[0], v[1]))
             for token in range(n):
                 factor = _of_token(builder, v[3], _SCALES * n, f32, n, token)
-                dots_now = builder.sitofp(own_dots[token], _FLOATS)
+                dots_now = isa.to_float(builder, own_dots[token])
                 found.append(_fma(builder, dots_now, builder.fmul(row_scale, factor), own_sums[token]))
         return isa.joined(builder, found)
 

@@ -15,9 +15,9 @@ from . import blocks, simd
 from .formats import SPECS, FormatSpec
 from .jit import kernel, kernel_for
 from .kernel_choice import one_of
-from .packed_steps import AHEAD, FACTORS, OPERANDS, PREFETCH_ONCE, next_step, operand_offset, room_of, super_place
+from .packed_steps import AHEAD, FACTORS, PREFETCH_ONCE, next_step, operand_offset, super_place
 from .records import Sizes
-from .simd import fma, mul, splat, splat_int, store
+from .simd import begin_dots, end_dots, fma, mul, splat, store
 
 ZERO: Any = np.int64(0)
 SIZES = types.NamedUniTuple(types.int64, len(Sizes._fields), Sizes)
@@ -32,7 +32,7 @@ def _vector_kernel(format: FormatSpec) -> Any:
     """
     has_minimum, has_row_scale, halves = format.has_minimum, format.has_row_scale, format.halves
     lines, parts, offset = format.packing.step_bytes // 64, format.super_parts, operand_offset(format)
-    dot16, operands, factors = simd.DOT16[room_of(format)], OPERANDS[format.name], FACTORS[format.name]
+    dot32, factors = simd.DOT32[format.bits, halves], FACTORS[format.name]
     prefetch, has_super_scale = PREFETCH_ONCE[format.name], format.has_super_scale
 
     @kernel_for(format.name)
@@ -49,19 +49,17 @@ def _vector_kernel(format: FormatSpec) -> Any:
                 prefetch(codes + at, scale, extra, group, unit)
                 total = blocks.read_total(x_total + step * 4)
                 first_total = blocks.read_short(x_total + step * 4) if halves else total
-                dots, second_dots = splat_int(np.int32(-offset * first_total)), splat_int(np.int32(0))
+                start = np.int32(-offset * first_total)
                 if halves:
-                    second_dots = splat_int(np.int32(-offset * (total - first_total)))
-                first, second = operands(codes, at)
-                dots = dot16(dots, first, x, step * 32)
-                if halves:
-                    second_dots = dot16(second_dots, second, x, step * 32 + 16)
+                    second_start = np.int32(-offset * (total - first_total))
+                    both = begin_dots(start), begin_dots(second_start)
+                    dots, second_dots = dot32(both, codes + at, x, step * 32)
                 else:
-                    dots = dot16(dots, second, x, step * 32 + 16)
+                    (dots,) = dot32((begin_dots(start),), codes + at, x, step * 32)
                 xs, (w_scale, other) = blocks.read_float(x_scale + step * 4), factors(scale, extra, group, unit)
-                acc = fma(simd.to_float(dots), mul(w_scale, splat(xs)), acc)
+                acc = fma(end_dots(dots, start), mul(w_scale, splat(xs)), acc)
                 if halves:
-                    acc = fma(simd.to_float(second_dots), mul(other, splat(xs)), acc)
+                    acc = fma(end_dots(second_dots, second_start), mul(other, splat(xs)), acc)
                 elif has_minimum:
                     acc = fma(other, splat(xs * np.float32(total)), acc)
                 group, inside = next_step(group, inside, per_group)
@@ -84,10 +82,10 @@ def quarter_tiles(codes: int, scale: int, steps: int, x: int, x_scale: int, out:
         for step in range(steps):
             place = tile * steps + step
             at = codes + place * 128
-            dots = splat_int(np.int32(0))
+            dots = begin_dots(np.int32(0))
             for half in range(2):
                 simd.prefetch_once(at, half * 64 + AHEAD)
                 dots = simd.dot16_int8(dots, simd.load_bytes(at, half * 64), x, step * 32 + half * 16)
             w_scale = mul(simd.load_half_fours(scale, place * 4), splat(blocks.read_float(x_scale + step * 4)))
-            acc = fma(simd.to_float(dots), w_scale, acc)
+            acc = fma(end_dots(dots, np.int32(0)), w_scale, acc)
         simd.store_sums_of_four(out, tile * 4, acc)

@@ -19,7 +19,7 @@ from .packed_kernels import SIZES, ZERO, quarter_tiles, vector
 from .packed_steps import AHEAD, INT8_OFFSET, int8_line
 from .packed_tiles import tile_product
 from .rounding import further, pack_tokens
-from .simd import dot4_int8, fma, load, load_half, mul, splat, splat_int, store
+from .simd import begin_dots, dot4_int8, end_dots, fma, load, load_half, mul, splat, store
 
 _CHUNK_BYTES = 1 << 18  # of packed tokens at a time: a quarter of a usual second-level cache
 
@@ -126,12 +126,13 @@ def add_int8(codes: int, scale: int, quads: int, x: Any, out: int, tiles: Any) -
         acc = splat(np.float32(0))
         for step in range(n_groups):
             at = (tile * quads + step * 8) * 64
-            dots = splat_int(np.int32(-INT8_OFFSET) * blocks.read_total(totals + step * 4))
+            start = types.int32(np.int32(-INT8_OFFSET) * blocks.read_total(totals + step * 4))
+            dots = begin_dots(start)
             for quad in range(min(8, quads - step * 8)):
                 simd.prefetch_once(codes, at + quad * 64 + AHEAD)
                 dots = dot4_int8(dots, int8_line(codes, at + quad * 64), xs, step * 32 + quad * 4)
             group, factor = (tile * n_groups + step) * 16, blocks.read_float(scales + step * 4)
-            acc = fma(simd.to_float(dots), mul(load_half(scale, group), splat(factor)), acc)
+            acc = fma(end_dots(dots, start), mul(load_half(scale, group), splat(factor)), acc)
         store(out, tile * 16, simd.add(load(out, tile * 16), acc))
 
 

@@ -1,4 +1,4 @@
-"""A step of packed weights, 32 columns of a tile, as the dot products want it: eight lines of operands, and its scales.
+"""A step of packed weights, 32 columns of a tile: how its codes are multiplied, where its scales are, what comes next.
 
 What a format says (the bits of a code, the kind of its scales) is constant in its kernels: Numba drops the branches
 that the format does not take.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import blocks, isa, simd
+from . import isa, simd
 from .formats import SPECS, FormatSpec
 from .jit import kernel, kernel_for
-from .simd import high_nibbles, load_half, low_nibbles, mul
+from .simd import load_half, mul
 
 INT8_OFFSET: int = isa.active().INT8_OFFSET
 AHEAD = 8192  # bytes of codes: a processor's own prefetching ends with the page and starts late in the next
@@ -36,55 +36,6 @@ def upper_place(bits: int, second: bool) -> tuple[int, int]:
 @kernel
 def int8_line(codes: Any, at: int) -> Any:
     return simd.as_operand(simd.load_bytes(codes, at))
-
-
-@kernel
-def _int8_lines(codes: int, at: int) -> Any:
-    """Four lines."""
-    first, second = int8_line(codes, at), int8_line(codes, at + 64)
-    return first, second, int8_line(codes, at + 128), int8_line(codes, at + 192)
-
-
-@kernel
-def _nibbles(codes: int, at: int) -> Any:
-    """Of four lines the low ones, which are columns 0 ... 15 of a step, and the high ones."""
-    a, b = simd.load_bytes(codes, at), simd.load_bytes(codes, at + 64)
-    c, d = simd.load_bytes(codes, at + 128), simd.load_bytes(codes, at + 192)
-    low = low_nibbles(a), low_nibbles(b), low_nibbles(c), low_nibbles(d)
-    return low, (high_nibbles(a), high_nibbles(b), high_nibbles(c), high_nibbles(d))
-
-
-def _with_uppers_of(bits: int) -> Any:
-    """Four lines of nibbles, with the upper bits of one that holds those of all, `quad` first."""
-    with_upper = blocks.WITH_UPPER[bits]
-
-    @kernel_for(str(bits))
-    def with_uppers(lines: Any, upper: Any, quad: int) -> Any:
-        a, b = with_upper(lines[0], upper, quad), with_upper(lines[1], upper, quad + 1)
-        return a, b, with_upper(lines[2], upper, quad + 2), with_upper(lines[3], upper, quad + 3)
-
-    return with_uppers
-
-
-_WITH_UPPERS = {bits: _with_uppers_of(bits) for bits in blocks.WITH_UPPER}
-
-
-def _operands_of(format: FormatSpec) -> Any:
-    """The eight lines of a step as the dot products want them, in two fours."""
-    bits, with_uppers = format.bits, _WITH_UPPERS.get(format.bits)
-    upper_at, upper_quad = upper_place(bits, True)
-
-    @kernel_for(format.name)
-    def operands(codes: int, at: int) -> Any:
-        if bits == 8:
-            return _int8_lines(codes, at), _int8_lines(codes, at + 256)
-        first, second = _nibbles(codes, at)
-        if with_uppers is not None:
-            first = with_uppers(first, simd.load_bytes(codes, at + 256), 0)
-            second = with_uppers(second, simd.load_bytes(codes, at + upper_at), upper_quad)
-        return first, second
-
-    return operands
 
 
 def _factors_of(format: FormatSpec) -> Any:
@@ -127,7 +78,7 @@ def _prefetch_of(format: FormatSpec, one: Any, name: str) -> Any:
     return prefetch
 
 
-OPERANDS, FACTORS = ({name: make(format) for name, format in SPECS.items()} for make in (_operands_of, _factors_of))
+FACTORS = {name: _factors_of(format) for name, format in SPECS.items()}
 PREFETCH = {name: _prefetch_of(format, simd.prefetch, "near") for name, format in SPECS.items()}
 # For one token, whose weights are read once: code and KV cache stay in the second-level cache
 PREFETCH_ONCE = {name: _prefetch_of(format, simd.prefetch_once, "once") for name, format in SPECS.items()}

@@ -17,7 +17,7 @@ from .jit import inlined, kernel_for
 from .kernel_choice import one_of
 from .packed_blocks import BLOCKS, over_tokens
 from .packed_kernels import ZERO
-from .packed_steps import FACTORS, OPERANDS, PREFETCH, next_step, operand_offset, room_of, super_place
+from .packed_steps import FACTORS, PREFETCH, next_step, operand_offset, room_of, super_place
 from .simd import store
 
 MANY = 16  # tokens from which unpacking pays
@@ -31,7 +31,7 @@ _unpacked, _sums = blocks.stack_of(TILES * _TILE_BYTES), blocks.stack_of(TILES *
 def _unpack_kernel(format: FormatSpec) -> Any:
     """`steps` steps of a tile, from `start` on, as operands and factors."""
     lines, parts, has_super_scale = format.packing.step_bytes // 64, format.super_parts, format.has_super_scale
-    operands, factors, prefetch = OPERANDS[format.name], FACTORS[format.name], PREFETCH[format.name]
+    operands, factors, prefetch = simd.UNPACK[format.bits], FACTORS[format.name], PREFETCH[format.name]
 
     @kernel_for(format.name)
     def unpack(codes: int, scale: int, extra: int, sizes: Any, tile: int, start: int, steps: int, to: int) -> None:
@@ -41,9 +41,7 @@ def _unpack_kernel(format: FormatSpec) -> Any:
             at = (tile * tile_lines + step * lines) * 64
             unit = super_place(tile, n_groups, step, parts) if has_super_scale else ZERO
             prefetch(codes + at, scale, extra, group, unit)
-            first, second = operands(codes, at)
-            simd.store_lines(to, 0, first)
-            simd.store_lines(to, 256, second)
+            operands(codes + at, to)
             w_scale, other = factors(scale, extra, group, unit)
             store(to, 128, w_scale)
             store(to, 144, other)
@@ -103,12 +101,16 @@ def _unpacked_kernel(format: FormatSpec) -> Any:
     return unpacked_block
 
 
+UNPACKED = {name: _unpacked_kernel(format) for name, format in SPECS.items() if format.bits in (5, 6)}
+
+
 def _tile_kernel(format: FormatSpec) -> Any:
     """n tokens, an odd one left out, against a tile and the one `beside` it. The other arguments are those of
     `packed_kernels`."""
-    direct, unpacks = over_tokens(BLOCKS[format.name], format.name), format.bits in (5, 6)
+    direct = over_tokens(BLOCKS[format.name], format.name)
+    unpacks = format.name in UNPACKED
     if unpacks:
-        unpack, through = _unpack_kernel(format), over_tokens(_unpacked_kernel(format), f"{format.name}_unpacked")
+        unpack, through = _unpack_kernel(format), over_tokens(UNPACKED[format.name], f"{format.name}_unpacked")
     else:
         unpack, through = direct, direct  # not called
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
+from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 from . import isa
@@ -264,35 +265,10 @@ def store_int8(context: Any, builder: Any, sig: Any, v: Any) -> Any:
 # --------------------------------------------------------------------------------------------------- bytes
 
 
-def emit_upper(builder: Any, nibbles: Any, upper: Any, quad: Any, n: int) -> Any:
-    """nibbles + 16 times the n bits of `upper` from bit n quad on, byte by byte; `quad` an i64.
-
-    The shifts are of 16 bits, which every instruction set has; what they carry into a neighbour is masked.
-    """
-    words = ir.VectorType(i16, nibbles.type.count // 2)
-    shift = isa.splat(builder, builder.trunc(builder.mul(quad, i64(n)), i16), words.count)
-    mask = ir.Constant(words, [0x0101 * ((1 << n) - 1)] * words.count)
-    bits = builder.and_(builder.lshr(builder.bitcast(upper, words), shift), mask)
-    raised = builder.shl(bits, ir.Constant(words, [4] * words.count))
-    return builder.or_(nibbles, builder.bitcast(raised, nibbles.type))
-
-
-@_operation(I8x64, I8x64)
-def low_nibbles(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-    return builder.and_(v[0], _constant(i8, 64, 15))
-
-
-@_operation(I8x64, I8x64)
-def high_nibbles(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-    return builder.lshr(v[0], _constant(i8, 64, 4))
-
-
 @_operation(I8x64, I8x64)
 def as_operand(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """Signed weight bytes as `dot4` wants them: plus INT8_OFFSET, which the caller takes off with the sum of x."""
-    if isa.active().INT8_OFFSET == 0:
-        return v[0]
-    return builder.xor(v[0], _constant(i8, 64, -128))
+    return isa.as_operand(builder, v[0])
 
 
 @_operation(I32x16, I32x16, I8x64, None, types.intp)
@@ -302,30 +278,40 @@ def dot4_int8(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     return isa.active().dot4(builder, v[0], v[1], isa.splat(builder, four, LANES), True)
 
 
-def _emit_dot16(bits: int) -> Callable:
+def _emit_dot32(bits: int) -> Callable:
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-        """acc[lane] += the products of the lane's bytes in four lines and the sixteen int8 at x[index]."""
-        lines = [builder.extract_value(v[1], i) for i in range(4)]
-        return isa.dot16(builder, v[0], lines, _pointer(context, builder, sig.args[2], v[2], v[3], i8, i8), bits)
+        """The step at an address times the 32 int8 at x[index], added to one sum or to one for each half."""
+        sums = [builder.extract_value(v[0], i) for i in range(len(sig.args[0]))]
+        codes = builder.inttoptr(v[1], i8.as_pointer())
+        octets = _pointer(context, builder, sig.args[2], v[2], v[3], i8, i8)
+        return cgutils.pack_array(builder, isa.dot32(builder, sums, codes, octets, bits))
 
     return generate
 
 
-_FOUR_LINES = types.UniTuple(I8x64, 4)
+def _dot32(bits: int, halves: bool) -> Any:
+    sums = types.UniTuple(I32x16, 2 if halves else 1)
+    return _operation(sums, sums, types.int64, None, types.intp)(_emit_dot32(bits))
 
 
-@_operation(types.void, None, types.intp, _FOUR_LINES)
-def store_lines(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-    """Write four lines, one after the other, from this byte on."""
-    for i in range(4):
-        at = builder.add(v[1], ir.Constant(v[1].type, 64 * i))
-        place = _pointer(context, builder, sig.args[0], v[0], at, i8, I8x64.llvm)
-        builder.store(builder.extract_value(v[2], i), place).align = 1
-    return context.get_dummy_value()
+# By the bits of a code, and by whether halves of a step have sums of their own
+DOT32 = {(bits, halves): _dot32(bits, halves) for bits in (4, 5, 6, 8) for halves in (False, True)}
 
 
-# By the bits of a code
-DOT16 = {bits: _operation(I32x16, I32x16, _FOUR_LINES, None, types.intp)(_emit_dot16(bits)) for bits in (4, 6, 8)}
+def _emit_unpack(bits: int) -> Callable:
+    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+        """Write the eight lines of operands of the step at an address to another."""
+        codes, to = (builder.inttoptr(address, i8.as_pointer()) for address in v)
+        lines = [isa.load_bytes(builder, codes, 64 * line, 64) for line in range(bits)]
+        for line, operand in enumerate(isa.operands(builder, lines)):
+            place = builder.bitcast(builder.gep(to, [i32(64 * line)]), I8x64.llvm.as_pointer())
+            builder.store(operand, place).align = 1
+        return context.get_dummy_value()
+
+    return generate
+
+
+UNPACK = {bits: _operation(types.void, types.int64, types.int64)(_emit_unpack(bits)) for bits in (4, 5, 6, 8)}
 
 
 @_operation(I32x16, I32x16, I8x64, None, types.intp)
@@ -358,9 +344,16 @@ def splat(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     return _splat(builder, v[0])
 
 
-@_operation(F32x16, I32x16)
-def to_float(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-    return builder.sitofp(v[0], F32x16.llvm)
+@_operation(I32x16, types.int32)
+def begin_dots(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """Sums of dot products that begin with a number, for `end_dots`."""
+    return isa.begin_dots(builder, v[0])
+
+
+@_operation(F32x16, I32x16, types.int32)
+def end_dots(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """Such sums as floats; the number once more."""
+    return isa.end_dots(builder, v[0], v[1])
 
 
 @_operation(F32x16, F32x16, F32x16)

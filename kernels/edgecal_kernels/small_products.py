@@ -125,12 +125,13 @@ def _multiply_1x4(a: Any, a_at: int, n: int, b: Any, b_at: int, strides: Any, c:
 
 @kernel
 def _multiply_4x1(
-    a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, strides: Any, c: Any, c_at: int, scales: Any
+    a: Any, a_at: int, a_row: int, n: int, b: Any, b_at: int, strides: Any, c: Any, c_at: int, scales: Any, fourth: Any
 ) -> None:
-    """`_multiply_4x4` for one vector."""
+    """`_multiply_4x4` for one vector; for three rows where `fourth` is None."""
     b_row, _, c_row = strides
     a1, a2, a3 = a_at + a_row, a_at + 2 * a_row, a_at + 3 * a_row
-    s0, s1, s2, s3 = load(c, c_at), load(c, c_at + c_row), load(c, c_at + 2 * c_row), load(c, c_at + 3 * c_row)
+    s0, s1, s2 = load(c, c_at), load(c, c_at + c_row), load(c, c_at + 2 * c_row)
+    s3 = s2 if fourth is None else load(c, c_at + 3 * c_row)
     for start in range(0, n, _step(n, scales)):
         factor = _factors(scales, start)[0]
         for i in range(start, start + _step(n, scales)):
@@ -138,11 +139,13 @@ def _multiply_4x1(
             s0 = fma(splat(load_one(a, a_at + i)), vector, s0)
             s1 = fma(splat(load_one(a, a1 + i)), vector, s1)
             s2 = fma(splat(load_one(a, a2 + i)), vector, s2)
-            s3 = fma(splat(load_one(a, a3 + i)), vector, s3)
+            if fourth is not None:
+                s3 = fma(splat(load_one(a, a3 + i)), vector, s3)
     store(c, c_at, s0)
     store(c, c_at + c_row, s1)
     store(c, c_at + 2 * c_row, s2)
-    store(c, c_at + 3 * c_row, s3)
+    if fourth is not None:
+        store(c, c_at + 3 * c_row, s3)
 
 
 @kernel
@@ -173,7 +176,11 @@ def multiply_rows(
             t += 4
     while t < vectors:
         own = _from_vector(scales, t, _ONE)
-        _multiply_4x1(a, a_at, a_row, n, b, b_at + t * b_tile, strides, c, c_at + t * 16, own)
+        at, to = b_at + t * b_tile, c_at + t * 16
+        if rows == 3:  # the query heads of a key head, in models of which there are many
+            _multiply_4x1(a, a_at, a_row, n, b, at, strides, c, to, own, None)
+        else:
+            _multiply_4x1(a, a_at, a_row, n, b, at, strides, c, to, own, _ONE)
         t += 1
 
 

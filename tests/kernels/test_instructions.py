@@ -31,23 +31,24 @@ PROMISED_TO_BLOCKS = {
 # so that compiling takes a second.
 _PROBE = """
 import json, numba, numpy as np
-from edgecal_kernels import blocks, isa, simd
+from edgecal_kernels import blocks, isa, layout, simd
 
-def sixteen(bits, change):
-    dot16 = simd.DOT16[bits]
+def step_of(bits, halves):
+    dot32 = simd.DOT32[bits, halves]
 
     @numba.njit
-    def product(lines, x, start, out):
-        a, b = change(simd.load_bytes(lines, 0)), change(simd.load_bytes(lines, 64))
-        c, d = change(simd.load_bytes(lines, 128)), change(simd.load_bytes(lines, 192))
-        simd.store(out, 0, simd.to_float(dot16(simd.splat_int(start), (a, b, c, d), x, 0)))
+    def product(codes, x, start, out):
+        dots = simd.begin_dots(start)
+        sums = dot32((dots, simd.begin_dots(start)) if halves else (dots,), codes, x, 0)
+        for i, acc in enumerate(sums):
+            simd.store(out, 16 * i, simd.end_dots(acc, start))
 
     return product
 
 @numba.njit
 def octets(line, x, start, out):
-    dots = simd.dot4_int8(simd.splat_int(start), simd.as_operand(simd.load_bytes(line, 0)), x, 0)
-    simd.store(out, 0, simd.to_float(dots))
+    dots = simd.dot4_int8(simd.begin_dots(start), simd.as_operand(simd.load_bytes(line, 0)), x, 0)
+    simd.store(out, 0, simd.end_dots(dots, start))
 
 def block_of(bits, offset, change):
     begin, dot8 = blocks.BEGIN[offset, blocks.WHOLE], blocks.DOT8[bits]
@@ -82,18 +83,19 @@ octets(line, x, np.int32(1000 - offset * x.sum(dtype=np.int32)), out)
 keep("octets", octets, np.array_equal(out, 1000 + line.view(np.int8).reshape(16, 4).astype(int) @ x))
 
 rng = np.random.default_rng(0)
-fours = rng.integers(0, 256, (4, 16, 4), np.uint8)
-fours[:, :2] = 255
 wide = np.array([127] * 12 + [-127, 3, -5, 90], np.int8)
-for bits, change, stored, off in (
-    (4, simd.low_nibbles, fours & 15, 0),
-    (6, as_it_is, fours & 63, 0),
-    (8, simd.as_operand, fours.view(np.int8), offset),
-):
-    kernel = sixteen(bits, change)
-    kernel(stored.view(np.uint8).ravel(), wide, np.int32(1000 - off * wide.sum(dtype=np.int32)), out)
-    meant = stored.transpose(1, 0, 2).reshape(16, 16).astype(int)
-    keep(f"sixteen of {bits} bits", kernel, np.array_equal(out, 1000 + meant @ wide))
+step = np.concatenate([wide, wide[::-1]])
+for packing in (layout.NIBBLES, layout.FIVE_BITS, layout.SIX_BITS, layout.BYTES):
+    codes = rng.integers(0, 1 << packing.bits, (16, 32), np.uint8)
+    codes[:2] = (1 << packing.bits) - 1
+    codes = codes.view(packing.dtype)
+    packed, meant = layout.pack(codes, packing), (codes * step.astype(int)).reshape(16, 2, 16).sum(2)
+    for halves in (False, True):
+        kernel, out = step_of(packing.bits, halves), np.empty((2 if halves else 1, 16), np.float32)
+        off, total = offset if packing.bits == 8 else 0, wide.sum(dtype=np.int32) * (1 if halves else 2)
+        kernel(packed.ctypes.data, step, np.int32(1000 - off * total), out)
+        right = 1000 + (meant.T if halves else [meant.sum(1)])
+        keep(f"{packing.bits} bits, {halves}", kernel, np.array_equal(out, right))
 tokens = rng.integers(-127, 128, (4, 8), np.int8)
 tokens[0], tokens[1] = 127, -127
 lines = rng.integers(0, 256, (blocks.TILES, 2, 64), np.uint8)
@@ -107,7 +109,8 @@ for bits, off, change, stored, meant in (
     (8, offset, blocks.as_operands, octets, octets.astype(int)),
 ):
     kernel = block_of(bits, off, change)
-    start, scale = np.repeat(-8 * tokens.sum(1, dtype=np.int32), blocks.STARTS), np.ones(4, np.float32)
+    start = np.repeat(isa.bias() - 8 * tokens.sum(1, dtype=np.int32), blocks.STARTS).astype(np.int32)
+    scale = np.ones(4, np.float32)
     parts = tokens.ravel(), np.zeros(96, np.uint8), start, np.zeros_like(start), scale
     packed = np.concatenate([part.view(np.uint8) for part in parts])
     out = np.empty((4, blocks.TILES, 16), np.float32)

@@ -11,12 +11,12 @@ import json, sys
 from edgecal_kernels import numba_ops
 from edgecal_kernels.packed_kernels import VECTORS
 from edgecal_kernels.packed_blocks import BLOCKS
-from edgecal_kernels.packed_tiles import TILE_PRODUCTS
+from edgecal_kernels.packed_tiles import TILE_PRODUCTS, UNPACKED
 from numba.core.dispatcher import Dispatcher
 
 modules = [module for name, module in sys.modules.items() if name.startswith("edgecal_kernels.")]
 kernels = [kernel for module in modules for kernel in vars(module).values() if isinstance(kernel, Dispatcher)]
-for table in (VECTORS, BLOCKS, TILE_PRODUCTS):
+for table in (VECTORS, BLOCKS, UNPACKED, TILE_PRODUCTS):
     kernels += table.values()
 functions = {kernel.py_func for kernel in kernels}
 print(json.dumps([[function.__module__, function.__qualname__] for function in functions]))

@@ -21,6 +21,22 @@ several lines:
                    acc + dot products of four lines with the 16 int8 at the pointer `octets`; `bits` of a code: at
                    most 6, or 8 (plus INT8_OFFSET)
 
+Sums of dot products become float32 as LLVM converts them, unless an instruction set does better:
+
+    BIAS           what those of a block begin with besides; they are below 2 ** 22
+    to_float(builder, sums)
+                   <n x i32>, with BIAS, as <n x float>
+    begin_dots(builder, start), end_dots(builder, sums, start)
+                   <16 x i32> of one token before its first product, in a way of the file's own, and start + products as
+                   <16 x float>; `start` is an i32
+
+A step of one token is made of two `dot16`, and codes of less than eight bits are unpacked by masks and shifts, unless
+an instruction set does better:
+
+    dot32(builder, sums, codes, octets, bits)
+                   sums + dot products of the step (`layout`) at the pointer `codes`, whose codes have 4, 5, 6 or 8
+                   bits, with the 32 int8 at `octets`; one <16 x i32>, or two, for the halves of the columns
+
 Where the scales of int4 are better made otherwise than LLVM does:
 
     signed_square(builder, small)
@@ -36,10 +52,11 @@ made of `dot4` here; an instruction that does better with several tokens replace
     finish(builder, sums, start, bits)
                                    one <ROWS x i32> per token, lane = row; with `start`, where `begin` left it out
 
-and what belongs to a token is spread by
+and what belongs to tokens is read by
 
     splat_of(builder, place, n, token, lanes)
                                    the number of a token, of n that lie at a pointer, four bytes each, in every lane
+    registers(builder, place, n)   n <ROWS x i32>, one after the other at a pointer to bytes
 
 A process has one of them, from the first kernel that is defined to its end: constants of the file are parts of kernels,
 of the folder that they are kept in, and of the Python code around them.
@@ -99,6 +116,57 @@ def dot16(builder: Any, acc: Any, lines: Sequence[Any], octets: Any, bits: int) 
     return acc
 
 
+def bias() -> int:
+    return getattr(active(), "BIAS", 0)
+
+
+def to_float(builder: Any, sums: Any) -> Any:
+    own = getattr(active(), "to_float", None)
+    return own(builder, sums) if own else builder.sitofp(sums, ir.VectorType(ir.FloatType(), sums.type.count))
+
+
+def begin_dots(builder: Any, start: Any) -> Any:
+    own = getattr(active(), "begin_dots", None)
+    return own(builder, start) if own else splat(builder, start, 16)
+
+
+def end_dots(builder: Any, sums: Any, start: Any) -> Any:
+    own = getattr(active(), "end_dots", None)
+    return own(builder, sums, start) if own else to_float(builder, sums)
+
+
+def dot32(builder: Any, sums: Sequence[Any], codes: Any, octets: Any, bits: int) -> list[Any]:
+    own = getattr(active(), "dot32", None)
+    if own:
+        return own(builder, sums, codes, octets, bits)
+    lines = operands(builder, [load_bytes(builder, codes, 64 * line, 64) for line in range(bits)])
+    room = 6 if bits == 5 else bits
+    found = [dot16(builder, sums[0], lines[:4], octets, room), *sums[1:]]
+    found[-1] = dot16(builder, found[-1], lines[4:], builder.gep(octets, [ir.IntType(32)(16)]), room)
+    return found
+
+
+def operands(builder: Any, lines: Sequence[Any]) -> list[Any]:
+    """The eight lines of a step that has as many as a code has bits."""
+    if len(lines) == 8:
+        return [as_operand(builder, line) for line in lines]
+    packed, upper = lines[:4], lines[4:]
+    nibbles = [builder.and_(line, filled(line.type, 15)) for line in packed]
+    nibbles += [builder.lshr(line, filled(line.type, 4)) for line in packed]
+    if not upper:
+        return nibbles
+    bits, quads = len(upper), 8 // len(upper)  # of a code, and places in a line
+    return [
+        with_upper(builder, nibble, upper[n // quads], ir.IntType(64)(n % quads), bits)
+        for n, nibble in enumerate(nibbles)
+    ]
+
+
+def as_operand(builder: Any, line: Any) -> Any:
+    """Signed bytes as `dot4` wants them: plus INT8_OFFSET."""
+    return builder.xor(line, filled(line.type, -128)) if active().INT8_OFFSET else line
+
+
 def signed_square(builder: Any, small: Any) -> Any:
     own = getattr(active(), "signed_square", None)
     if own:
@@ -140,6 +208,14 @@ def splat_of(builder: Any, place: Any, n: int, token: int, lanes: int) -> Any:
     return splat(builder, builder.load(builder.gep(place, [ir.IntType(32)(token)])), lanes)
 
 
+def registers(builder: Any, place: Any, n: int) -> list[Any]:
+    own = getattr(active(), "registers", None)
+    if own:
+        return own(builder, place, n)
+    rows = active().ROWS
+    return [load_ints(builder, place, 4 * rows * index, rows) for index in range(n)]
+
+
 # -------------------------------------------------------------------------- LLVM helpers that every file needs
 
 
@@ -158,12 +234,22 @@ def fours(builder: Any, octets: Any, n: int) -> list[Any]:
     return values
 
 
-def load_fours(builder: Any, octets: Any, index: int) -> Any:
-    """<4 x i32>: sixteen bytes, `index` times sixteen after a pointer."""
-    kind = ir.VectorType(ir.IntType(32), 4)
-    value = builder.load(builder.gep(builder.bitcast(octets, kind.as_pointer()), [ir.IntType(32)(index)]))
+def load_bytes(builder: Any, place: Any, offset: int, n: int) -> Any:
+    """n bytes, `offset` after a pointer to bytes."""
+    kind = ir.VectorType(ir.IntType(8), n)
+    value = builder.load(builder.bitcast(builder.gep(place, [ir.IntType(32)(offset)]), kind.as_pointer()))
     value.align = 1
     return value
+
+
+def load_ints(builder: Any, place: Any, offset: int, n: int) -> Any:
+    """<n x i32>, `offset` bytes after a pointer to bytes."""
+    return builder.bitcast(load_bytes(builder, place, offset, 4 * n), ir.VectorType(ir.IntType(32), n))
+
+
+def load_fours(builder: Any, octets: Any, index: int) -> Any:
+    """<4 x i32>: sixteen bytes, `index` times sixteen after a pointer."""
+    return load_ints(builder, octets, 16 * index, 4)
 
 
 def total(builder: Any, values: Sequence[Any]) -> Any:
@@ -173,10 +259,34 @@ def total(builder: Any, values: Sequence[Any]) -> Any:
     return first
 
 
-def pinned(builder: Any, value: Any, register: str) -> Any:
+def filled(kind: Any, value: float) -> Any:
+    """The constant vector of this type with `value` in every lane."""
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def with_upper(builder: Any, nibbles: Any, upper: Any, quad: Any, n: int) -> Any:
+    """nibbles + 16 times the n bits of `upper` from bit n quad on, byte by byte; `quad` an i64.
+
+    The shifts are of 16 bits, which every instruction set has; what they carry into a neighbour is masked.
+    """
+    words = ir.VectorType(ir.IntType(16), nibbles.type.count // 2)
+    shift = splat(builder, builder.trunc(builder.mul(quad, ir.IntType(64)(n)), words.element), words.count)
+    mask = filled(words, 0x0101 * ((1 << n) - 1))
+    bits = builder.and_(builder.lshr(builder.bitcast(upper, words), shift), mask)
+    raised = builder.shl(bits, filled(words, 4))
+    return builder.or_(nibbles, builder.bitcast(raised, nibbles.type))
+
+
+def in_order(builder: Any, sums: Sequence[Any]) -> list[Any]:
+    """The same vectors of NEON, before any load that comes after them is begun. LLVM would load first, and keep on the
+    stack what no register holds."""
+    return [pinned(builder, acc, "w", ordered=True) for acc in sums]
+
+
+def pinned(builder: Any, value: Any, register: str, ordered: bool = False) -> Any:
     """The same value, in a register of that class (a letter of LLVM's) and at this place of the order of work: the
-    optimizer does not see through it."""
-    return builder.asm(ir.FunctionType(value.type, [value.type]), "", f"={register},0", [value], side_effect=False)
+    optimizer does not see through it, and where it is `ordered`, moves no load over it."""
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", f"={register},0", [value], side_effect=ordered)
 
 
 def splat(builder: Any, value: Any, n: int) -> Any:

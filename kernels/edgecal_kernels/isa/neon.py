@@ -1,9 +1,10 @@
 """Plain NEON (Raspberry Pi 4): smull to int16, addp adds neighbours, sadalp adds neighbours again into int32.
 
 The int16 sums of two products cannot overflow: activations are rounded to -127..127, so they reach 2 * 128 * 127 at
-most. They are made of two lines (smlal), those of six bits (4 * 63 * 127 = 32004) and of nibbles of four for one token.
-Of codes of six bits the matrix kernel can add neighbours to the products of two lines in int16, too, and of nibbles all
-sixteen products that a step adds to one place (30480): they are widened once per step, for one token twice.
+most. They are made of two lines (smlal), for one token those of less than eight bits of four (4 * 63 * 127 = 32004),
+and of less than six (8 * 31 * 127 = 31496) with their neighbours. Of codes of six bits the matrix kernel can add
+neighbours to the products of two lines in int16, too, and of nibbles all sixteen products that a step adds to one place
+(30480): they are widened once per step, for one token twice.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from .. import neon_codes
 from . import declare, joined, lanes, load_fours, neon_dotprod, pick, pinned, split, total
 
 INT8_OFFSET, VECTORS, TOKENS, TILES, ROWS = 0, 8, 4, 1, 4
@@ -31,22 +33,40 @@ def dot4(builder: Any, acc: Any, w: Any, x: Any, signed: bool) -> Any:
 
 
 def dot16(builder: Any, acc: Any, lines: Sequence[Any], octets: Any, bits: int) -> Any:
-    x = load_fours(builder, octets, 0)
-    xs, weights = [_halves(builder, x, n) for n in range(4)], [split(builder, line, 8) for line in lines]
-    found = []
-    for q, own in enumerate(split(builder, acc, 4)):
-        halves = list[list[Any]]()  # sums that int16 holds
-        for h in (0, 1):
-            products = [_products(builder, weights[n][2 * q + h], xs[n][h]) for n in range(4)]
-            sets = (products[:2], products[2:]) if bits == 8 else (products,)
-            halves.append([total(builder, values) for values in sets])
-        if bits < 6:
-            more = _widened(builder, _neighbours(builder, halves[0][0], halves[1][0]))
-        else:
-            wide = [total(builder, [_widened(builder, words) for words in half]) for half in halves]
-            more = _neighbours(builder, *wide)
-        found.append(builder.add(own, more))
-    return joined(builder, found)
+    xs, quarters = _sixteen(builder, octets, 0), [split(builder, line, 4) for line in lines]
+    parts = zip(split(builder, acc, 4), *quarters, strict=True)
+    return joined(builder, [_quarter(builder, own, four, xs, bits) for own, *four in parts])
+
+
+def dot32(builder: Any, sums: Sequence[Any], codes: Any, octets: Any, bits: int) -> list[Any]:
+    xs = [_sixteen(builder, octets, half) for half in (0, 1)]
+
+    def dot(acc: Any, operands: Sequence[Any], half: int) -> Any:
+        return _quarter(builder, acc, operands, xs[half], bits)
+
+    return neon_codes.by_quarters(builder, sums, codes, bits, dot)
+
+
+def _sixteen(builder: Any, octets: Any, half: int) -> list[list[Any]]:
+    """Of sixteen activations each four, twice in either half of a register."""
+    x = load_fours(builder, octets, half)
+    return [_halves(builder, x, n) for n in range(4)]
+
+
+def _quarter(builder: Any, acc: Any, operands: Sequence[Any], xs: Sequence[Sequence[Any]], bits: int) -> Any:
+    """acc + dot products of four rows with sixteen columns."""
+    weights = [split(builder, operand, 2) for operand in operands]
+    halves = list[list[Any]]()  # sums that int16 holds
+    for h in (0, 1):
+        products = [_products(builder, weights[n][h], xs[n][h]) for n in range(4)]
+        sets = (products[:2], products[2:]) if bits == 8 else (products,)
+        halves.append([total(builder, values) for values in sets])
+    if bits < 6:
+        more = _widened(builder, _neighbours(builder, halves[0][0], halves[1][0]))
+    else:
+        wide = [total(builder, [_widened(builder, words) for words in half]) for half in halves]
+        more = _neighbours(builder, *wide)
+    return builder.add(acc, more)
 
 
 def _halves(builder: Any, fours: Any, lane: int) -> list[Any]:

@@ -16,7 +16,9 @@ from . import declare, load_fours, neon_dotprod, pick
 
 INT8_OFFSET, VECTORS, TOKENS, TILES, ROWS = 0, 8, 8, 1, 4
 dot4, dot16, splat_of = neon_dotprod.dot4, neon_dotprod.dot16, neon_dotprod.splat_of
-signed_square = neon_dotprod.signed_square
+signed_square, dot32 = neon_dotprod.signed_square, neon_dotprod.dot32
+BIAS, to_float = neon_dotprod.BIAS, neon_dotprod.to_float
+begin_dots, end_dots = neon_dotprod.begin_dots, neon_dotprod.end_dots
 _INTS, _OCTETS = ir.VectorType(ir.IntType(32), 4), ir.VectorType(ir.IntType(8), 16)
 
 
