@@ -1,14 +1,14 @@
 """What rounding costs: perplexity and KL divergence on real text, beside fp32 and beside llama.cpp.
 
     python -m bench.quality MODEL --text dialogues.jsonl --text code.txt --work FOLDER [--formats int4,int4_affine]
-        [--calibrated int4,int4_affine,int6/128] [--llama-cpp ORIGINAL.gguf] [--noise 0.3] [--json FILE]
+        [--calibrated int4,int4_affine+int8,int6/128,int3] [--llama-cpp ORIGINAL.gguf] [--noise 0.3] [--json FILE]
     python -m bench.quality MODEL --text dialogues.jsonl --cache
 
 MODEL is a Hugging Face directory of float weights; every row is made from them, and scored by `edgecal.perplexity` on
 the same windows of 512 tokens: KL is of fp32's next-token distribution to the row's. Calibrated rows see the text that
-ships with edgecal (--calibrate FILE: another), and so does llama.cpp's importance matrix: mean squares of the inputs of
-every matrix in fp32, which is what `llama-imatrix` gathers. int6/128 is int6 in groups of 128. What is made is kept in
-FOLDER, and used again.
+ships with edgecal (--calibrate FILE: another), and so does llama.cpp's importance matrix (`bench.llama_formats`).
+int6/128 is int6 in groups of 128, int4_affine+int8 has an embedding in int8; int3 and int3_affine are not served, and
+simulated (`bench.three_bits`). What is made is kept in FOLDER, and used again.
 
 With --llama-cpp (needs the packages llama-cpp-python and gguf) the same weights go through llama.cpp's own quantizer;
 the argument is a GGUF of the same model, whose metadata is used for the files that are quantized. Bits per weight count
@@ -24,9 +24,7 @@ caches in fp16 and int8 are held against one in fp32.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,19 +33,19 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from edgecal import Engine, ModelConfig
+from edgecal import Engine
 from edgecal.perplexity import CONTEXT, Perplexity, Scorer, TokenScores, summarize, token_scores
 from edgecal.quantization import quantize_calibrated
 from edgecal.quantization.calibrate import DEFAULT_TEXT
-from edgecal.quantization.layerwise import Layerwise
 from edgecal.text.corpus import read_documents, windows
 from edgecal_kernels.quant import STEP
 from edgecal_weights.opening import open_checkpoint
 
+from . import llama_formats
 from .machine import facts
+from .three_bits import bytes_saved, container
 
 OURS = ("int8", "int6", "int4_affine", "int4_k", "int4", "int4_f16")
-LLAMA_CPP = (("Q4_0", False), ("Q4_K_M", False), ("Q4_K_M", True), ("Q3_K_M", True))
 Pieces = Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]  # a window's ids: logits, and what follows
 
 
@@ -96,142 +94,21 @@ def noisy(model: Path, size: float, folder: Path) -> Path:
 
 
 def calibrated(model: Path, name: str, text: Path, folder: Path) -> Path:
-    """The packed form `name`, a format and perhaps the size of its groups."""
+    """The packed form `name`: a format, perhaps the size of its groups, perhaps another format for the embedding."""
     out = folder / f"calibrated-{name.replace('/', '-')}"
     if not out.exists():
-        format, _, size = name.partition("/")
-        with open_checkpoint(model) as checkpoint:
+        layers, _, embedding = name.partition("+")
+        format, _, size = layers.partition("/")
+        with open_checkpoint(model) as checkpoint, container(format) as served:
             quantize_calibrated(
-                checkpoint, out, documents=read_documents(text), format=format, group_size=int(size or STEP)
+                checkpoint,
+                out,
+                documents=read_documents(text),
+                format=served,
+                group_size=int(size or STEP),
+                embedding_format=embedding or "auto",
             )
     return out
-
-
-def mean_squares(model: Path, text: Path) -> dict[str, np.ndarray]:
-    """Of the inputs of every matrix, in fp32, by tensor name."""
-    found: dict[str, np.ndarray] = {}
-
-    def watch(weights: Any, gram: np.ndarray) -> Any:
-        found.update(dict.fromkeys(weights, np.diagonal(gram) / n_tokens))
-        return weights
-
-    engine = Engine.load(model, weights="fp32")
-    chosen = [ids for ids in windows(engine.tokenizer, read_documents(text), CONTEXT) if len(ids) == CONTEXT][:24]
-    n_tokens = sum(map(len, chosen))
-    with open_checkpoint(model) as checkpoint:
-        config = ModelConfig.from_dict(checkpoint.config)
-        pass_, table = Layerwise(config, checkpoint.read, CONTEXT), checkpoint.read("model.embed_tokens.weight")
-        states = [table[ids] * np.float32(config.embedding_scale) for ids in chosen]
-        for layer in track(range(config.n_layers), "importance matrix"):
-            states = pass_.run(layer, states, watch)
-    return found
-
-
-# ---------------------------------------------------------------------------------------------------- llama.cpp
-
-
-class LlamaCpp:
-    """A GGUF in llama.cpp, scored in pieces of `step` positions."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        import llama_cpp
-
-        self._step = step
-        n = len(os.sched_getaffinity(0))  # its default, all cores, waits where there are fewer
-        self._peer = llama_cpp.Llama(
-            str(path),
-            n_ctx=CONTEXT,
-            n_batch=CONTEXT,
-            n_threads=n,
-            n_threads_batch=n,
-            logits_all=True,
-            verbose=False,
-        )
-
-    def __call__(self, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        self._peer.reset()
-        self._peer.eval(ids.tolist())
-        for start in range(0, len(ids) - 1, self._step):
-            stop = min(start + self._step, len(ids) - 1)
-            yield np.array(self._peer.scores[start:stop], np.float32), ids[start + 1 : stop + 1]
-
-
-def llama_cpp_files(model: Path, original: Path, text: Path, folder: Path) -> Iterator[tuple[str, Path]]:
-    """llama.cpp's own formats of the same weights, by their names."""
-    import llama_cpp
-
-    from edgecal_weights.families import BY_ARCHITECTURE
-    from edgecal_weights.gguf_config import gguf_name
-
-    source, squares = folder / "bf16.gguf", folder / "mean_squares.npz"
-    if not source.exists():
-        write_bf16_gguf(model, original, source)
-    if not squares.exists():
-        np.savez(squares, **mean_squares(model, text))
-    family = BY_ARCHITECTURE[_architecture(original)]
-    given = {(gguf_name(name, family) or "").encode(): values for name, values in np.load(squares).items()}
-    held = {name: np.ascontiguousarray(values, np.float32) for name, values in given.items()}
-    entries = (llama_cpp.llama_model_imatrix_data * (len(held) + 1))()
-    for entry, (name, values) in zip(entries, held.items(), strict=False):
-        entry.name, entry.size = name, values.size
-        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-    for format, weighed in LLAMA_CPP:
-        target = folder / f"{format}{'-imatrix' if weighed else ''}.gguf"
-        if not target.exists():
-            params = llama_cpp.llama_model_quantize_default_params()
-            params.ftype, params.nthread = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{format}"), 1
-            if weighed:
-                params.imatrix = ctypes.cast(entries, type(params.imatrix))
-            if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params) != 0:
-                raise SystemExit(f"llama.cpp could not quantize the model to {format}")
-        yield f"llama.cpp {format}{' + imatrix' if weighed else ''}", target
-
-
-def _architecture(original: Path) -> str:
-    import gguf
-
-    return str(gguf.GGUFReader(original).fields["general.architecture"].contents())
-
-
-def gguf_bytes(path: Path) -> int:
-    import gguf
-
-    return sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors)
-
-
-def write_bf16_gguf(model: Path, original: Path, out: Path) -> None:
-    """The weights of the Hugging Face directory `model` as BF16 GGUF, with the metadata of `original`."""
-    import gguf
-
-    from edgecal_weights.families import BY_ARCHITECTURE
-    from edgecal_weights.gguf_config import gguf_name
-
-    reader = gguf.GGUFReader(original)
-    architecture = reader.fields["general.architecture"].contents()
-    writer = gguf.GGUFWriter(out, architecture)
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
-            continue
-        kind = field.types[0]
-        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, field.contents(), kind, sub_type=inner)
-    with open_checkpoint(model) as checkpoint, open_checkpoint(original) as named:
-        for name in checkpoint.names():
-            values = checkpoint.read(name)
-            if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
-                heads = checkpoint.config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
-                values = values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
-            theirs = gguf_name(name, BY_ARCHITECTURE[architecture])
-            if values.ndim == 1:
-                writer.add_tensor(theirs, values)
-            else:
-                kind = gguf.GGMLQuantizationType.BF16
-                writer.add_tensor(theirs, gguf.quants.quantize(values, kind), raw_dtype=kind)
-        assert set(named.names()) == set(checkpoint.names())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 # ------------------------------------------------------------------------------------------------------ results
@@ -267,14 +144,17 @@ def of_weights(arguments: argparse.Namespace) -> dict[str, Any]:
     exact = Engine.load(model, weights="fp32", cache_dtype="fp32", backend="numpy")  # whose BLAS is fastest there
     n_weights = exact.model.weight_bytes // 4
     engines = {name: Engine.load(model, weights=name) for name in arguments.formats}
-    for name in arguments.calibrated:
-        engines[f"{name} calibrated"] = Engine.load(calibrated(model, name, arguments.calibrate, folder))
     sizes = {name: engine.model.weight_bytes for name, engine in engines.items()}
+    for name in arguments.calibrated:
+        made, row = calibrated(model, name, arguments.calibrate, folder), f"{name} calibrated"
+        engines[row] = Engine.load(made)
+        sizes[row] = engines[row].model.weight_bytes - bytes_saved(name, made)
     reference = Scorer(exact)
     scorers: dict[str, Pieces] = {name: Scorer(engine) for name, engine in engines.items()}
     if arguments.llama_cpp:
-        for name, file in llama_cpp_files(model, arguments.llama_cpp, arguments.calibrate, folder):
-            sizes[name], scorers[name] = gguf_bytes(file), LlamaCpp(file, reference.step)
+        for name, file in llama_formats.files(model, arguments.llama_cpp, arguments.calibrate, folder):
+            sizes[name] = llama_formats.gguf_bytes(file)
+            scorers[name] = llama_formats.LlamaCpp(file, reference.step)
     return tables(arguments, exact, reference, scorers, sizes, n_weights)
 
 

@@ -12,7 +12,6 @@ embedding.
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -42,6 +41,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
         "rope_theta": 500_000.0,
         "rms_norm_eps": 1e-5,
+    },
+    "qwen2.5-1.5b": {  # its sizes, without the biases
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "vocab_size": 151_936,
+        "max_position_embeddings": 8192,
+        "rope_theta": 1_000_000.0,
+        "rms_norm_eps": 1e-6,
     },
 }
 
@@ -205,10 +216,9 @@ def _quantize_ggml(gguf: Path, hf: Path | None, out: Path, kind: str) -> None:
     """llama.cpp's own quantizer, from the float weights where they are to be had."""
     import llama_cpp
 
-    from ..quality import write_bf16_gguf
+    from ..llama_formats import silence, write_bf16_gguf
 
-    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    silence()
     source = gguf
     if hf is not None:
         source = out.with_name("bf16.gguf")

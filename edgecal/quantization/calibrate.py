@@ -98,11 +98,11 @@ def quantize_calibrated(
     begun = {"method": _METHOD, "feedback": feedback, **asked, **_digests(checkpoint, chosen)}
     kept = KeptLayers(target, begun, {name: decision.spec for name, decision in decisions.items()})
     _Calibration(checkpoint, config, decisions, rounded, feedback, kept, progress).run(chosen)
-    tensors, errors = kept.read()
+    errors = kept.errors()
     if progress is not None:
         progress(0, 0, "writing")
     notes = {"calibration": {"method": "feedback" if feedback else "importance", "tokens": sum(map(len, chosen))}}
-    report = quantize_checkpoint(checkpoint, target, made=tensors.get, source_notes=notes, **writing)  # type: ignore[arg-type]
+    report = quantize_checkpoint(checkpoint, target, made=kept.tensor, source_notes=notes, **writing)  # type: ignore[arg-type]
     kept.remove()
     found = {name: OutputError(*error) for name, error in errors.items()}
     return replace(report, output_errors=found, seconds=time.perf_counter() - began)

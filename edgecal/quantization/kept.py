@@ -37,6 +37,7 @@ class KeptLayers:
     def __init__(self, target: Path, begun: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> None:
         self.folder = target.with_name(f".{target.name[:40]}.calibrating")
         self._specs = specs
+        self._files: dict[str, Path] = {}
         state = json.loads(json.dumps(begun))
         if self._state() != state:
             self.remove()
@@ -78,20 +79,27 @@ class KeptLayers:
             self._hidden.unlink(missing_ok=True)
         self._hidden = behind
 
-    def read(self) -> tuple[dict[str, QuantizedTensor], dict[str, tuple[float, float]]]:
-        """All tensors that are finished, and the errors of outputs before and after."""
-        parts: dict[str, dict[str, Any]] = {}
+    def errors(self) -> dict[str, tuple[float, float]]:
+        """Of outputs, before and after, by the names of the tensors that are finished."""
+        found = {}
         for file in sorted(self.folder.glob("*.npz")):
             with np.load(file) as arrays:
                 for key in arrays.files:
                     name, _, part = key.rpartition(":")
-                    parts.setdefault(name, {})[part] = arrays[key]
-        errors = {name: tuple(map(float, arrays.pop(_ERRORS))) for name, arrays in parts.items()}
-        tensors = {}
-        for name, arrays in parts.items():
-            spec = self._specs[name]
-            tensors[name] = QuantizedTensor(spec.format, (spec.shape[0], spec.shape[1]), spec.group_size, **arrays)
-        return tensors, errors  # type: ignore[return-value]
+                    if part == _ERRORS:
+                        before, after = map(float, arrays[key])
+                        found[name], self._files[name] = (before, after), file
+        return found
+
+    def tensor(self, name: str) -> QuantizedTensor | None:
+        """One that `errors` has named, read now: all together would take the memory of the model. None for another."""
+        if name not in self._files:
+            return None
+        spec = self._specs[name]
+        with np.load(self._files[name]) as arrays:
+            keys = [key.rpartition(":") for key in arrays.files]
+            parts = {part: arrays[f"{name}:{part}"] for of, _, part in keys if of == name and part != _ERRORS}
+        return QuantizedTensor(spec.format, (spec.shape[0], spec.shape[1]), spec.group_size, **parts)
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
