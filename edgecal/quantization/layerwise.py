@@ -8,6 +8,7 @@ and activations are float32 here: what a weight is worth is its value, in whatev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +51,7 @@ class Layerwise:
     def __init__(self, config: ModelConfig, read: Callable[[str], Array], length: int) -> None:
         self._config, self._read = config, read
         self._cos, self._sin = rope_table(config.inverse_frequencies(), length)
-        self._cache = KVCache(config, "fp32")
+        self._cache = KVCache(replace(config, n_layers=1), "fp32")  # of the layer at hand
         self._cache.reserve(length)
 
     def run(self, layer: int, windows: Sequence[Array], replace: Replace) -> list[Array]:
@@ -65,6 +66,7 @@ class Layerwise:
     def _halves(self, layer: int) -> Iterator[_Half]:
         parts = Layer(Builder(self._config, self._read, reference), layer)
         attention, mlp = parts.attention, parts.mlp
+        attention.layer = 0  # of the cache
 
         def mix(x: Array) -> Array:
             return attention.mix(x, (self._cos[:, : len(x)], self._sin[:, : len(x)]), self._cache, None)
