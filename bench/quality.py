@@ -140,6 +140,8 @@ def of_weights(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.noise:
         folder /= f"noise-{arguments.noise:g}"
         model = noisy(model, arguments.noise, folder)
+    if arguments.calibrate != DEFAULT_TEXT:
+        folder /= arguments.calibrate.stem
     folder.mkdir(parents=True, exist_ok=True)
     exact = Engine.load(model, weights="fp32", cache_dtype="fp32", backend="numpy")  # whose BLAS is fastest there
     n_weights = exact.model.weight_bytes // 4
@@ -214,7 +216,8 @@ def main() -> None:
         parser.error("say where to keep what is made: --work FOLDER")
     made = of_caches(arguments) if arguments.cache else of_weights(arguments)
     if arguments.json:
-        result = {"machine": facts("llama_cpp_python"), "window": CONTEXT, "noise": arguments.noise, "texts": made}
+        result = {"machine": facts("llama_cpp_python"), "window": CONTEXT, "noise": arguments.noise}
+        result |= {"calibrated_on": arguments.calibrate.name, "texts": made}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
