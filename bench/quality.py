@@ -148,9 +148,9 @@ def of_weights(arguments: argparse.Namespace) -> dict[str, Any]:
     engines = {name: Engine.load(model, weights=name) for name in arguments.formats}
     sizes = {name: engine.model.weight_bytes for name, engine in engines.items()}
     for name in arguments.calibrated:
-        made, row = calibrated(model, name, arguments.calibrate, folder), f"{name} calibrated"
-        engines[row] = Engine.load(made)
-        sizes[row] = engines[row].model.weight_bytes - bytes_saved(name, made)
+        packed, label = calibrated(model, name, arguments.calibrate, folder), f"{name} calibrated"
+        engines[label] = Engine.load(packed)
+        sizes[label] = engines[label].model.weight_bytes - bytes_saved(name, packed)
     reference = Scorer(exact)
     scorers: dict[str, Pieces] = {name: Scorer(engine) for name, engine in engines.items()}
     if arguments.llama_cpp:
