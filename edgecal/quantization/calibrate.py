@@ -163,8 +163,7 @@ class _Calibration:
         clock, first = time.monotonic(), self._kept.next_layer
         for layer in range(first, layers):
             self._tell(layer, clock, layer - first)
-            states = layerwise.run(layer, np.split(hidden, ends), self._replace)
-            hidden = np.concatenate(states)
+            hidden = np.concatenate(layerwise.run(layer, np.split(hidden, ends), self._replace))
             self._finish(hidden)
         if self._kept.next_layer == layers:
             self._tell(layers, clock, layers - first)
