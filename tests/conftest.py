@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
+settings.register_profile("edgecal", deadline=None)  # a busy machine takes its time
+settings.load_profile("edgecal")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a real hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Whether `make kernels` was run makes no difference: tests of ready-made kernels name their folder themselves
