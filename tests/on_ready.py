@@ -31,10 +31,6 @@ from edgecal_kernels.ready_ops import library  # noqa: E402
 os.environ["EDGECAL_READY"] = str(library.path.parent)
 
 
-def pytest_report_header() -> str:
-    return f"back end: {dispatch.serving()} ({library.path})"
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("numba"):
@@ -42,4 +38,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    terminalreporter.write_line(pytest_report_header())
+    terminalreporter.write_line(f"back end: {dispatch.serving()} ({library.path})")
