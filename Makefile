@@ -14,7 +14,7 @@ QUICK := tests/test_structure.py tests/test_docs.py tests/edgecal/test_conversat
   $(patsubst %,tests/weights/test_%.py,calibration_file gguf_blocks packed safe_pattern) \
   tests/cli/test_doctor_cli.py
 
-.PHONY: demo test quick test-arm test-wheel test-install kernels wheel fuzz coverage lint docs clean
+.PHONY: demo test quick test-ready test-arm test-wheel test-install kernels wheel fuzz coverage lint docs clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/edgecal pull demo
@@ -43,12 +43,17 @@ wheel: $(TEST)/.installed
 	$(TEST)/bin/python -m pip wheel -q --no-deps -C kernels=all -w dist .
 	$(TEST)/bin/python -m pip wheel -q --no-deps -w dist ./demo_data
 
+# The tests with ready-made kernels in the place of Numba's (ISAS= : which); all of them, then parts for older processors
+test-ready: $(TEST)/.installed
+	tests/ready.sh $(TEST)/bin/python -n $(JOBS) --dist loadfile
+
 # Wheels as their users get them: built from the sdist, installed where no Numba is, and used
 test-wheel:
 	tests/wheel.sh $(PYTHON)
 
 # Debian only; minutes, for the processor is emulated. Nothing is installed: all goes to the cache folder.
 test-arm: $(TEST)/.installed
+	$(TEST)/bin/python -m pip install -q -e ".[cross]"
 	tests/arm/run.sh $(PYTHON)
 	tests/arm/ready.sh $(TEST)/bin/python
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
+settings.register_profile("edgecal", deadline=None)  # a busy machine takes its time
+settings.load_profile("edgecal")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a real hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Whether `make kernels` was run makes no difference: tests of ready-made kernels name their folder themselves
-os.environ["EDGECAL_READY"] = str(Path(__file__).parent / "no kernels")
+if "tests.on_ready" not in sys.modules:
+    os.environ["EDGECAL_READY"] = str(Path(__file__).parent / "no kernels")
 os.environ["EDGECAL_CONVERTED"] = "0"  # what converts is to be tested, not what an earlier test has kept
 
 

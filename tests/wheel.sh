@@ -27,6 +27,7 @@ python -c "import numba" 2>/dev/null && fail "Numba was installed"
 edgecal pull demo
 edgecal warmup | tee said
 grep -q "are ready" said || fail "the ready-made kernels do not serve"
+edgecal env | grep -q "back end: ready" || fail "edgecal env does not say so"
 edgecal demo -n 20
 edgecal merge --adapter demo:summarize --adapter demo:professional --method ties --out merged
 edgecal generate demo "Once upon a time" --adapter merged -n 10

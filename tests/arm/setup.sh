@@ -46,7 +46,7 @@ host=$(dpkg --print-architecture)
 apt_for arm64 true
 version=$(apt_for arm64 apt-cache depends python3-minimal | sed -n 's/.*Depends: python\(3\.[0-9]*\)-minimal.*/\1/p')
 echo "setup.sh: aarch64 Python $version and its emulator into $folder" >&2
-unpack arm64 "$folder/root" "python$version" libgomp1 libstdc++6
+unpack arm64 "$folder/root" "python$version" libgomp1 libstdc++6 musl
 apt_for "$host" true
 (cd "$folder/apt/$host" && apt_for "$host" apt-get -qq download qemu-user-static)
 dpkg-deb -x "$folder/apt/$host"/qemu-user-static_*.deb "$folder/host"

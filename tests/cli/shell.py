@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 MAIN = "from edgecal.cli import main; main()"
 # The terminal becomes the controlling one, so that a typed Ctrl-C arrives as a signal
 AT_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {MAIN}"
+BACKEND = "numpy"  # it starts fastest
 PATIENCE = 600.0  # a bound for what hangs, not a measure: a busy machine takes its time
 
 
@@ -23,8 +24,8 @@ SOURCES = os.pathsep.join(str(ROOT / folder) for folder in (".", "kernels", "wei
 
 
 def environment(home: Path, **variables: str) -> dict[str, str]:
-    """Everything that the command may keep goes to `home`; the NumPy back end starts fastest."""
-    own = {"EDGECAL_CACHE": str(home), "EDGECAL_BACKEND": "numpy", "PYTHONPATH": SOURCES, "HF_HUB_OFFLINE": "1"}
+    """Everything that the command may keep goes to `home`."""
+    own = {"EDGECAL_CACHE": str(home), "EDGECAL_BACKEND": BACKEND, "PYTHONPATH": SOURCES, "HF_HUB_OFFLINE": "1"}
     return {**os.environ, **own, "TERM": "dumb", "COLUMNS": "80", **variables}
 
 

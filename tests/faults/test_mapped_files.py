@@ -10,6 +10,7 @@ import pytest
 
 from edgecal import Engine
 from edgecal.errors import FileFormatError
+from edgecal_kernels import dispatch
 from edgecal_weights.file_kind import PACKED_FILE
 from edgecal_weights.mapped_file import MappedFile
 from edgecal_weights.opening import open_checkpoint
@@ -100,7 +101,7 @@ def test_a_file_that_shrinks_in_the_middle_of_a_pass(packed, tmp_path):
         import os, sys
         from edgecal import Engine
         from edgecal.errors import FileFormatError
-        engine = Engine.load(sys.argv[1], backend="numba")
+        engine = Engine.load(sys.argv[1], backend=sys.argv[2])
         check, calls = engine.model.watch, []
         engine.model.watch = lambda: calls.append(1) or (check() if len(calls) % 2 == 0 else None)
         os.truncate(sys.argv[1] + "/edgecal-packed.safetensors", 0)
@@ -110,6 +111,7 @@ def test_a_file_that_shrinks_in_the_middle_of_a_pass(packed, tmp_path):
             print("refused:", error)
         """,
         model,
+        dispatch.backend("numba").NAME,
     )
     assert done.returncode == 0 and "was changed while it is in use" in done.stdout, done.stderr
 

@@ -15,6 +15,7 @@ import pytest
 
 from edgecal import AsyncEngine, Engine
 from edgecal.errors import EdgecalError
+from edgecal_kernels import dispatch
 from edgecal_weights.opening import open_checkpoint
 from tests.tiny import write_tiny_hf
 
@@ -83,7 +84,7 @@ def test_memory_that_runs_out_in_the_middle(model: Path, backend: str) -> None:
         print("as before")
         """,
         model,
-        backend,
+        dispatch.backend(backend).NAME,
     )
     assert (done.returncode, done.stdout) == (0, "no memory\nas before\n"), done.stderr
 
@@ -132,7 +133,7 @@ def test_a_fork_after_use(model: Path, backend: str) -> None:
         print("as before")
         """,
         model,
-        backend,
+        dispatch.backend(backend).NAME,
     )
     assert (done.returncode, done.stdout) == (0, "as before\n"), done.stderr
 

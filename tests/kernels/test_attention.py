@@ -243,6 +243,7 @@ print(json.dumps(errors))
 """
 
 
+@pytest.mark.numba
 @pytest.mark.parametrize("isa", [isa for isa in cpu.known_isas() if isa in ("avx2", "portable")])
 def test_other_instruction_sets(isa, tmp_path):
     errors = json.loads(run_on(isa, _PROBE, tmp_path))

@@ -6,11 +6,13 @@ from importlib import import_module
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecal_kernels.dispatch import backend
 
+pytestmark = pytest.mark.numba
 backend("numba")  # chooses the instructions, before a kernel is imported
 products = import_module("edgecal_kernels.decoder_products")
 counts = st.integers(1, 9)

@@ -13,6 +13,7 @@ from numba import types
 
 from edgecal_kernels.function_pointer import by_address
 
+pytestmark = pytest.mark.numba
 numba_types = types.float32[::1], types.UniTuple(types.int64, 2), types.int64
 
 

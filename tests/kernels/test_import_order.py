@@ -15,6 +15,7 @@ import edgecal_kernels
 from edgecal_kernels import cpu
 from tests.kernels.isas import run_on
 
+pytestmark = pytest.mark.numba
 SOURCES = Path(edgecal_kernels.__file__).parent
 FIRST = ("decoder", "blocks", "small_products", "merging", "isa")
 # A product with int8, whose codes take an offset of the instruction set's own, of one token and of a block of four.

@@ -12,6 +12,7 @@ import pytest
 from edgecal_kernels import cpu, isa
 from tests.kernels.isas import run_on
 
+pytestmark = pytest.mark.numba
 # Of the vector kernel and, where they differ, of the matrix kernel.
 PROMISED = {
     "avx512vnni": [r"\bvpdpbusd\b.*%zmm"],

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from edgecal_kernels import jit
+
+pytestmark = pytest.mark.numba
 
 
 def twice(x):

@@ -6,6 +6,10 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.numba
+
 NAMES = """
 import json, sys
 from edgecal_kernels import numba_ops

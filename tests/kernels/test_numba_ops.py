@@ -158,6 +158,7 @@ print(json.dumps([isa.active_name(), errors]))
 """
 
 
+@pytest.mark.numba
 @pytest.mark.parametrize("isa", cpu.known_isas())
 def test_each_instruction_set(isa, tmp_path):
     name, errors = json.loads(run_on(isa, _PROBE, tmp_path))
@@ -192,6 +193,7 @@ for rows in (x, x[:1]):
 """
 
 
+@pytest.mark.numba
 def test_a_new_format_is_an_entry_of_the_table(tmp_path):
     best = next(name for name, there in cpu.available_isas().items() if there)
     size, expected_size, rounding, *errors = map(float, run_on(best, _NEW_FORMAT, tmp_path).split())
@@ -209,13 +211,14 @@ def test_unknown_names_are_refused(monkeypatch):
 
 
 FREED = """
+import sys
 import numpy as np
 from edgecal_kernels import reference
-from edgecal_kernels.numba_ops import OPERATIONS as ops
 from edgecal_kernels.cached import Cached
+from edgecal_kernels.dispatch import backend
 from edgecal_kernels.quant import FORMATS, quantize
 
-rng = np.random.default_rng(0)
+ops, rng = backend(sys.argv[1]), np.random.default_rng(0)
 x = rng.standard_normal((260, 576), np.float32)
 for format in FORMATS:
     weight = quantize(rng.standard_normal((1536, 576), np.float32), format)
@@ -234,10 +237,10 @@ print("all right")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-def test_no_kernel_uses_memory_that_it_has_given_back():
+def test_no_kernel_uses_memory_that_it_has_given_back(fast):
     """Every array is a mapping of its own here, gone as soon as it is freed: a kernel that kept an address and let the
     array go ends in a segmentation fault, where it would usually read what is still there."""
     variables = {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_TRIM_THRESHOLD_": "4096", "PYTHONPATH": SOURCES}
-    command = [sys.executable, "-c", FREED]
+    command = [sys.executable, "-c", FREED, fast.NAME]
     done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0 and done.stdout == "all right\n", done.stderr[-2000:]

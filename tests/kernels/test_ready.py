@@ -22,33 +22,19 @@ from tests.tiny import write_tiny_adapter, write_tiny_hf
 pytestmark = pytest.mark.skipif(not cpu.processor_isas(), reason="no ready-made kernels for this processor")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the library for this processor; compiled when its sources have changed since it last was."""
-    from edgecal_kernels.build import build
-
-    place = tmp_path_factory.mktemp("ready")
-    try:
-        build(cpu.processor_isas()[0], place)
-    except BackendError as error:
-        if "no linker" in str(error):
-            pytest.skip(str(error))
-        raise
-    return place
-
-
-def run(folder: Path, *arguments: str, **variables: str) -> str:
-    own = {"PYTHONPATH": SOURCES, "EDGECAL_READY": str(folder), "EDGECAL_BACKEND": ""}
+def run(place: Path, *arguments: str, **variables: str) -> str:
+    own = {"PYTHONPATH": SOURCES, "EDGECAL_READY": str(place), "EDGECAL_BACKEND": ""}
     environment = {**os.environ, **own, **variables}
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_every_operation_has_the_bits_of_numba(folder):
+@pytest.mark.numba
+def test_every_operation_has_the_bits_of_numba(ready_folder):
     expected = digests(dispatch.backend("numba"), 1)
     for n_threads in (1, 2):
-        found, imported = json.loads(run(folder, "-m", "tests.kernels.operations_probe", "ready", str(n_threads)))
+        found, imported = json.loads(run(ready_folder, "-m", "tests.kernels.operations_probe", "ready", str(n_threads)))
         assert not imported
         assert {name for name in expected if found[name] != expected[name]} == set()
 
@@ -64,21 +50,22 @@ def test_an_object_file_is_the_same_twice(tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_an_engine_answers_the_same_without_numba(folder, tmp_path):
+@pytest.mark.numba
+def test_an_engine_answers_the_same_without_numba(ready_folder, tmp_path):
     model = write_tiny_hf(tmp_path / "model")
     lora = write_tiny_adapter(tmp_path / "lora", model)
-    found = run(folder, "-m", "tests.kernels.answers_probe", "ready", str(model), str(lora))
+    found = run(ready_folder, "-m", "tests.kernels.answers_probe", "ready", str(model), str(lora))
     assert json.loads(found) == [answers("numba", model, lora), False]
 
 
-def test_a_merge_without_numba(folder, tmp_path):
+def test_a_merge_without_numba(ready_folder, tmp_path):
     """By the library's kernels, with the bytes that NumPy's have."""
     model = write_tiny_hf(tmp_path / "model")
     pair = [f"--adapter={write_tiny_adapter(tmp_path / name, model, seed=seed)}" for seed, name in enumerate("ab")]
     code = "import sys; sys.modules['numba'] = None; from edgecal.cli import main; main()"
     for backend in ("ready", "numpy"):
         merge = ["merge", *pair, "--method", "ties", "--out", str(tmp_path / backend)]
-        run(folder, "-c", code, *merge, EDGECAL_BACKEND=backend)
+        run(ready_folder, "-c", code, *merge, EDGECAL_BACKEND=backend)
     files = [(tmp_path / backend / "adapter_model.safetensors").read_bytes() for backend in ("ready", "numpy")]
     assert files[0] == files[1]
 
@@ -110,9 +97,9 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 """
 
 
-def test_threads_sleep_wake_and_outlive_a_fork(folder):
+def test_threads_sleep_wake_and_outlive_a_fork(ready_folder):
     """A child of a process whose threads it does not have makes its own."""
-    assert set(run(folder, "-W", "ignore", "-c", _THREADS).split()) == {"1048512"}  # 2^20 but for float16's scale
+    assert set(run(ready_folder, "-W", "ignore", "-c", _THREADS).split()) == {"1048512"}  # 2^20 but for float16's scale
 
 
 def damaged(path: Path, isa: str, how: str) -> Path:
@@ -133,64 +120,99 @@ def damaged(path: Path, isa: str, how: str) -> Path:
 
 
 _FAULTS = ["cut short", "damaged", "no table of ours", "other version", "other sources", "made for", "does not load it"]
+_SAID = {"no table of ours": "damaged", "other version": "made from other sources", "other sources": "made from other"}
 
 
 @pytest.mark.parametrize("how", _FAULTS)
-def test_a_library_that_does_not_fit_is_named(folder, tmp_path, monkeypatch, how):
-    isa = cpu.processor_isas()[0]
-    path = ready_file.library_path(isa, tmp_path)
-    path.write_bytes(damaged(folder, isa, how))
+def test_a_library_that_does_not_fit_is_named(ready_folder, ready_isa, tmp_path, monkeypatch, how):
+    path = ready_file.library_path(ready_isa, tmp_path)
+    path.write_bytes(damaged(ready_folder, ready_isa, how))
     monkeypatch.setenv("EDGECAL_READY", str(tmp_path))
-    said = {"no table of ours": "damaged", "other version": "made from other sources"}.get(how, how)
-    with pytest.raises(BackendError, match=said) as caught:
+    with pytest.raises(BackendError, match=_SAID.get(how, how)) as caught:
         find_library()
     assert str(path) in str(caught.value)
 
 
 _SERVING = "import sys; from edgecal_kernels.dispatch import serving; print(serving())"
+_SERVING_IN_EACH = """
+import os, sys
+sys.modules["numba"] = None
+from edgecal_kernels import dispatch
+for os.environ["EDGECAL_READY"] in sys.argv[1:]:
+    dispatch.why_not_ready.cache_clear()
+    print(dispatch.serving())
+"""
 
 
-def test_the_next_back_end_serves_and_says_why(folder, tmp_path):
-    isa = cpu.processor_isas()[0]
-    path = ready_file.library_path(isa, tmp_path)
-    path.write_bytes(damaged(folder, isa, "cut short"))
-    assert run(tmp_path, "-c", _SERVING).startswith(f"numba: {path}: cut short")
-    without = run(tmp_path, "-c", f"import sys; sys.modules['numba'] = None; {_SERVING}")
-    assert without.startswith(f"numpy: {path}: cut short") and "Numba, which would compile them" in without
-    nothing = run(tmp_path / "none", "-c", f"import sys; sys.modules['numba'] = None; {_SERVING}")
-    assert nothing.startswith("numpy: no ready-made kernels are here")
+def test_the_next_back_end_serves_and_says_why(ready_folder, ready_isa, tmp_path):
+    """Without Numba NumPy, whatever is wrong; with it Numba."""
+    expected = []
+    for number, how in enumerate(_FAULTS):
+        path = ready_file.library_path(ready_isa, tmp_path / str(number))
+        path.parent.mkdir()
+        path.write_bytes(damaged(ready_folder, ready_isa, how))
+        expected.append(f"numpy: {path}: {_SAID.get(how, how)}")
+    other = ready_file.library_path("of_another_processor", tmp_path / "other")
+    other.parent.mkdir()
+    shutil.copy(ready_file.library_path(ready_isa, ready_folder), other)
+    folders = [*(tmp_path / str(number) for number in range(len(_FAULTS))), other.parent, tmp_path / "none"]
+    expected.append(f"numpy: no ready-made kernels in {other.parent} are for this processor")
+    expected.append("numpy: no ready-made kernels are here")
+    found = run(tmp_path, "-c", _SERVING_IN_EACH, *map(str, folders), EDGECAL_ISA="").splitlines()
+    for line, beginning in zip(found, expected, strict=True):
+        assert line.replace("the system does not", "does not").startswith(beginning)
+        assert line.endswith("Numba, which would compile them, is not there (extra jit)")
+    path = ready_file.library_path(ready_isa, tmp_path / "0")
+    assert run(path.parent, "-c", _SERVING).startswith(f"numba: {path}: cut short")
 
 
-def test_a_file_system_that_runs_no_code(folder, tmp_path):
-    """Mounted for this test alone, where the system allows that."""
-    place, isa = tmp_path / "noexec", cpu.processor_isas()[0]
-    place.mkdir()
-    code = f"import sys; sys.modules['numba'] = None; {_SERVING}"
-    script = f'mount -t tmpfs -o noexec none {place} && cp {folder}/{isa}.so {place}/ && exec "$0" -c "{code}"'
-    environment = {**os.environ, "PYTHONPATH": SOURCES, "EDGECAL_READY": str(place), "EDGECAL_BACKEND": ""}
-    command = ["unshare", "--mount", "sh", "-c", script, sys.executable]
+def test_env_says_which_serves_and_why(ready_folder, ready_isa, tmp_path):
+    path = ready_file.library_path(ready_isa, tmp_path)
+    path.write_bytes(damaged(ready_folder, ready_isa, "damaged"))
+    command = "import sys; sys.modules['numba'] = None; from edgecal.cli import main; main()"
+    for place, serving in ((ready_folder, f"ready ({ready_isa})"), (tmp_path, f"numpy: {path}: damaged")):
+        found = json.loads(run(place, "-c", command, "env", "--json"))
+        assert found["used"]["back_end"].startswith(serving)
+
+
+def mounted(options: str, ready_folder: Path, ready_isa: str, place: Path) -> str:
+    """Which back end serves where the library is on a file system of its own, mounted for this alone, where that is
+    allowed."""
     if shutil.which("unshare") is None or not shutil.which("mount"):
         pytest.skip("no unshare")
+    place.mkdir()
+    library = ready_file.library_path(ready_isa, ready_folder)
+    code = f"import sys; sys.modules['numba'] = None; {_SERVING}"
+    script = f"mount -t tmpfs none {place} && cp {library} {place}/ && mount -o remount,{options} {place}"
+    environment = {**os.environ, "PYTHONPATH": SOURCES, "EDGECAL_READY": str(place), "EDGECAL_BACKEND": ""}
+    command = ["unshare", "--mount", "sh", "-c", f'{script} && exec "$0" -c "{code}"', sys.executable]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     if done.returncode != 0 and ("unshare" in done.stderr or "mount" in done.stderr):
         pytest.skip("mounting is not allowed")
-    assert done.stdout.startswith(f"numpy: {place}/{isa}.so: the system does not load it"), done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def test_one_that_is_asked_for_by_name_is_refused_with_the_reason(tmp_path, monkeypatch):
-    monkeypatch.setenv("EDGECAL_READY", str(tmp_path))
-    dispatch.why_not_ready.cache_clear()
-    try:
-        with pytest.raises(BackendError, match="the ready back end does not serve: no ready-made kernels are here"):
-            dispatch.backend("ready")
-    finally:
-        dispatch.why_not_ready.cache_clear()
+def test_a_file_system_that_runs_no_code(ready_folder, ready_isa, tmp_path):
+    place = tmp_path / "noexec"
+    path = ready_file.library_path(ready_isa, place)
+    said = mounted("noexec", ready_folder, ready_isa, place)
+    assert said.startswith(f"numpy: {path}: the system does not load it")
 
 
-def test_other_instruction_sets(folder, tmp_path, monkeypatch):
-    isa = cpu.processor_isas()[0]
-    shutil.copy(ready_file.library_path(isa, folder), tmp_path)
-    monkeypatch.setenv("EDGECAL_READY", str(tmp_path))
+def test_a_file_system_that_nobody_writes_to(ready_folder, ready_isa, tmp_path):
+    assert mounted("ro", ready_folder, ready_isa, tmp_path / "ro").startswith(f"ready ({ready_isa})")
+
+
+def test_one_that_is_asked_for_by_name_is_refused_with_the_reason(tmp_path):
+    code = "from edgecal_kernels import dispatch, errors\ntry:\n    dispatch.backend('ready')\n"
+    said = run(tmp_path, "-c", f"{code}except errors.BackendError as error:\n    print(error)")
+    assert said.startswith("the ready back end does not serve: no ready-made kernels are here")
+
+
+def test_other_instruction_sets(ready_folder, monkeypatch):
+    monkeypatch.setenv("EDGECAL_READY", str(ready_folder))
+    monkeypatch.delenv("EDGECAL_ISA", raising=False)
     monkeypatch.setattr(cpu, "processor_isas", lambda: ["other"])
     with pytest.raises(BackendError, match=r"are for this processor \(other\)"):
         find_library()

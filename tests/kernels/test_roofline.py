@@ -34,6 +34,7 @@ def test_the_share_is_that_of_the_nearer_roof():
     assert "share" not in blas
 
 
+@pytest.mark.numba
 def test_the_command(tmp_path):
     file = tmp_path / "roofline.json"
     options = ["--shapes", "32x64", "--tokens", "1", "2", "--rounds", "1", "--json", str(file)]

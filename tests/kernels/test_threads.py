@@ -14,6 +14,7 @@ from edgecal_kernels.errors import BackendError
 from edgecal_kernels.threads import number_of_threads, use_threads
 from tests.cli.shell import SOURCES
 
+pytestmark = pytest.mark.numba
 MOST = numba.config.NUMBA_NUM_THREADS
 
 

@@ -16,6 +16,7 @@ from edgecal_kernels import jit, warmup
 from edgecal_kernels.errors import BackendError
 from tests.cli.shell import SOURCES
 
+pytestmark = pytest.mark.numba
 ANSWERING = """
 import sys
 import numba

@@ -19,6 +19,7 @@ from edgecal.profile import Plan, ProfileRun, measure
 from edgecal.profile.split import CALL, PYTHON, SAMPLING
 from edgecal_kernels.clock import PARTS
 from tests.profile.engines import PLAN, recipes, tiny_engine
+from tests.threads import most_threads, threads_now
 from tests.tiny import write_tiny_adapter, write_tiny_hf
 
 CLOSURE = 0.03  # of the whole, that parts may miss or count twice
@@ -201,15 +202,13 @@ def test_progress_counts_to_the_end(engine, folder):
 
 def test_lists_of_threads(folder):
     """Measured with the very numbers, which are the engine's meanwhile."""
-    from numba import config, get_num_threads
-
-    engine, most = tiny_engine(folder), config.NUMBA_NUM_THREADS
+    engine, most = tiny_engine(folder), most_threads()
     engine.set_threads(1, most)
-    now, before, used = get_num_threads(), engine.threads, set()
+    now, before, used = threads_now(), engine.threads, set()
     plan = Plan((8,), (4,), (0,), 2, threads=(1, most))
     run = ProfileRun(engine, {"base": None}, plan, progress=lambda *_: used.add(engine.threads))
     report = run.run()
-    assert get_num_threads() == now and engine.threads == before
+    assert threads_now() == now and engine.threads == before
     assert {(t.decode, t.prefill) for t in used} == {(1, most), (1, 1), (most, most)}
     assert sorted({case.threads for case in report.methods[0].decodes}) == sorted({1, most})
     assert {read.threads for read in report.reads} == {1, most} and set(report.peak_operations) == {"1", str(most)}
