@@ -167,7 +167,7 @@ class _Scratch:
             "n_layers": len(w.layers),
             "norms": w.norms.ctypes.data,
             "norm_biases": address(w.norm_biases),
-            "norms_per_layer": len(w.norms) // len(w.layers),
+            "norms_per_layer": (len(w.norms) - 1) // len(w.layers),  # one more is the last
             "head_norms": address(w.head_norms),
             "activation": ACTIVATIONS.index(w.activation),
             "hidden_size": hidden_size,

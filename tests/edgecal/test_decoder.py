@@ -54,6 +54,15 @@ def test_decoding_has_the_bits_of_the_prompt(folders, family, format, dtype):
             np.testing.assert_array_equal(np.stack(tokens), whole)
 
 
+def test_a_model_of_one_layer(tmp_path):
+    engine = Engine.load(write_tiny_hf(tmp_path / "model", num_hidden_layers=1), weights="int8", backend="numba")
+    ids, config = np.arange(20) * 7, engine.model.config
+    whole = engine.model.forward(ids, KVCache(config), all_logits=True)
+    cache = KVCache(config)
+    tokens = [engine.model.forward(ids[i : i + 1], cache) for i in range(len(ids))]
+    np.testing.assert_array_equal(np.stack(tokens), whole)
+
+
 @pytest.mark.parametrize("rank", [1, 13, 16, 20, 36, 44])
 def test_every_rank_has_the_bits_of_the_prompt(folders, tmp_path, rank):
     """Whole tiles of A*, quarter tiles, and both; with one of rank 4 in the same step."""
