@@ -20,7 +20,7 @@ PROMISED = {
     "avx2": [r"\bvpmaddubsw\b.*%ymm", r"\bvpmaddwd\b.*%ymm"],
     "neon_i8mm": [r"\bsdot\b"],
     "neon_dotprod": [r"\bsdot\b"],
-    "neon": [r"\bsmull2?\b", r"\bsadalp\b"],
+    "neon": [r"\bsmull2?\b", r"\bsa(dal|ddl)p\b"],
     "portable": [],
 }
 PROMISED_TO_BLOCKS = {
