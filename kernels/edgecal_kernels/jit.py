@@ -92,6 +92,7 @@ def preparing_seconds() -> float:
 
 
 def _compiled(function: Callable, **options: Any) -> Any:
+    isa.active()  # names what an ARM core has; Numba's target is fixed with the first function that it is given
     dispatcher = numba.njit(**_OPTIONS, **options)(function)
     if can_keep():
         # It reads the setting once; afterwards that is the program's own again.

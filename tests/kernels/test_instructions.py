@@ -20,7 +20,7 @@ PROMISED = {
     "avx2": [r"\bvpmaddubsw\b.*%ymm", r"\bvpmaddwd\b.*%ymm"],
     "neon_i8mm": [r"\bsdot\b"],
     "neon_dotprod": [r"\bsdot\b"],
-    "neon": [r"\bsmull2?\b", r"\bsadalp\b"],
+    "neon": [r"\bsmull2?\b", r"\bsa(dal|ddl)p\b"],
     "portable": [],
 }
 PROMISED_TO_BLOCKS = {
@@ -95,7 +95,7 @@ for packing in (layout.NIBBLES, layout.FIVE_BITS, layout.SIX_BITS, layout.BYTES)
         kernel, out = step_of(packing.bits, halves), np.empty((2 if halves else 1, 16), np.float32)
         off, total = offset if packing.bits == 8 else 0, wide.sum(dtype=np.int32) * (1 if halves else 2)
         kernel(packed.ctypes.data, step, np.int32(1000 - off * total), out)
-        right = 1000 + (meant.T if halves else [meant.sum(1)])
+        right = 1000 + (meant.T if halves else meant.sum(1)[None])
         keep(f"{packing.bits} bits, {halves}", kernel, np.array_equal(out, right))
 tokens = rng.integers(-127, 128, (4, 8), np.int8)
 tokens[0], tokens[1] = 127, -127
