@@ -145,8 +145,9 @@ async def together(client: Client, engine: Engine, recipe: Recipe, rounds: int) 
     return {"throughput_ratio": median(ratios), "tokens_per_s": median(rates), "rounds": rounds}
 
 
-def resident(pid: int) -> int:
-    line = next(one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmRSS"))
+def resident(pid: int, kind: str = "VmRSS") -> int:
+    """Bytes, of the kind that Linux calls by this name: RssAnon leaves out the pages of files."""
+    line = next(one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith(kind))
     return int(line.split()[1]) * 1024
 
 

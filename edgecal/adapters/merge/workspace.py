@@ -2,13 +2,19 @@
 
 A merge touches a hundred megabytes, and what costs most is not arithmetic but fresh pages: the kernel clears each of
 them before it hands it out. So intermediate arrays are views of buffers that a thread keeps, and results of many
-modules lie in one block, large enough that NumPy asks for huge pages.
+modules lie in one block of huge pages.
+
+Blocks come straight from the system and go back to it. glibc would take them out of the heap of the thread that asks,
+and what is free at the end of such a heap it keeps, whatever `malloc_trim` is told: tens of MiB for each thread that
+ever merged.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 import threading
+from contextlib import suppress
 
 import numpy as np
 
@@ -37,11 +43,22 @@ class Arena:
         size = math.prod(shape)
         with self._lock:
             if self._used + size > self._block.size:
-                self._block = np.empty(max(size, min(_BLOCK, self._expected)) + _ALIGNMENT, np.float32)
-                self._used = (-self._block.ctypes.data // 4) % _ALIGNMENT
+                self._block = _from_the_system(max(size, min(_BLOCK, self._expected)))
+                self._used = 0
             start = self._used
             self._used += -(-size // _ALIGNMENT) * _ALIGNMENT
         return self._block[start : start + size].reshape(shape)
+
+
+def _from_the_system(n_floats: int) -> Array:
+    """Whole pages, which go back when the last view is gone. Raises MemoryError."""
+    try:
+        memory = mmap.mmap(-1, 4 * n_floats, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{4 * n_floats} bytes for merging: {error.strerror}") from error
+    with suppress(OSError, AttributeError):  # a kernel that has none, a system without the word
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.float32)
 
 
 class _Buffers(threading.local):
