@@ -30,11 +30,13 @@ def run_on_cluster(
     *,
     workers: int | None = None,
     scheduler: str | None = None,
+    memory_limit: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """On `workers` processes of this machine, which share its cores, or on those of a `scheduler` (tcp://host:8786).
 
-    Workers elsewhere need the same version of edgecal, and the files under the same paths. Raises BenchmarkError when
+    Workers elsewhere need the same version of edgecal, and the files under the same paths. `memory_limit` is that of
+    each worker, as in `Engine.load`. Raises BenchmarkError when
     the scheduler does not answer, and what a chunk raised.
     """
     shelf = load_shelf(evaluation.config)
@@ -42,9 +44,10 @@ def run_on_cluster(
     if not plan.chunks:
         return
     threads = max(1, cpu.usable_cores() // workers) if workers else None
+    loading = {"threads": threads, "memory_limit": memory_limit}
     values = evaluation.config.to_dict()
     with _client(workers, scheduler) as client:
-        left = {client.submit(_answer, values, evaluation.prompts, chunk, threads, pure=False) for chunk in plan.chunks}
+        left = {client.submit(_answer, values, evaluation.prompts, chunk, loading, pure=False) for chunk in plan.chunks}
         while left:
             done = _next(client, left)
             left -= done
@@ -99,11 +102,13 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
         yield client
 
 
-def _answer(values: dict[str, Any], prompts: PromptSet, chunk: Chunk, threads: int | None) -> tuple[list[Line], Line]:
+def _answer(
+    values: dict[str, Any], prompts: PromptSet, chunk: Chunk, loading: dict[str, int | None]
+) -> tuple[list[Line], Line]:
     """On a worker."""
     config = EvalConfig.from_dict(values)
     if config.digest not in _loaded:
         _loaded.clear()
-        _loaded[config.digest] = load_engine(config, threads), load_shelf(config)
+        _loaded[config.digest] = load_engine(config, **loading), load_shelf(config)
     engine, shelf = _loaded[config.digest]
     return answer_chunk(engine, shelf, config, prompts, chunk)

@@ -53,14 +53,23 @@ class Evaluation:
                 self.prompts.instruction(asked)
 
     def run(
-        self, *, threads: int | None = None, progress: Progress | None = None, loading: Progress | None = None
+        self,
+        *,
+        threads: int | None = None,
+        memory_limit: int | None = None,
+        progress: Progress | None = None,
+        loading: Progress | None = None,
+        note: Callable[[str], None] | None = None,
     ) -> None:
-        """In this process. `progress(done, total, what)` counts answers, `loading` bytes of the model."""
+        """In this process. `progress(done, total, what)` counts answers, `loading` bytes of the model; `note` is told
+        what `Engine.load` found worth knowing, such as a context that memory shortens."""
         shelf = load_shelf(self.config)
         plan = self.begin(shelf)
         if not plan.chunks:
             return
-        engine = load_engine(self.config, threads, loading)
+        engine = load_engine(self.config, threads=threads, memory_limit=memory_limit, progress=loading)
+        if engine.note and note is not None:
+            note(engine.note)
         row = None
         for chunk in plan.chunks:
             if progress is not None:

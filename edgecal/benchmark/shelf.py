@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from edgecal_weights.files import file_sha256
 from edgecal_weights.opening import open_checkpoint
@@ -19,8 +19,6 @@ from ..engine import Engine
 from .config import EvalConfig
 from .methods import Shelf
 
-Progress = Callable[[int, int, str], None]
-
 
 def load_shelf(config: EvalConfig) -> Shelf:
     """Adapters and calibrations, without the model. Raises what loading them raises."""
@@ -29,11 +27,10 @@ def load_shelf(config: EvalConfig) -> Shelf:
     return Shelf(adapters, joint, {path: Calibration.load(demo.find(path)) for path in config.calibrations})
 
 
-def load_engine(config: EvalConfig, threads: int | None = None, progress: Progress | None = None) -> Engine:
-    """The model with every adapter that the configuration names. Raises what loading them raises."""
-    engine = Engine.load(
-        config.model, weights=config.weights, cache_dtype=config.cache_dtype, threads=threads, progress=progress
-    )
+def load_engine(config: EvalConfig, **options: Any) -> Engine:
+    """The model with every adapter that the configuration names; `options` are those of `Engine.load`. Raises what
+    loading them raises."""
+    engine = Engine.load(config.model, weights=config.weights, cache_dtype=config.cache_dtype, **options)
     for name, path in config.adapters.items():
         engine.add_adapter(path, name)
     for name, path in config.joint.items():

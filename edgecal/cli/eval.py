@@ -13,7 +13,7 @@ from edgecal_weights.files import write_text
 from ._output import echo, echo_json, note, screen
 from ._progress import progress
 from ._tables import show_table
-from .options import compile_kernels, json_option, model_named, threads_option
+from .options import compile_kernels, json_option, memory_limit_option, model_named, threads_option
 
 if TYPE_CHECKING:
     from ..benchmark import EvalConfig, Report
@@ -52,6 +52,7 @@ _FORMATS = ("table", "markdown", "csv", "latex")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="So many processes on this machine.")
 @click.option("--scheduler", metavar="ADDRESS", help="The workers of a dask scheduler, tcp://host:8786.")
 @threads_option
+@memory_limit_option
 @json_option
 def command(
     config: str | None,
@@ -70,6 +71,7 @@ def command(
     workers: int | None,
     scheduler: str | None,
     threads: int | None,
+    memory_limit: int | None,
     as_json: bool,
 ) -> None:
     """Answer every example with every method, and score the answers.
@@ -100,9 +102,10 @@ def command(
         _trend(runs, by, out, as_json)
         return
     if only_report is None:
-        only_report = _run(_config(config, limit, tasks), out or _folder(config), threads, workers, scheduler)
+        made = _config(config, limit, tasks)
+        only_report = _run(made, out or _folder(config), threads, memory_limit, workers, scheduler)
     for spelled in judges:
-        _judge(only_report, spelled, threads)
+        _judge(only_report, spelled, threads=threads, memory_limit=memory_limit)
     report = read_report(only_report)
     page = _write_page(report, Path(only_report), against)
     if as_json:
@@ -133,7 +136,12 @@ def _config(config: str | None, limit: int | None, tasks: tuple[str, ...]) -> Ev
 
 
 def _run(
-    config: EvalConfig, out: str, threads: int | None, workers: int | None, scheduler: str | None
+    config: EvalConfig,
+    out: str,
+    threads: int | None,
+    memory_limit: int | None,
+    workers: int | None,
+    scheduler: str | None,
 ) -> str:
     from ..benchmark import Evaluation
     from ..benchmark.metrics import Metrics
@@ -149,10 +157,12 @@ def _run(
         from ..benchmark.cluster import run_on_cluster
 
         with progress("answering") as report:
-            run_on_cluster(evaluation, workers=workers, scheduler=scheduler, progress=report)
+            run_on_cluster(
+                evaluation, workers=workers, scheduler=scheduler, memory_limit=memory_limit, progress=report
+            )
         return out
     with progress("answering") as report:
-        evaluation.run(threads=threads, progress=report)
+        evaluation.run(threads=threads, memory_limit=memory_limit, progress=report, note=note)
     return out
 
 
@@ -183,13 +193,13 @@ def _show(report: Report, form: str, against: str) -> None:
             note(f"{task}: no {name}: {why}")
 
 
-def _judge(folder: str, spelled: str, threads: int | None) -> None:
+def _judge(folder: str, spelled: str, **loading: int | None) -> None:
     from ..benchmark.judge import find_judge, judge_answers
 
     if "@" not in spelled:
         compile_kernels()
     with model_named(spelled) as path, progress("loading the judge"):
-        judge = find_judge(path, **({} if "@" in spelled else {"threads": threads}))
+        judge = find_judge(path, **({} if "@" in spelled else loading))
     with progress("judging") as report:
         judge_answers(folder, judge, progress=report)
 

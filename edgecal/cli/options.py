@@ -86,6 +86,12 @@ _HUB = (
     click.option("--revision", help="Branch, tag or commit of a hub model."),
     click.option("--offline", is_flag=True, default=None, help="Use the hub's cache only."),
 )
+memory_limit_option = click.option(
+    "--memory-limit",
+    metavar="SIZE",
+    callback=_read_memory_limit,
+    help="Refuse what would take more in all (800M, 1.5G); what is free unless given, 0: no check.",
+)
 _LOADING = (
     click.option(
         "--weights",
@@ -105,12 +111,7 @@ _LOADING = (
     click.option(
         "--cache-dtype", type=click.Choice(list(TYPES)), default="fp16", show_default=True, help="Of the KV cache."
     ),
-    click.option(
-        "--memory-limit",
-        metavar="SIZE",
-        callback=_read_memory_limit,
-        help="Refuse what would take more in all (800M, 1.5G); what is free unless given, 0: no check.",
-    ),
+    memory_limit_option,
     *_HUB,
 )
 threads_option = click.option(

@@ -63,6 +63,8 @@ def test_what_there_is(folder):
         (["FOLDER/nowhere.yaml"], 1, "nowhere.yaml cannot be read"),
         (["FOLDER/eval.yaml", "--task", "dance"], 1, "task 'dance'"),
         (["FOLDER/eval.yaml", "--workers", "2", "--scheduler", "tcp://x:1"], 2, "give one"),
+        (["FOLDER/eval.yaml", "--out", "FOLDER/small", "--memory-limit", "1M"], 1, "are left of the memory limit"),
+        (["FOLDER/eval.yaml", "--memory-limit", "little"], 2, "'little' is no size"),
         (["--report", "FOLDER"], 1, "holds no results"),
         (["--compare", "FOLDER", "FOLDER"], 1, "holds no results"),
     ],
@@ -76,6 +78,9 @@ def test_refusals_are_one_line(folder, arguments, code, message):
 def test_verdicts_are_asked_for_and_shown(results, folder):
     refused = edgecal("eval", folder / "eval.yaml", "--judge", folder / "model", home=folder)
     assert refused.returncode == 2 and "--judge goes with --report" in refused.stderr
+    small = ("--judge", folder / "model", "--memory-limit", "1M")
+    refused = edgecal("eval", "--report", folder / "results", *small, home=folder)
+    assert refused.returncode == 1 and "are left of the memory limit" in refused.stderr
     done = edgecal("eval", "--report", folder / "results", "--judge", folder / "model", "--json", home=folder)
     assert done.returncode == 0, done.stderr
     judges = json.loads(done.stdout)["judges"]
