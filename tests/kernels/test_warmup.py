@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,50 @@ def test_every_installation_has_a_folder_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "b" / "isa" / "portable.py").write_text("INT8_OFFSET = 1")
     folders += [jit.kernel_cache_directory("portable"), jit.kernel_cache_directory("avx2")]
     assert len(set(folders)) == 5
+
+
+FOUND = """
+import numpy as np
+from edgecal_kernels import cpu, jit, warmup
+
+@jit.kernel
+def double(x):
+    for i in range(len(x)):
+        x[i] *= 2
+
+warm = warmup.is_warm()
+x = np.ones(64, np.float32)
+double(x)
+assert (x == 2).all()
+(jit.kernel_cache() / warmup._MARKER).write_text(warmup._machine())  # as if it had been all of them
+print(cpu.compile_target()[1], warm, len(double.stats.cache_hits), jit.kernel_cache())
+"""
+
+
+def test_kernels_of_another_machine_are_not_taken(tmp_path):
+    """A home folder may serve several machines, whose instruction set is the same and whose processors are not: code
+    for one may have instructions that end the process on another. Each finds its own again."""
+    (tmp_path / "found.py").write_text(FOUND)
+    usual = os.environ | {"EDGECAL_CACHE": str(tmp_path / "cache"), "EDGECAL_ISA": "portable", "PYTHONPATH": SOURCES}
+    usual = {name: value for name, value in usual.items() if not name.startswith("NUMBA_CPU")}
+
+    def found(**other):
+        command = [sys.executable, str(tmp_path / "found.py")]
+        done = subprocess.run(command, env=usual | other, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        name, *what, folder = done.stdout.split()
+        folders.add(folder)
+        return name, what
+
+    folders: set[str] = set()
+    new = ["False", "0"]
+    own, what = found()
+    assert what == new
+    generic, features = ("generic", "+neon") if platform.machine() in ("aarch64", "arm64") else ("x86-64", "+sse2")
+    assert found(NUMBA_CPU_NAME=generic, NUMBA_CPU_FEATURES=features) == (generic, new)
+    assert found(NUMBA_CPU_NAME=own, NUMBA_CPU_FEATURES=features) == (own, new)  # a system may switch features off
+    assert found()[1] == ["False", "1"]  # the mark is of the last machine, the kernels are there
+    assert len(folders) == 1
 
 
 WHERE = """
