@@ -47,9 +47,9 @@ wheel: $(TEST)/.installed
 test-ready: $(TEST)/.installed
 	tests/ready.sh $(TEST)/bin/python -n $(JOBS) --dist loadfile
 
-# Wheels as their users get them: built from the sdist, installed where no Numba is, and used
+# Wheels as their users get them: built from the sdist, checked, installed where no Numba is, and used
 test-wheel:
-	tests/wheel.sh $(PYTHON)
+	tests/install/ready.sh $(PYTHON)
 
 # Debian only; minutes, for the processor is emulated. Nothing is installed: all goes to the cache folder.
 test-arm: $(TEST)/.installed
@@ -57,12 +57,15 @@ test-arm: $(TEST)/.installed
 	tests/arm/run.sh $(PYTHON)
 	tests/arm/ready.sh $(TEST)/bin/python
 
-# The wheel in fresh environments (PYTHONS: of which Pythons); minutes, and the demo model is fetched once.
+# The wheel in fresh environments (PYTHONS: of which Pythons; 3.15 is Debian's one of that version, where apt-get is);
+# minutes for each, and the demo model is fetched once. On emulated ARM where Debian's packages are to be had.
 PYTHONS ?= $(PYTHON)
 
-test-install:
+test-install: test-wheel
 	tests/install/plain.sh $(firstword $(PYTHONS))
 	tests/install/full.sh $(PYTHONS)
+	tests/install/tools.sh $(firstword $(PYTHONS))
+	if command -v apt-get >/dev/null; then tests/install/arm.sh $(firstword $(PYTHONS)); fi
 
 # Hostile inputs for every reader (tests/fuzz). TARGETS= names some. The exit code is 1 where one did harm.
 MINUTES ?= 1
