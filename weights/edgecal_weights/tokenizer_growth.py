@@ -21,8 +21,9 @@ def check_growth(steps: Iterable[Any], path: Path) -> None:
     """FileFormatError unless each of these parts of a tokenizer.json (JSON values) leaves texts at a bearable size."""
     for step in steps:
         if _growth(step) > _MOST:
+            name = step.get("type", "list of steps")
             raise FileFormatError(
-                f"{path}: its {step['type']} may make a text more than {_MOST:g} times as long; no tokenizer needs that"
+                f"{path}: its {name} may make a text more than {_MOST:g} times as long; no tokenizer needs that"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from .template import make_template
 from .unigram import Unigram
 
 _MODELS: Mapping[str, Callable[[Part], Bpe | Unigram]] = {"BPE": Bpe, "Unigram": Unigram}
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
@@ -54,7 +56,10 @@ class Tokenizer:
     def from_bytes(cls, content: bytes, path: Path) -> Tokenizer:
         """Of the content of a tokenizer.json."""
         try:
-            fields = parse_json(content, unique=False)
+            text = content.decode()
+            fields = parse_json(text, unique=False)
+            if _HALF.search(text):  # of a character that JSON writes as two escapes; alone it is no text
+                json.dumps(fields, ensure_ascii=False).encode()
         except ValueError as error:
             raise FileFormatError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(fields, dict):
