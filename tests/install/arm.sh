@@ -1,7 +1,8 @@
 #!/bin/sh
 # The wheel on emulated ARM: arm.sh [HOST_PYTHON]. An aarch64 pip installs it with what it asks for, as on a Raspberry Pi 4
-# and 5; on both cores the ready-made kernels are found, the demo and a server answer. NumPy writes one token. BACKENDS adds
-# numba, which compiles its kernels under emulation, for an hour or more. Debian only, as tests/arm/setup.sh.
+# and 5; on both cores the ready-made kernels are found, the model, an adapter and a server answer. NumPy writes one
+# token. BACKENDS=numba adds Numba, which compiles its kernels under emulation, for an hour or more. Debian only, as
+# tests/arm/setup.sh.
 . "$(dirname "$0")/common.sh"
 host=${1:-python3}
 build "$host"
@@ -21,10 +22,10 @@ for core in cortex-a72:neon cortex-a76:neon_dotprod; do
     "$edgecal" warmup | grep -q "are ready" || fail "$ARM_CPU: the ready-made kernels do not serve"
     for backend in ready ${BACKENDS:-}; do
         EDGECAL_BACKEND=$backend answers "$edgecal"
-        EDGECAL_BACKEND=$backend "$edgecal" demo -n 3
+        EDGECAL_BACKEND=$backend "$edgecal" generate demo "It rains." --adapter demo:summarize -n 3 --quiet >/dev/null
     done
     "$tools/bin/python" tests/install/serve_once.py "$edgecal"
-    echo "== $ARM_CPU: installed, the demo and a server answer"
+    echo "== $ARM_CPU: installed, answers, serves"
 done
 said=$(EDGECAL_BACKEND=numpy "$edgecal" generate demo "The capital of France is" --raw -n 1 --quiet)
 case $said in *Paris*) ;; *) fail "numpy: Paris was expected, found: $said" ;; esac
