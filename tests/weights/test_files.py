@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -111,10 +112,10 @@ def test_a_link_is_followed_and_a_pipe_is_written_to(tmp_path):
     assert (tmp_path / "link").is_symlink() and real.read_text() == "new"
     pipe, got = tmp_path / "pipe", []
     os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
-    reader.start()
+    reader = threading.Thread(target=lambda: (time.sleep(0.05), got.append(pipe.read_text())), daemon=True)
+    reader.start()  # it comes late: the writer has to wait for it
     write_text(pipe, "through")
-    reader.join()
+    reader.join(60)
     assert got == ["through"] and stat.S_ISFIFO(pipe.stat().st_mode)
 
 

@@ -27,7 +27,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ def atomic_write(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, or no name at all; a home that is none
         raise _unwritable(path, error) from error
     try:
-        with _at_work(partial):
+        # Not of a pipe or a device: the lock's descriptor would be a reader, and take what is written
+        with _at_work(partial) if partial != target else nullcontext():
             yield partial
         if partial != target:
             if stat.S_IMODE(partial.stat().st_mode) != granted:
