@@ -310,7 +310,7 @@ def test_too_little_memory_ends_the_turn_only(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(KVCache, "reserve", scarce)
     monkeypatch.setenv("EDGECAL_BACKEND", "numpy")
-    arguments = [str(folder / "model"), "-n", "8", "--json"]
+    arguments = [str(folder / "model"), "-n", "8", "--temperature", "0", "--json"]
     done = CliRunner().invoke(command, arguments, input="x" * 300 + "\nhello\n")
     error, hello = (json.loads(line) for line in done.output.splitlines())
     assert "memory" in error["error"]["message"]
