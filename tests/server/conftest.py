@@ -62,7 +62,8 @@ class Running:
 @contextmanager
 def running(load: Callable[[], Served], options: ServerOptions | None = None) -> Iterator[Running]:
     app = create_app(load, options)
-    config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=2, ws="none")
+    # Uvicorn's logging would end all handlers, and absl's (a part of rouge-score) closes what pytest captures with
+    config = uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2, ws="none")
     server = uvicorn.Server(config)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
