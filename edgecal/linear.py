@@ -15,7 +15,7 @@ from edgecal_kernels.dispatch import Backend
 from edgecal_kernels.quant import Array, QuantizedTensor
 from edgecal_kernels.reference import Activations
 
-from .adapters.compiled import RunningAdapter, RunningPair
+from .adapters.compiled import RunningAdapter
 
 
 class Linear:
@@ -50,20 +50,13 @@ class Linear:
 
     def __call__(self, x: Activations, adapter: RunningAdapter | None) -> Array:
         """x of (T, k) -> float32 (T, d)."""
-        h: Array = self.ops.matmul(x, self.weight)
-        if self.bias is not None:
-            h += self.bias
-        self.clock.mark(self.part)
         pair = adapter.pairs.get(self.name) if adapter is not None else None
-        if pair is not None:
-            self._adapt(x, pair, h)
+        dense = pair if pair is not None and isinstance(pair.a, np.ndarray) else None
+        h: Array = self.ops.matmul(x, self.weight, self.bias, pair if dense is None else None, self.clock)
+        self.clock.mark(self.part)
+        if dense is not None:
+            self.ops.add_lora(x.x, dense.a, dense.b, h)
+            if dense.bias is not None:
+                h += dense.bias
             self.clock.mark(LORA)
         return h
-
-    def _adapt(self, x: Activations, pair: RunningPair, h: Array) -> None:
-        if isinstance(pair.a, np.ndarray) and isinstance(pair.b, np.ndarray):
-            self.ops.add_lora(x.x, pair.a, pair.b, h)
-        elif pair.a is not None and pair.b is not None:
-            self.ops.add_packed_lora(x, pair.a, pair.b, pair.scaling, h)
-        if pair.bias is not None:
-            h += pair.bias

@@ -17,15 +17,15 @@ from numba.core import cgutils
 from numba.np.arrayobj import populate_array
 
 from . import merging, team
-from .adapter_product import ROUNDED, inner_share, outer_share
+from .adapter_inner import inner_share
 from .attention import _ADDRESSES, _VIEW, attend_share
 from .cache_write import remember_share, rotate_share
 from .decoder_walk import walk
 from .dense import add_lora_share, dense_share
 from .elementwise import gate_all, normalize
 from .embedding import embed_rows
+from .linear_product import ROUNDED, linear_share
 from .packed_kernels import SIZES
-from .packed_matmul import multiply_share
 from .packing import pack_share
 from .rounding import round_share
 
@@ -51,13 +51,11 @@ class Export:
 
 
 _PRODUCT = (_int64, types.UniTuple(_int64, 5), SIZES, types.UniTuple(_int64, 2))
-_SCALES, _BYTES = (_MATRIX, types.int16[:, ::1]), types.uint8[::1]
 _TRIMMED = (_LONGS, types.int32[::1], _LONGS, _FLOATS)
 EXPORTS = (
-    Export("round", round_share, (_MATRIX, types.int8[:, ::1], _MATRIX, types.int16[:, ::1], _BYTES), True),
-    Export("multiply", multiply_share, (*_PRODUCT, types.int8[::1], *_SCALES, _BYTES, _MATRIX), True),
-    Export("inner", inner_share, (*_PRODUCT[1:], _int64, ROUNDED, _int64, ROUNDED, _float32), True),
-    Export("outer", outer_share, (*[_int64] * 5, ROUNDED, _int64, _int64), True),
+    Export("round", round_share, (_MATRIX, types.int8[:, ::1], _MATRIX, types.int16[:, ::1], types.uint8[::1]), True),
+    Export("multiply", linear_share, (*_PRODUCT, _int64, ROUNDED, *[_int64] * 6), True),
+    Export("inner", inner_share, (_int64, _int64, _int64, ROUNDED, _int64), True),
     Export("dense", dense_share, (_FLOATS, _FLOATS, _FLOATS, _int64, _int64, _int64), True),
     Export("add_lora", add_lora_share, (_FLOATS, _FLOATS, _FLOATS, _FLOATS, _int64, _int64), True),
     Export("embed", embed_rows, (*_PRODUCT[:3], _LONGS, _MATRIX)),

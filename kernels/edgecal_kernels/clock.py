@@ -39,6 +39,12 @@ class Clock:
             self.ns[part] += now - self._last
             self._last = now
 
+    def charge(self, part: int, ns: int) -> None:
+        """`ns` of what the next mark would charge were `part`."""
+        if self.running:
+            self.ns[part] += ns
+            self._last += ns
+
     @property
     def counters(self) -> Any:
         """`ns` for a compiled function to add to; empty while the clock stands."""

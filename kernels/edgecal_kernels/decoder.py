@@ -19,10 +19,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .clock import Clock
-from .decoder_weights import ACTIVATIONS, N_COMPONENTS, DecoderWeights, Pair, Place
+from .decoder_weights import ACTIVATIONS, N_COMPONENTS, DecoderWeights, Place
 from .errors import BackendError
 from .quant import STEP, TILE_ROWS, Array, QuantizedTensor
-from .records import FORMAT_NUMBER, LAYER, LINEAR, PAIR, PLAN, ROW, WORDS, address, data_address, extra_address
+from .records import (
+    FORMAT_NUMBER,
+    LAYER,
+    LINEAR,
+    PAIR,
+    PLAN,
+    ROW,
+    WORDS,
+    Pair,
+    address,
+    data_address,
+    extra_address,
+    pair_record,
+)
 
 
 class Decoder:
@@ -224,20 +237,6 @@ def _describe(weights: DecoderWeights) -> NDArray:
 def _describe_pairs(pairs: Sequence[Pair | None], n_layers: int) -> NDArray:
     table = np.zeros((n_layers, N_COMPONENTS), PAIR)
     for i, pair in enumerate(pairs):
-        if pair is None:
-            continue
-        layer, module = divmod(i, N_COMPONENTS)
-        place = table[layer, module : module + 1]
-        place["bias"] = address(pair.bias)
-        if pair.a is not None:
-            assert isinstance(pair.a, QuantizedTensor) and isinstance(pair.b, QuantizedTensor)
-            place["a_codes"], place["a_scale"] = pair.a.codes.ctypes.data, pair.a.scale.ctypes.data
-            place["b_codes"], place["b_scale"] = pair.b.codes.ctypes.data, pair.b.scale.ctypes.data
-            place["rank"], place["padded"] = pair.a.shape[0], pair.b.n_groups * STEP
-            place["a_tiles"], place["a_lines"], place["a_groups"] = pair.a.n_tiles, pair.a.tile_lines, pair.a.n_groups
-            place["quarter_codes"] = address(pair.a.quarter_codes)
-            place["quarter_scale"] = address(pair.a.quarter_scale)
-            place["quarters"] = pair.a.n_quarters
-            place["b_lines"] = pair.b.tile_lines
-            place["scaling"] = pair.scaling
+        if pair is not None:
+            table[divmod(i, N_COMPONENTS)] = pair_record(pair)[0]
     return table

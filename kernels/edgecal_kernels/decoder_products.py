@@ -18,7 +18,7 @@ from .decoder_plan import charge, now, pointer, tick
 from .decoder_weights import N_COMPONENTS
 from .jit import kernel
 from .packed_kernels import ZERO
-from .packed_matmul import add_int8, multiply, multiply_quarters
+from .packed_matmul import add_int8, add_row, multiply, multiply_quarters
 from .records import FORMAT_NUMBER, LINEAR, PAIR, ROW, WORDS, Sizes
 from .rounding import further, quantize_row
 from .sync import barrier
@@ -139,13 +139,7 @@ def _adapt(pair: Any, inner: int, rounded: Any, out: int, tiles: Any) -> None:
             simd.store_one(scale, step, blocks.read_float(scale + step * 4) * factor)
         add_int8(pair.b_codes, pair.b_scale, pair.b_lines, rounded, out, tiles)
     if pair.bias != 0:
-        _add_bias(out, pair.bias, tiles)
-
-
-@kernel
-def _add_bias(out: int, bias: int, tiles: Any) -> None:
-    for at in range(tiles[0] * 16, tiles[1] * 16, 16):
-        simd.store(out, at, simd.add(simd.load(out, at), simd.load(bias, at)))
+        add_row(pair.bias, out, tiles)
 
 
 @kernel
@@ -156,7 +150,7 @@ def product(linear: Any, n: int, x: Any, out: int, tiles: Any) -> None:
     multiply(linear.format, linear.codes, linear.scale, linear.extra, sizes, x, ZERO, n, out, tiles)
     if linear.bias != 0:
         for row in range(n):
-            _add_bias(out + row * d * 4, linear.bias, tiles)
+            add_row(linear.bias, out + row * d * 4, tiles)
 
 
 @kernel

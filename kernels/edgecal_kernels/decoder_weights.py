@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from .cached import Cached
 from .quant import Array, QuantizedTensor
+from .records import Pair
 
 COMPONENTS = ("q", "k", "v", "o", "gate", "up", "down")
 N_COMPONENTS = len(COMPONENTS)
@@ -46,22 +47,6 @@ class DecoderWeights:
     @property
     def activation(self) -> str:
         return next((name for name in ACTIVATIONS if name in self.options), ACTIVATIONS[0])
-
-
-class Pair(Protocol):
-    """scaling * b a in int8, a (R, k), b (d, R), both None for rank 0; bias float32 (d,) or None."""
-
-    @property
-    def a(self) -> QuantizedTensor | Array | None: ...
-
-    @property
-    def b(self) -> QuantizedTensor | Array | None: ...
-
-    @property
-    def scaling(self) -> float: ...
-
-    @property
-    def bias(self) -> Array | None: ...
 
 
 class Place(NamedTuple):

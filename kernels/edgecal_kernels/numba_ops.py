@@ -16,7 +16,7 @@ from typing import Any
 import numba
 
 from . import isa, merging
-from .adapter_product import inner_code, inner_share, inner_together, outer_code, outer_share, outer_together
+from .adapter_inner import inner_code, inner_share, inner_together
 from .attention import attend_share, attend_together
 from .attention import share_code as attention_code
 from .blocks import TILES
@@ -26,9 +26,9 @@ from .dense import add_lora_share, add_lora_together, dense_share, dense_togethe
 from .elementwise import gate_all, normalize
 from .embedding import embed_rows
 from .jit import preparing_seconds
+from .linear_product import linear_share, linear_together
+from .linear_product import share_code as product_code
 from .operations import Kernels, Operations
-from .packed_matmul import multiply_share, multiply_together
-from .packed_matmul import share_code as product_code
 from .packing import pack_share, pack_together
 from .rounding import round_share, round_together
 from .threads import number_of_threads, use_threads
@@ -74,9 +74,8 @@ OPERATIONS = Operations(
         threads=_threads,
         walkers=_walkers,
         round=_shared(round_share, round_together),
-        multiply=_shared(multiply_share, multiply_together, product_code),
+        multiply=_shared(linear_share, linear_together, product_code),
         inner=_shared(inner_share, inner_together, inner_code),
-        outer=_shared(outer_share, outer_together, outer_code),
         dense=_shared(dense_share, dense_together),
         add_lora=_shared(add_lora_share, add_lora_together),
         embed=embed_rows,

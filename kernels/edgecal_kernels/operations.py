@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from time import perf_counter_ns
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -22,11 +23,22 @@ from numpy.typing import NDArray
 
 from . import reference
 from .cached import Cached
+from .clock import LORA, Clock
 from .decoder import Decoder
 from .decoder_weights import ACTIVATIONS, DecoderWeights
 from .errors import QuantizationError
 from .quant import QUARTER_ROWS, STEP, TILE_ROWS, Array, QuantizedTensor
-from .records import FORMAT_NUMBER, TOKEN_BYTES, Sizes, View, address, extra_address
+from .records import (
+    FORMAT_NUMBER,
+    TOKEN_BYTES,
+    Pair,
+    Sizes,
+    View,
+    address,
+    extra_address,
+    inner_bytes,
+    pair_record,
+)
 
 Run = Callable[..., None]
 _SHARES = 32  # of attention and of what goes into the cache: more than threads, so that these end together
@@ -51,7 +63,6 @@ class Kernels:
     round: Run
     multiply: Run
     inner: Run
-    outer: Run
     dense: Run
     add_lora: Run
     embed: Run
@@ -70,12 +81,13 @@ Packed = tuple[NDArray[np.int8], Array, NDArray[np.int16], NDArray[np.uint8]]
 class PackedActivations(reference.Activations):
     """As `reference.Activations`, packed for the kernels by all threads when it is first needed."""
 
-    __slots__ = ("_packed", "_round_and_pack")
+    __slots__ = ("_packed", "_places", "_round_and_pack")
 
     def __init__(self, x: Array, round_and_pack: Callable[[Array], Packed]) -> None:
         super().__init__(x)
         self._round_and_pack = round_and_pack
         self._packed: Packed | None = None
+        self._places: tuple[int, ...] = ()
 
     def rounded(self) -> tuple[NDArray[np.int8], Array, NDArray[np.int16]]:
         return self.packed()[:3]
@@ -84,7 +96,13 @@ class PackedActivations(reference.Activations):
         """Codes, scales, sums, and the same in blocks of tokens, as `Operations.round_and_pack`."""
         if self._packed is None:
             self._packed = self._round_and_pack(self.x)
+            self._places = tuple(address(array) for array in self._packed)
         return self._packed
+
+    def places(self) -> tuple[int, ...]:
+        """Where these four lie."""
+        self.packed()
+        return self._places
 
 
 class _Known(NamedTuple):
@@ -119,6 +137,17 @@ def _ask(weight: QuantizedTensor) -> _Known:
         (n_tiles, n_quarters),
         weight.nbytes,
     )
+
+
+_KNOWN_PAIRS: WeakKeyDictionary[Pair, NDArray] = WeakKeyDictionary()
+
+
+def _known_pair(pair: Pair) -> NDArray:
+    """Its PAIR."""
+    found = _KNOWN_PAIRS.get(pair)
+    if found is None:
+        found = _KNOWN_PAIRS[pair] = pair_record(pair)
+    return found
 
 
 @dataclass(eq=False)
@@ -159,22 +188,61 @@ class Operations:
         self.kernels.round(np.ascontiguousarray(x), codes, scale, total, packed, shares)
         return codes, scale, total, packed
 
-    def matmul(self, activations: PackedActivations, weight: QuantizedTensor | Array) -> Array:
-        """x (T, k) times weight (d, k), transposed: float32 (T, d)."""
+    def matmul(
+        self,
+        activations: PackedActivations,
+        weight: QuantizedTensor | Array,
+        bias: Array | None = None,
+        pair: Pair | None = None,
+        clock: Clock | None = None,
+    ) -> Array:
+        """As `reference.matmul`. The kernels add what is added, where the rows of W fill whole tiles."""
+        if isinstance(weight, np.ndarray) or weight.shape[0] % TILE_ROWS or weight.n_quarters:
+            out = self._plain_product(activations, weight)
+            add = reference.add_to_product
+            add(out, activations, bias, pair, clock, self._plain_product, self.Activations)
+            return out
+        if pair is None:
+            return self._packed_product(activations, weight, (address(bias), 0, 0, 0, 0))
+        start, timed = perf_counter_ns(), clock is not None and clock.running
+        inner, width = self._inner_product(activations, pair)
+        spent = np.zeros(1, np.int64) if timed else None
+        if clock is not None:
+            clock.charge(LORA, perf_counter_ns() - start)
+        added = (address(bias), address(_known_pair(pair)), address(inner), width, address(spent))
+        out = self._packed_product(activations, weight, added)
+        if clock is not None and spent is not None:
+            clock.charge(LORA, int(spent[0]))
+        return out
+
+    def _plain_product(self, activations: PackedActivations, weight: QuantizedTensor | Array) -> Array:
         if isinstance(weight, np.ndarray):
             return self._dense_product(activations.x, weight)
-        x, x_scale, x_total, packed = activations.packed()
-        known = _known(weight)
-        sizes, shares = known.sizes, 1
-        out = np.empty((len(x), sizes.d), np.float32)
-        if known.nbytes * len(x) >= _BYTES_TO_MULTIPLY:
-            pairs = -(-known.counts[0] // self.kernels.tiles)
-            shares = max(min(pairs, self.kernels.threads()), 1)
-        self.kernels.multiply(
-            known.format, known.places, sizes, known.counts, x.reshape(-1), x_scale, x_total, packed, out, shares
-        )
+        out = self._packed_product(activations, weight, (0, 0, 0, 0, 0))
         d = weight.shape[0]
         return out if out.shape[1] == d else np.ascontiguousarray(out[:, :d])
+
+    def _packed_product(self, activations: PackedActivations, weight: QuantizedTensor, added: Any) -> Array:
+        """added: addresses of a bias, a PAIR, what `_inner_product` left and its width, and where the time goes."""
+        x, n, known, shares = activations.places(), len(activations.x), _known(weight), 1
+        out = np.empty((n, known.sizes.d), np.float32)
+        if known.nbytes * n >= _BYTES_TO_MULTIPLY:
+            pairs = -(-known.counts[0] // self.kernels.tiles)
+            shares = max(min(pairs, self.kernels.threads()), 1)
+        format, places, sizes, counts, _ = known
+        self.kernels.multiply(format, places, sizes, counts, n, x, *added, address(out), shares)
+        return out
+
+    def _inner_product(self, activations: PackedActivations, pair: Pair) -> tuple[NDArray[np.uint8] | None, int]:
+        """A* x of the tokens, as the product that takes it wants it, and its columns in whole steps."""
+        if pair.a is None:
+            return None, 0
+        (rank, k), x, n = pair.a.shape, activations.places(), len(activations.x)
+        width = -(-rank // STEP) * STEP
+        inner = np.empty(inner_bytes(n, width), np.uint8)
+        shares = 1 if rank * k * n < _BYTES_TO_MULTIPLY else self.kernels.threads()
+        self.kernels.inner(address(_known_pair(pair)), -(-k // STEP) * STEP, n, x, address(inner), shares)
+        return inner, width
 
     def _dense_product(self, x: Array, weight: Array) -> Array:
         out = np.empty((len(x), len(weight)), np.float32)
@@ -201,23 +269,6 @@ class Operations:
         transposed = np.ascontiguousarray(b.T).reshape(-1)
         shares = min(self.kernels.threads(), n) if n > 1 else 1  # one is too little work to wake another thread
         self.kernels.add_lora(*flat, transposed, out.reshape(-1), rank, n, shares)
-
-    def add_packed_lora(
-        self, activations: PackedActivations, a: QuantizedTensor, b: QuantizedTensor, factor: float, out: Array
-    ) -> None:
-        if b.n_quarters:  # the odd rows of B* have no kernel that adds
-            low = self.matmul(activations, a) * np.float32(factor)
-            out += self.matmul(self.Activations(low), b)
-            return
-        of_a, of_b, kernels = _known(a), _known(b), self.kernels
-        n, n_tiles, width = len(out), b.n_tiles, -(-of_a.sizes.d // STEP) * STEP
-        values, inner_arrays = np.zeros((n, width), np.float32), _room(n, width)
-        x, inner = (tuple(address(array) for array in arrays) for arrays in (activations.packed(), inner_arrays))
-        places, sizes = of_a.places, of_a.sizes._replace(d=width)
-        shares = 1 if of_a.nbytes * n < _BYTES_TO_MULTIPLY else kernels.threads()
-        kernels.inner(places, sizes, of_a.counts, n, x, address(values), inner, np.float32(factor), shares)
-        shares = min(kernels.threads(), -(-n_tiles // kernels.tiles)) if of_b.nbytes * n >= _BYTES_TO_MULTIPLY else 1
-        kernels.outer(*of_b.places[:2], of_b.sizes.tile_lines, n_tiles, n, inner, width, address(out), shares)
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         """For x (T, D)."""
@@ -293,10 +344,3 @@ class Operations:
     def build_decoder(self, weights: DecoderWeights) -> Decoder | None:
         """A few tokens through all layers in one call, where the weights allow it; else None."""
         return Decoder.build(weights, self.kernels.walk, self.kernels.walkers)
-
-
-def _room(n: int, width: int) -> Packed:
-    """For n rounded tokens of `width` columns: codes, scales, sums, and the same packed."""
-    steps = width // STEP
-    scale, total = np.empty((n, steps), np.float32), np.empty((n, 2 * steps), np.int16)
-    return np.empty((n, width), np.int8), scale, total, np.empty(max(n - n % 2, 1) * steps * TOKEN_BYTES, np.uint8)

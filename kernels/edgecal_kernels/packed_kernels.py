@@ -13,7 +13,7 @@ from numba import types
 
 from . import blocks, simd
 from .formats import SPECS, FormatSpec
-from .jit import kernel, kernel_for
+from .jit import inlined, kernel, kernel_for
 from .kernel_choice import one_of
 from .packed_steps import AHEAD, FACTORS, PREFETCH_ONCE, next_step, operand_offset, super_place
 from .records import Sizes
@@ -74,18 +74,37 @@ VECTORS = {name: _vector_kernel(format) for name, format in SPECS.items()}
 vector = one_of(list(VECTORS.values()))
 
 
+@inlined
+def _quarter_step(acc: Any, one: Any, two: Any, w_scale: Any, x: int, x_scale: int, step: int) -> Any:
+    """acc + a step of a quarter tile, whose two lines are given, times one token."""
+    dots = simd.dot16_int8(begin_dots(np.int32(0)), one, x, step * 32)
+    dots = simd.dot16_int8(dots, two, x, step * 32 + 16)
+    return fma(end_dots(dots, np.int32(0)), mul(w_scale, splat(blocks.read_float(x_scale + step * 4))), acc)
+
+
 @kernel
-def quarter_tiles(codes: int, scale: int, steps: int, x: int, x_scale: int, out: int, tiles: Any) -> None:
-    """One token against a range of quarter tiles of int8, four sums for each; otherwise as `vector`."""
+def quarter_tiles(
+    codes: int, scale: int, steps: int, x: int, x_scale: int, out: int, d: int, n: int, tiles: Any
+) -> None:
+    """One token, or four, against a range of quarter tiles of int8, four sums for each; otherwise as `vector`.
+
+    The tokens follow one another: rows of `steps` steps at x, of as many scales at `x_scale`, of d floats at `out`.
+    """
     for tile in range(tiles[0], tiles[1]):
-        acc = splat(np.float32(0))
+        a = b = c = e = splat(np.float32(0))
         for step in range(steps):
             place = tile * steps + step
             at = codes + place * 128
-            dots = begin_dots(np.int32(0))
-            for half in range(2):
-                simd.prefetch_once(at, half * 64 + AHEAD)
-                dots = simd.dot16_int8(dots, simd.load_bytes(at, half * 64), x, step * 32 + half * 16)
-            w_scale = mul(simd.load_half_fours(scale, place * 4), splat(blocks.read_float(x_scale + step * 4)))
-            acc = fma(end_dots(dots, np.int32(0)), w_scale, acc)
-        simd.store_sums_of_four(out, tile * 4, acc)
+            simd.prefetch_once(at, AHEAD)
+            simd.prefetch_once(at, 64 + AHEAD)
+            one, two, w_scale = simd.load_bytes(at, 0), simd.load_bytes(at, 64), simd.load_half_fours(scale, place * 4)
+            a = _quarter_step(a, one, two, w_scale, x, x_scale, step)
+            if n == 4:
+                b = _quarter_step(b, one, two, w_scale, x + steps * 32, x_scale + steps * 4, step)
+                c = _quarter_step(c, one, two, w_scale, x + steps * 64, x_scale + steps * 8, step)
+                e = _quarter_step(e, one, two, w_scale, x + steps * 96, x_scale + steps * 12, step)
+        simd.store_sums_of_four(out, tile * 4, a)
+        if n == 4:
+            simd.store_sums_of_four(out, d + tile * 4, b)
+            simd.store_sums_of_four(out, 2 * d + tile * 4, c)
+            simd.store_sums_of_four(out, 3 * d + tile * 4, e)

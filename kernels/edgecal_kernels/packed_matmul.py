@@ -1,7 +1,6 @@
 """Products with packed weights: activations rounded to int8, integer dot products, float32 sums.
 
-Here tokens are cut into blocks and tiles into the shares of threads; the loops are in packed_kernels.py, for one
-token, and in packed_tiles.py, for several.
+Here tokens are cut into blocks; the loops are in packed_kernels.py, for one token, and in packed_tiles.py, for several.
 """
 
 from __future__ import annotations
@@ -9,13 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from . import blocks, simd
 from .blocks import TILES, TOKEN_BYTES, TOKENS
-from .function_pointer import by_address
-from .jit import kernel, parallel
-from .packed_kernels import SIZES, ZERO, quarter_tiles, vector
+from .jit import kernel
+from .packed_kernels import quarter_tiles, vector
 from .packed_steps import AHEAD, INT8_OFFSET, int8_line
 from .packed_tiles import tile_product
 from .rounding import further, pack_tokens
@@ -110,11 +108,18 @@ def multiply_quarters(
 ) -> None:
     """As `multiply`, for quarter tiles; the sums of the first go to columns [column, column + 4) of `out`.
 
-    Token by token: they are the few last rows of an adapter's A*.
+    Four tokens at a time: they are the few last rows of an adapter's A*.
     """
-    for token in range(first, last):
+    token = first
+    while token < last:
+        n = 4 if token + 4 <= last else 1
         here, scales, _ = further(x, token * k)
-        quarter_tiles(codes, scale, k // 32, here, scales, out + (token * d + column) * 4, tiles)
+        at = out + (token * d + column) * 4
+        if n == 4:
+            quarter_tiles(codes, scale, k // 32, here, scales, at, d, 4, tiles)
+        else:
+            quarter_tiles(codes, scale, k // 32, here, scales, at, d, 1, tiles)
+        token += n
 
 
 @kernel
@@ -137,60 +142,7 @@ def add_int8(codes: int, scale: int, quads: int, x: Any, out: int, tiles: Any) -
 
 
 @kernel
-def multiply_share(
-    format: int,
-    places: Any,
-    sizes: Any,
-    counts: Any,
-    x: Any,
-    x_scale: Any,
-    x_total: Any,
-    packed: Any,
-    out: Any,
-    share: int,
-    shares: int,
-) -> None:
-    """The work of one thread: a range of tiles, and of the tokens for quarter tiles. counts: of both."""
-    codes, scale, extra, quarter_codes, quarter_scale = places
-    n_tiles, n_quarters = counts
-    pairs, n = (n_tiles + TILES - 1) // TILES, len(out)
-    rounded, target = (blocks.address(x), blocks.address(x_scale), blocks.address(x_total)), blocks.address(out)
-    first, last = pairs * share // shares * TILES, pairs * (share + 1) // shares * TILES
-    tiles = (first, min(last, n_tiles))
-    k, d, column = sizes.k, sizes.d, n_tiles * 16
-    if n == 1:
-        xs, scales, totals = rounded
-        vector(format, (codes, scale, extra, sizes, xs, scales, totals, target, tiles))
-    at, most, of_tokens = 0, fitting_tokens(k // 32), blocks.address(packed)
-    while at < n > 1:
-        here, there = further(rounded, at * k), of_tokens + at * (k // 32) * TOKEN_BYTES
-        multiply_packed(format, codes, scale, extra, sizes, here, there, min(most, n - at), target + at * d * 4, tiles)
-        at += most
-    begin, end, quarters = n * share // shares, n * (share + 1) // shares, (ZERO, n_quarters)
-    multiply_quarters(quarter_codes, quarter_scale, k, d, rounded, begin, end, target, column, quarters)
-
-
-call_share, share_code = by_address(
-    multiply_share,
-    *(types.int64, types.UniTuple(types.int64, 5), SIZES, types.UniTuple(types.int64, 2)),
-    *(types.int8[::1], types.float32[:, ::1], types.int16[:, ::1], types.uint8[::1], types.float32[:, ::1]),
-    *(types.int64, types.int64),
-)
-
-
-@parallel
-def multiply_together(
-    code: int,
-    format: int,
-    places: Any,
-    sizes: Any,
-    counts: Any,
-    x: Any,
-    x_scale: Any,
-    x_total: Any,
-    packed: Any,
-    out: Any,
-    shares: int,
-) -> None:
-    for share in prange(shares):
-        call_share(code, format, places, sizes, counts, x, x_scale, x_total, packed, out, np.int64(share), shares)
+def add_row(row: int, out: int, tiles: Any) -> None:
+    """One token: a bias, at an address, to these tiles."""
+    for at in range(tiles[0] * 16, tiles[1] * 16, 16):
+        store(out, at, simd.add(load(out, at), load(row, at)))

@@ -34,7 +34,6 @@ OPERATIONS = Operations(
         round=library.shared("round"),
         multiply=library.shared("multiply"),
         inner=library.shared("inner"),
-        outer=library.shared("outer"),
         dense=library.shared("dense"),
         add_lora=library.shared("add_lora"),
         embed=library.kernel("embed"),

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .formats import SPECS
-from .quant import QuantizedTensor
+from .quant import STEP, Array, QuantizedTensor
 
 FORMAT_NUMBER = {name: number for number, name in enumerate(SPECS)}  # by which kernels choose
 TOKEN_BYTES = 72  # of a step of a token, packed as `blocks` has it: room for any instruction set
@@ -30,6 +30,23 @@ class Sizes(NamedTuple):
     per_group: int  # steps of a group
     k: int  # columns of x, in whole steps
     d: int  # columns of out
+
+
+class Pair(Protocol):
+    """What an adapter adds to a module: scaling * b (a x) + bias. a (R, k) and b (d, R) packed in int8, both None for
+    rank 0, scaling a power of two, bias float32 (d,) or None."""
+
+    @property
+    def a(self) -> QuantizedTensor | Array | None: ...
+
+    @property
+    def b(self) -> QuantizedTensor | Array | None: ...
+
+    @property
+    def scaling(self) -> float: ...
+
+    @property
+    def bias(self) -> Array | None: ...
 
 
 class View(NamedTuple):
@@ -109,3 +126,24 @@ def extra_address(weight: QuantizedTensor) -> int:
     """Where the minima lie, or the scales of rows or of 256 columns: 0 for a format that has none of them."""
     extra = (weight.minimum, weight.row_scale, weight.super_scale)
     return next((address(array) for array in extra if array is not None), 0)
+
+
+def inner_bytes(n: int, width: int) -> int:
+    """The room that A* x of n tokens takes, `width` columns in whole steps: float32, int8, scales, sums, and packed."""
+    return n * width * 5 + n * (width // STEP) * (8 + TOKEN_BYTES)
+
+
+def pair_record(pair: Pair) -> NDArray:
+    """A PAIR, (1,). It holds addresses, so the pair has to live as long."""
+    record = np.zeros(1, PAIR)
+    a, b = pair.a, pair.b
+    record["bias"] = address(pair.bias)
+    if a is not None:
+        assert isinstance(a, QuantizedTensor) and isinstance(b, QuantizedTensor)
+        record["a_codes"], record["a_scale"] = address(a.codes), address(a.scale)
+        record["b_codes"], record["b_scale"] = address(b.codes), address(b.scale)
+        record["rank"], record["padded"] = a.shape[0], b.n_groups * STEP
+        record["a_tiles"], record["a_lines"], record["a_groups"] = a.n_tiles, a.tile_lines, a.n_groups
+        record["quarter_codes"], record["quarter_scale"] = address(a.quarter_codes), address(a.quarter_scale)
+        record["quarters"], record["b_lines"], record["scaling"] = a.n_quarters, b.tile_lines, pair.scaling
+    return record

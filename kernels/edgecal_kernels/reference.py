@@ -9,13 +9,16 @@ Shape letters: T new tokens, S cached length, K key/value heads, H query heads, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import cast
+from time import perf_counter_ns
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .cached import Cached
+from .clock import LORA, Clock
 from .decoder_weights import DecoderWeights
 from .quant import (
     STEP,
@@ -27,6 +30,7 @@ from .quant import (
     dequantize_rows,
     quantize,
 )
+from .records import Pair
 
 NAME = "numpy"
 INSTRUCTIONS = "NumPy's own"
@@ -67,8 +71,46 @@ def quantize_rows(x: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int16]]
     return codes.reshape(n, -1), extreme / np.float32(127), totals
 
 
-def matmul(activations: Activations, weight: QuantizedTensor | Array) -> Array:
-    """x (T, k) times weight (d, k), transposed: float32 (T, d)."""
+def matmul(
+    activations: Activations,
+    weight: QuantizedTensor | Array,
+    bias: Array | None = None,
+    pair: Pair | None = None,
+    clock: Clock | None = None,
+) -> Array:
+    """x (T, k) times weight (d, k), transposed, plus a bias (d,), plus a pair: float32 (T, d).
+
+    The time of the pair is charged to LORA on `clock`.
+    """
+    out = _product(activations, weight)
+    add_to_product(out, activations, bias, pair, clock, _product, Activations)
+    return out
+
+
+def add_to_product(
+    out: Array,
+    activations: Any,
+    bias: Array | None,
+    pair: Pair | None,
+    clock: Clock | None,
+    product: Callable[[Any, Any], Array],
+    round: Callable[[Array], Any],
+) -> None:
+    """What `matmul` adds, to `out` (T, d) in place, with the products and the rounding of a back end."""
+    if bias is not None:
+        out += bias
+    if pair is None:
+        return
+    start = perf_counter_ns()
+    if pair.a is not None:
+        out += product(round(product(activations, pair.a) * np.float32(pair.scaling)), pair.b)
+    if pair.bias is not None:
+        out += pair.bias
+    if clock is not None:
+        clock.charge(LORA, perf_counter_ns() - start)
+
+
+def _product(activations: Activations, weight: QuantizedTensor | Array) -> Array:
     if isinstance(weight, np.ndarray):
         dense: Array = activations.x @ weight.T
         return dense
@@ -94,14 +136,6 @@ def embed(weight: QuantizedTensor | Array, ids: NDArray[np.integer]) -> Array:
 def add_lora(x: Array, a: Array, b: Array, out: Array) -> None:
     """out (T, d) += (x a^T) b^T, in place; a (R, k), b (d, R)."""
     out += (x @ a.T) @ b.T
-
-
-def add_packed_lora(
-    activations: Activations, a: QuantizedTensor, b: QuantizedTensor, factor: float, out: Array
-) -> None:
-    """out (T, d) += factor * (x a^T) b^T, in place; a (R, k), b (d, R), `factor` a power of two."""
-    inner = matmul(activations, a) * np.float32(factor)
-    out += matmul(Activations(inner), b)
 
 
 def pack_int8(w: Array, factor: float = 1.0) -> QuantizedTensor:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +22,7 @@ from .clock import Clock
 from .decoder_weights import N_COMPONENTS, DecoderWeights, Place
 from .dispatch import backend
 from .errors import BackendError
-from .quant import FORMATS, quantize
+from .quant import FORMATS, Array, QuantizedTensor, quantize
 
 _MARKER = "complete"
 
@@ -65,6 +66,14 @@ def compile_all() -> float:
     return perf_counter() - start
 
 
+@dataclass(eq=False)
+class _Pair:
+    a: QuantizedTensor
+    b: QuantizedTensor
+    scaling: float = 1.0
+    bias: Array | None = None
+
+
 def _call_all(ops: Any) -> None:
     x = np.ones((2, 64), np.float32)
     for rows_of_weight in (32, 16384):  # a small one stays in the calling thread
@@ -86,10 +95,11 @@ def _call_all(ops: Any) -> None:
     tiles_and_quarter = np.ones((36, 64), np.float32)
     ops.pack_int8(tiles_and_quarter)
     ops.pack_int8(np.asfortranarray(tiles_and_quarter))
-    pair = ops.pack_int8(np.ones((16, 64), np.float32)), ops.pack_int8(np.ones((64, 16), np.float32))
+    a, b = ops.pack_int8(np.ones((16, 64), np.float32)), ops.pack_int8(np.ones((64, 16), np.float32))
+    pair, square = _Pair(a, b), quantize(np.ones((64, 64), np.float32), "int8")
     for n_tokens in (2, 512):
         rows = np.ones((n_tokens, 64), np.float32)
-        ops.add_packed_lora(ops.Activations(rows), *pair, 1.0, rows.copy())
+        ops.matmul(ops.Activations(rows), square, None, pair)
     ops.rms_norm(x, x[0], 1e-5)
     ops.layer_norm(x, x[0], x[0], 1e-5)
     ops.gated(x.copy(), x)

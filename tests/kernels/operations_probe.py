@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
@@ -15,7 +16,15 @@ import numpy as np
 from edgecal_kernels.cached import TYPES, Cached
 from edgecal_kernels.decoder_weights import ACTIVATIONS
 from edgecal_kernels.dispatch import Backend, backend
-from edgecal_kernels.quant import FORMATS, quantize
+from edgecal_kernels.quant import FORMATS, QuantizedTensor, quantize
+
+
+@dataclass(eq=False)
+class Pair:
+    a: QuantizedTensor
+    b: QuantizedTensor
+    scaling: float
+    bias: np.ndarray
 
 
 class Probe:
@@ -47,9 +56,9 @@ class Probe:
                 self.keep(f"adapter {shape} {order}", packed.codes, packed.scale, *quarters, product)
         for n, rank, d in ((1, 36, 80), (5, 20, 64), (200, 32, 336), (7, 16, 20)):
             a, b = ops.pack_int8(self.floats(rank, 256) / 8), ops.pack_int8(self.floats(d, rank) / 8)
-            out = self.floats(n, d)
-            ops.add_packed_lora(ops.Activations(self.floats(n, 256)), a, b, 0.5, out)
-            self.keep(f"adapter on {n} tokens", out)
+            base, pair = quantize(self.floats(d, 256), "int4"), Pair(a, b, 0.5, self.floats(d))
+            x, bias = ops.Activations(self.floats(n, 256)), self.floats(d)
+            self.keep(f"adapter on {n} tokens", ops.matmul(x, base, None, pair), ops.matmul(x, base, bias, pair))
         weight, x = self.floats(33, 200), self.floats(9, 200)
         self.keep("float32", ops.matmul(ops.Activations(x), weight))
         for n in (1, 9):
