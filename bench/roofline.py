@@ -71,7 +71,7 @@ def _plain_read() -> Measure:
 
 def _peak() -> Measure:
     """Dot products of one block after another from registers, four blocks at a time to hide their latency."""
-    from edgecal_kernels import blocks
+    from edgecal_kernels import blocks, memory
 
     begin, dot8, finish = blocks.BEGIN[8, blocks.WHOLE], blocks.DOT8[4], blocks.FINISH[4, 8, blocks.WHOLE]
 
@@ -86,7 +86,7 @@ def _peak() -> Measure:
             scale, sums = blocks.load_factors(ones, 0), blocks.zeros4()
             sums = blocks.scale_and_add(sums, finish(a, packed), scale, packed)
             sums = blocks.scale_and_add(sums, finish(b, packed), scale, packed)
-            blocks.store(blocks.address(out[share]), blocks.TILES * 64, 64, sums)
+            blocks.store(memory.address(out[share]), blocks.TILES * 64, 64, sums)
 
     n, threads = 200_000, numba.get_num_threads()
     lines, packed, ones = np.arange(128, dtype=np.uint8) & 15, np.ones(256, np.uint8), np.ones(16, np.float32)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numba import carray, prange, types
 
-from . import blocks, simd
-from .decoder_plan import pointer
+from . import memory, simd
 from .function_pointer import by_address
 from .jit import kernel, parallel
 from .linear_product import ROUNDED, beyond, inner_places
+from .memory import pointer
 from .packed_kernels import ZERO
 from .packed_matmul import fitting_tokens, multiply_packed, multiply_quarters
 from .records import FORMAT_NUMBER, PAIR, Sizes
@@ -54,7 +54,7 @@ def inner_share(pair: int, k: int, n: int, x: Any, inner: int, share: int, share
         own = further(rounded, row * width)
         quantize_row(values + (first + row) * width * 4, width, own)
         for step in range(width // 32):  # a power of two: as good as scaling the values
-            blocks.write_float(own[1] + step * 4, blocks.read_float(own[1] + step * 4) * factor)
+            memory.write_float(own[1] + step * 4, memory.read_float(own[1] + step * 4) * factor)
     pack_tokens(rounded, last - first, width, packed)
 
 

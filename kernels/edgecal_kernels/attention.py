@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange, types
 
-from . import blocks, simd
+from . import memory, simd
 from .cached import FP16, FP32, INT8, KEY_GROUP, PAIRS, Addresses
 from .elementwise import exp_lanes
 from .function_pointer import by_address
@@ -286,14 +286,14 @@ def attend_share(q: Any, out: Any, shape: Any, view: Any, place: Any, layer: int
     block = max(1, ROWS // heads)
     n_blocks = (n_tokens + block - 1) // block
     scratch = attention_scratch(min(block, n_tokens) * heads, width)
-    own_q, own_out = blocks.address(q), blocks.address(out)
+    own_q, own_out = memory.address(q), memory.address(out)
     for item in range(first, n_blocks * n_kv, stride):
         head, token = item % n_kv, (n_blocks - 1 - item // n_kv) * block
         element = (token * n_heads + head * heads) * head_dim
         at = (layer * n_kv + head) * place.capacity
         tokens = min(block, n_tokens - token)
         here = View(pos + token, head_dim, width, scaling, window)
-        attend(own_q, own_out, element, tokens, heads, n_heads * head_dim, here, place, at, blocks.address(scratch))
+        attend(own_q, own_out, element, tokens, heads, n_heads * head_dim, here, place, at, memory.address(scratch))
 
 
 call_share, share_code = by_address(

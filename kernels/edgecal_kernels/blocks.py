@@ -11,7 +11,7 @@ The tokens of a block are packed first, so that what a step needs of them lies t
 
 start = -8 times the sum of the codes, half start the same of the first 16 columns, shift = scale times that sum.
 
-Here addresses are int64, and everything is in bytes.
+Addresses are int64, and everything is in bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from numba.extending import intrinsic as _numba_intrinsic
 
 from . import isa
 from .jit import kernel
-from .simd import Vector, emit_int8, f32, i8, i16, i32, i64
+from .memory import emit_load, emit_pointer, read_float, read_long, read_short, write_float, write_int, write_long
+from .simd import Vector, emit_int8, f32, i8, i32, i64
 
 intrinsic: Any = _numba_intrinsic
 TILES: int = isa.active().TILES
@@ -52,79 +53,6 @@ def sums_type(n: int) -> Any:
 
 def _tokens(block: Any) -> int:
     return next(n for n in _SUMS if block in (_SUMS[n], _DOTS[n]))
-
-
-def _at(builder: Any, address: Any, offset: int, to: ir.Type) -> Any:
-    return builder.inttoptr(builder.add(address, i64(offset)) if offset else address, to.as_pointer())
-
-
-def _read(builder: Any, address: Any, offset: int, of: ir.Type, align: int = 4) -> Any:
-    value = builder.load(_at(builder, address, offset, of))
-    value.align = align
-    return value
-
-
-# --------------------------------------------------------------------------------------------------- memory
-
-
-@intrinsic
-def address(context: Any, place: Any) -> Any:
-    """The address of an array's first element; an address is returned as it is.
-
-    It keeps nothing alive: an array made in the same kernel is given back after its last mention, so that has to come
-    after the last use of its address (a mention inside of a loop counts until the loop ends).
-    """
-
-    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-        if isinstance(sig.args[0], types.Integer):
-            return v[0]
-        return builder.ptrtoint(context.make_array(sig.args[0])(context, builder, v[0]).data, i64)
-
-    return types.int64(place), generate
-
-
-def _emit_read(of: ir.Type, result: Any) -> Callable:
-    def typing(context: Any, place: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-            return _read(builder, v[0], 0, of, 1)
-
-        return result(types.int64), generate
-
-    return intrinsic(typing)
-
-
-def _emit_write(of: ir.Type, value_type: Any) -> Callable:
-    def typing(context: Any, place: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-            builder.store(v[1], _at(builder, v[0], 0, of)).align = 1
-            return context.get_dummy_value()
-
-        return types.void(types.int64, value_type), generate
-
-    return intrinsic(typing)
-
-
-read_short, read_int, read_long, read_float = (
-    _emit_read(*t) for t in ((i16, types.int16), (i32, types.int32), (i64, types.int64), (f32, types.float32))
-)
-write_int, write_long, write_float = (
-    _emit_write(*t) for t in ((i32, types.int32), (i64, types.int64), (f32, types.float32))
-)
-
-
-def stack_of(size: int) -> Callable:
-    """Intrinsic: the address of so many bytes, which last until the kernel that asks for them ends."""
-
-    def typing(context: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-            with builder.goto_entry_block():  # once; Numba's own `alloca_once` would fill it with zeros
-                room = builder.alloca(ir.ArrayType(i8, size))
-            room.align = 64
-            return builder.ptrtoint(room, i64)
-
-        return types.int64(), generate
-
-    return intrinsic(typing)
 
 
 @kernel
@@ -165,7 +93,7 @@ def load_lines(context: Any, codes: Any, distance: Any) -> Any:
 
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         places = [v[0], builder.add(*v)][:TILES]
-        return isa.joined(builder, [_read(builder, place, 0, ir.VectorType(i8, 4 * ROWS), 1) for place in places])
+        return isa.joined(builder, [emit_load(builder, place, 0, ir.VectorType(i8, 4 * ROWS), 1) for place in places])
 
     return _LINES(types.int64, types.int64), generate
 
@@ -177,7 +105,7 @@ def load_halves(context: Any, halves: Any, distance: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         places = [v[0], builder.add(*v)][:TILES]
         half = ir.VectorType(ir.HalfType(), ROWS)
-        rows = [builder.fpext(_read(builder, place, 0, half, 1), _FLOATS) for place in places]
+        rows = [builder.fpext(emit_load(builder, place, 0, half, 1), _FLOATS) for place in places]
         return isa.joined(builder, rows)
 
     return _FACTORS(types.int64, types.int64), generate
@@ -189,8 +117,8 @@ def load_signed_squares(context: Any, small: Any, distance: Any) -> Any:
 
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         places = [v[0], builder.add(*v)][:TILES]
-        rows = [isa.signed_square(builder, _read(builder, place, 0, ir.VectorType(i8, ROWS), 1)) for place in places]
-        return isa.joined(builder, rows)
+        codes = [emit_load(builder, place, 0, ir.VectorType(i8, ROWS), 1) for place in places]
+        return isa.joined(builder, [isa.signed_square(builder, code) for code in codes])
 
     return _FACTORS(types.int64, types.int64), generate
 
@@ -203,8 +131,8 @@ def load_multiples(context: Any, small: Any, unit: Any, distance: Any, unit_dist
         small, unit, distance, unit_distance = v
         rows = []
         for at, unit_at in ((small, unit), (builder.add(small, distance), builder.add(unit, unit_distance)))[:TILES]:
-            half = _read(builder, unit_at, 0, ir.VectorType(ir.HalfType(), ROWS), 1)
-            multiple = emit_int8(builder, _read(builder, at, 0, ir.VectorType(i8, ROWS), 1))
+            half = emit_load(builder, unit_at, 0, ir.VectorType(ir.HalfType(), ROWS), 1)
+            multiple = emit_int8(builder, emit_load(builder, at, 0, ir.VectorType(i8, ROWS), 1))
             rows.append(builder.fmul(multiple, builder.fpext(half, _FLOATS)))
         return isa.joined(builder, rows)
 
@@ -217,7 +145,7 @@ def load_factors(context: Any, factors: Any, distance: Any) -> Any:
 
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         places = [v[0], builder.add(*v)][:TILES]
-        return isa.joined(builder, [_read(builder, place, 0, _FLOATS) for place in places])
+        return isa.joined(builder, [emit_load(builder, place, 0, _FLOATS) for place in places])
 
     return _FACTORS(types.int64, types.int64), generate
 
@@ -294,7 +222,7 @@ def _by_tile(builder: Any, block: Any, n: int) -> list[list[Any]]:
 
 def _of_token(builder: Any, packed: Any, offset: int, of: ir.Type, n: int, token: int) -> Any:
     """In all lanes a number of four bytes, of the n that lie `offset` bytes after the address of a block."""
-    return isa.splat_of(builder, _at(builder, packed, offset, of), n, token, ROWS)
+    return isa.splat_of(builder, emit_pointer(builder, packed, offset, of), n, token, ROWS)
 
 
 def _starts(builder: Any, packed: Any, n: int, offset: int, part: int) -> list[Any]:
@@ -305,7 +233,7 @@ def _starts(builder: Any, packed: Any, n: int, offset: int, part: int) -> list[A
 
     def packed_at(place: int) -> list[Any]:
         if STARTS == ROWS:
-            return isa.registers(builder, _at(builder, packed, place * n, i8), n)
+            return isa.registers(builder, emit_pointer(builder, packed, place * n, i8), n)
         return [_of_token(builder, packed, place * n, i32, n, token) for token in range(n)]
 
     packed_starts = packed_at(_HALF_STARTS if part == FIRST else _STARTS)
@@ -339,7 +267,7 @@ def _emit_dot8(bits: int) -> Callable:
         n = _tokens(dots)
 
         def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-            octets = _at(builder, v[3], 0, i8)
+            octets = emit_pointer(builder, v[3], 0, i8)
             lines = zip(isa.split(builder, v[1], TILES), isa.split(builder, v[2], TILES), strict=True)
             found: list[Any] = []
             for tile, pair in zip(_by_tile(builder, v[0], n), lines, strict=True):
@@ -422,7 +350,7 @@ def multiply_rows(context: Any, sums: Any, rows: Any, distance: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         found = []
         for place, parts in zip([v[1], builder.add(v[1], v[2])], _by_tile(builder, v[0], _tokens(sums)), strict=False):
-            row = _read(builder, place, 0, _FLOATS)
+            row = emit_load(builder, place, 0, _FLOATS)
             found += [builder.fmul(part, row) for part in parts]
         return isa.joined(builder, found)
 
@@ -436,7 +364,7 @@ def load_sums(context: Any, sums: Any, out: Any, stride: Any, distance: Any) -> 
 
     def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         places = _places(builder, n, *v[1:])
-        return isa.joined(builder, [_read(builder, place, 0, _FLOATS) for place in places])
+        return isa.joined(builder, [emit_load(builder, place, 0, _FLOATS) for place in places])
 
     return sums(sums, types.int64, types.int64, types.int64), generate
 
@@ -459,10 +387,10 @@ def _emit_store(adding: bool) -> Callable:
             places = _places(builder, n, *v[:3])
             parts = isa.split(builder, v[3], TILES * n)
             if adding:
-                before = [_read(builder, place, 0, _FLOATS) for place in places]
+                before = [emit_load(builder, place, 0, _FLOATS) for place in places]
                 parts = [builder.fadd(old, part) for old, part in zip(before, parts, strict=True)]
             for place, part in zip(places, parts, strict=True):
-                builder.store(part, _at(builder, place, 0, _FLOATS)).align = 4
+                builder.store(part, emit_pointer(builder, place, 0, _FLOATS)).align = 4
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.int64, sums), generate

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from . import blocks, simd
+from . import memory, simd
 from .clock import LORA
-from .decoder_plan import charge, now, pointer, tick
+from .compiled_clock import charge, now, tick
 from .decoder_weights import N_COMPONENTS
 from .jit import kernel
+from .memory import pointer
 from .packed_kernels import ZERO
 from .packed_matmul import add_int8, add_row, multiply, multiply_quarters
 from .records import FORMAT_NUMBER, LINEAR, PAIR, ROW, WORDS, Sizes
@@ -136,7 +137,7 @@ def _adapt(pair: Any, inner: int, rounded: Any, out: int, tiles: Any) -> None:
         quantize_row(inner, pair.padded, rounded)
         scale, factor = rounded[1], np.float32(pair.scaling)
         for step in range(pair.padded // 32):  # a power of two: as good as scaling `inner`
-            simd.store_one(scale, step, blocks.read_float(scale + step * 4) * factor)
+            simd.store_one(scale, step, memory.read_float(scale + step * 4) * factor)
         add_int8(pair.b_codes, pair.b_scale, pair.b_lines, rounded, out, tiles)
     if pair.bias != 0:
         add_row(pair.bias, out, tiles)

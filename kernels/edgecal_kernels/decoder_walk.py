@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import carray, prange, types
 
-from . import blocks
+from . import memory
 from .attention import attend, attention_scratch
 from .cache_write import KEY, VALUE, remember_head, rotate
 from .cached import Addresses
 from .clock import ATTENTION, DOWN, EMBED, GATE_UP, HEAD, NORM, OUTPUT, QKV, ROPE
-from .decoder_plan import floats, now, pointer, tick
+from .compiled_clock import now, tick
 from .decoder_products import (
     ONE,
     ZERO,
@@ -52,6 +52,7 @@ from .elementwise import gated_lanes, normalize, normalize_row
 from .embedding import embed_row
 from .function_pointer import by_address
 from .jit import kernel, parallel
+from .memory import floats, pointer
 from .records import LAYER, LINEAR, PLAN, ROW, WORDS, Sizes, View
 from .rounding import further, quantize_row
 from .sync import barrier
@@ -279,7 +280,7 @@ def _embed(plan: Any, step: Any) -> None:
     for row in range(step.thread, step.n, step.n_threads):
         of = table[plan.n_layers, EMBEDDING]
         sizes = Sizes(of.tile_lines, of.groups, of.per_group, of.inputs, of.tiles * 16)
-        place = blocks.address(x) + row * x.shape[1] * 4
+        place = memory.address(x) + row * x.shape[1] * 4
         embed_row(of.format, of.codes, of.scale, of.extra, sizes, rows[row].id, place)
         if plan.embedding_scale != 1:
             for i in range(plan.hidden_size):
@@ -300,7 +301,7 @@ def walk(
     _wait(plan, step)
     t = tick(step.clock, EMBED, t)
     for layer in range(plan.n_layers):
-        t = _attention(plan, step, shares, layer, blocks.address(scratch), t)
+        t = _attention(plan, step, shares, layer, memory.address(scratch), t)
         t = _mlp(plan, step, shares, layer, t)
     t = _norm_in(plan, step, first_logit, plan.norms_per_layer * plan.n_layers, t)
     head = carray(pointer(plan.table), (plan.n_layers + 1, N_COMPONENTS), LINEAR)[plan.n_layers, HEAD_PROJ]

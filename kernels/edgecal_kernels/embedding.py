@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import blocks, simd
+from . import memory, simd
 from .jit import kernel
 from .packed_steps import super_place
 from .quant import SPECS
@@ -67,4 +67,4 @@ def _code(at: int, column: int, bits: int) -> Any:
 def embed_rows(format: int, places: Any, sizes: Any, ids: Any, out: Any) -> None:
     """`Operations.embed`."""
     for i in range(len(ids)):
-        embed_row(format, places[0], places[1], places[2], sizes, ids[i], blocks.address(out) + i * sizes.k * 4)
+        embed_row(format, places[0], places[1], places[2], sizes, ids[i], memory.address(out) + i * sizes.k * 4)

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numba import carray, prange, types
 
-from . import blocks
+from . import memory
 from .blocks import TILES, TOKEN_BYTES
-from .decoder_plan import now, pointer
+from .compiled_clock import now
 from .function_pointer import by_address
 from .jit import kernel, parallel
+from .memory import pointer
 from .packed_blocks import add_blocks
 from .packed_kernels import SIZES, ZERO
 from .packed_matmul import add_int8, add_row, fitting_tokens, multiply_packed, multiply_quarters
@@ -106,7 +107,7 @@ def linear_share(
                 time += now() - before if spent != 0 else ZERO
         first += some
     if spent != 0 and share == 0:
-        blocks.write_long(spent, time)
+        memory.write_long(spent, time)
     xs, scales, totals, _ = x
     begin, end, quarters, column = n * share // shares, n * (share + 1) // shares, (ZERO, n_quarters), n_tiles * 16
     multiply_quarters(quarter_codes, quarter_scale, k, d, (xs, scales, totals), begin, end, out, column, quarters)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from . import blocks, simd
+from . import blocks, memory, simd
 from .formats import SPECS, FormatSpec
 from .jit import inlined, kernel, kernel_for
 from .kernel_choice import one_of
@@ -48,7 +48,7 @@ def _vector_kernel(format: FormatSpec) -> Any:
                 unit = super_place(tile, n_groups, step, parts) if has_super_scale else ZERO
                 prefetch(codes + at, scale, extra, group, unit)
                 total = blocks.read_total(x_total + step * 4)
-                first_total = blocks.read_short(x_total + step * 4) if halves else total
+                first_total = memory.read_short(x_total + step * 4) if halves else total
                 start = np.int32(-offset * first_total)
                 if halves:
                     second_start = np.int32(-offset * (total - first_total))
@@ -56,7 +56,7 @@ def _vector_kernel(format: FormatSpec) -> Any:
                     dots, second_dots = dot32(both, codes + at, x, step * 32)
                 else:
                     (dots,) = dot32((begin_dots(start),), codes + at, x, step * 32)
-                xs, (w_scale, other) = blocks.read_float(x_scale + step * 4), factors(scale, extra, group, unit)
+                xs, (w_scale, other) = memory.read_float(x_scale + step * 4), factors(scale, extra, group, unit)
                 acc = fma(end_dots(dots, start), mul(w_scale, splat(xs)), acc)
                 if halves:
                     acc = fma(end_dots(second_dots, second_start), mul(other, splat(xs)), acc)
@@ -79,7 +79,7 @@ def _quarter_step(acc: Any, one: Any, two: Any, w_scale: Any, x: int, x_scale: i
     """acc + a step of a quarter tile, whose two lines are given, times one token."""
     dots = simd.dot16_int8(begin_dots(np.int32(0)), one, x, step * 32)
     dots = simd.dot16_int8(dots, two, x, step * 32 + 16)
-    return fma(end_dots(dots, np.int32(0)), mul(w_scale, splat(blocks.read_float(x_scale + step * 4))), acc)
+    return fma(end_dots(dots, np.int32(0)), mul(w_scale, splat(memory.read_float(x_scale + step * 4))), acc)
 
 
 @kernel

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from . import blocks, simd
+from . import blocks, memory, simd
 from .blocks import TILES, TOKEN_BYTES, TOKENS
 from .jit import kernel
 from .packed_kernels import quarter_tiles, vector
@@ -61,7 +61,7 @@ def multiply(
     while first < last:
         n = min(most, last - first)
         # In the loop, or Numba gives the buffer back before it is used: an address keeps no array alive
-        packed = blocks.address(buffer)
+        packed = memory.address(buffer)
         here = further(x, first * k)
         pack_tokens(here, n, k, packed)
         multiply_packed(format, codes, scale, extra, sizes, here, packed, n, out + first * d * 4, tiles)
@@ -136,7 +136,7 @@ def add_int8(codes: int, scale: int, quads: int, x: Any, out: int, tiles: Any) -
             for quad in range(min(8, quads - step * 8)):
                 simd.prefetch_once(codes, at + quad * 64 + AHEAD)
                 dots = dot4_int8(dots, int8_line(codes, at + quad * 64), xs, step * 32 + quad * 4)
-            group, factor = (tile * n_groups + step) * 16, blocks.read_float(scales + step * 4)
+            group, factor = (tile * n_groups + step) * 16, memory.read_float(scales + step * 4)
             acc = fma(end_dots(dots, start), mul(load_half(scale, group), splat(factor)), acc)
         store(out, tile * 16, simd.add(load(out, tile * 16), acc))
 

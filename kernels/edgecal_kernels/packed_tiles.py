@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import blocks, simd
+from . import blocks, memory, simd
 from .blocks import ROWS, TILES, TOKEN_BYTES
 from .formats import SPECS, FormatSpec
 from .jit import inlined, kernel_for
@@ -25,7 +25,7 @@ _TOGETHER = 64  # tokens that meet what is unpacked before the next steps take i
 _SEGMENT = 16 // TILES  # steps that are unpacked together: 10 KB, sums another 8
 _STEP_BYTES = 640  # of a tile when it is unpacked: eight lines of operands, two of factors
 _TILE_BYTES = _SEGMENT * _STEP_BYTES
-_unpacked, _sums = blocks.stack_of(TILES * _TILE_BYTES), blocks.stack_of(TILES * 64 * _TOGETHER)
+_unpacked, _sums = memory.stack_of(TILES * _TILE_BYTES), memory.stack_of(TILES * 64 * _TOGETHER)
 
 
 def _unpack_kernel(format: FormatSpec) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from . import blocks, simd
+from . import blocks, memory, simd
 from .blocks import TOKEN_BYTES, TOKENS
 from .jit import kernel, parallel
 from .simd import mul, splat
@@ -29,7 +29,7 @@ def quantize_row(x: int, k: int, rounded: Any) -> None:
         simd.store_int8(codes, at, a)
         simd.store_int8(codes, at + 16, b)
         simd.store_one(scale, step, extreme / np.float32(127.0))
-        blocks.write_int(total + step * 4, simd.sums_whole(a, b))
+        memory.write_int(total + step * 4, simd.sums_whole(a, b))
 
 
 @kernel
@@ -57,10 +57,10 @@ def round_share(x: Any, codes: Any, scale: Any, total: Any, packed: Any, share: 
     """`Operations.round_and_pack`: one thread's part of the tokens."""
     n, k = x.shape
     first, last = tokens_share(n, share, shares)
-    start = further((blocks.address(codes), blocks.address(scale), blocks.address(total)), first * k)
+    start = further((memory.address(codes), memory.address(scale), memory.address(total)), first * k)
     for row in range(last - first):
-        quantize_row(blocks.address(x) + (first + row) * k * 4, k, further(start, row * k))
-    pack_tokens(start, last - first, k, blocks.address(packed) + first * (k // 32) * TOKEN_BYTES)
+        quantize_row(memory.address(x) + (first + row) * k * 4, k, further(start, row * k))
+    pack_tokens(start, last - first, k, memory.address(packed) + first * (k // 32) * TOKEN_BYTES)
 
 
 @kernel

@@ -16,7 +16,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from .decoder_plan import now
+from .compiled_clock import now
 from .isa import declare
 from .jit import kernel
 from .records import WORDS

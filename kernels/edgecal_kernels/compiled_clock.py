@@ -1,8 +1,4 @@
-"""How compiled code gets at what a step is told: records at addresses, and the clock.
-
-One address of a plan says it all: every array that is handed to a compiled function costs the interpreter a
-microsecond, many when the weights have just swept the processor's caches. `records` has the records.
-"""
+"""The clock of `clock.py` in compiled code: its counters lie at an address, 0 where it stands."""
 
 from __future__ import annotations
 
@@ -17,24 +13,9 @@ from numba.extending import intrinsic as _numba_intrinsic
 from .clock import PARTS
 from .isa import declare
 from .jit import kernel
+from .memory import pointer
 
 intrinsic: Any = _numba_intrinsic
-
-
-@intrinsic
-def pointer(context: Any, address: Any) -> Any:
-    """For `carray`."""
-
-    def generate(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-        return builder.inttoptr(v[0], ir.IntType(8).as_pointer())
-
-    return types.voidptr(types.int64), generate
-
-
-@kernel
-def floats(address: int, n: int, width: int) -> Any:
-    """The float32 (n, width) at an address."""
-    return carray(pointer(address), (n, width), np.float32)
 
 
 @intrinsic
