@@ -19,6 +19,7 @@ from .decoding.repetition import RepetitionDetector
 from .decoding.sampler import SamplingOptions
 from .decoding.speculation import Speculate, check_speculate
 from .errors import OptionError, PromptError
+from .text.counted import counted
 from .text.stopping import StopStrings
 from .text.tokenizer import TextStream, Tokenizer
 
@@ -285,7 +286,8 @@ def per_prompt(name: str, values: T | Sequence[T | None] | None, prompts: Sequen
     if not isinstance(values, (list, tuple)):
         return [values] * len(prompts)  # type: ignore[list-item]
     if len(values) != len(prompts):
-        raise OptionError(f"{len(values)} {name} for {len(prompts)} prompts: give one for all, or one for each")
+        prompted = counted(len(prompts), "prompt")
+        raise OptionError(f"{len(values)} {name} for {prompted}: give one for all, or one for each")
     return list(values)
 
 

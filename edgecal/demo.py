@@ -3,16 +3,16 @@
 They are a package of their own, edgecal-demo-data, which lies in a checkout too; its README.md says how they were made
 and under which licences they are. `find` lets every command name them:
 "demo" is the model that `edgecal pull demo` fetched, "demo:summarize" an adapter, "demo:projection_merge" a
-calibration.
+calibration, "demo:dialogue" the text.
 """
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
 from edgecal_weights.demo_model import demo_model_path
+from edgecal_weights.nearest import nearest
 
 from .adapters.recipe import Recipe, Step
 from .errors import ModelNotFoundError
@@ -21,6 +21,7 @@ from .text.tasks import instruction, user_message
 PACKAGE = "edgecal_demo_data"
 ADAPTERS = ("summarize", "professional", "translate_fr")
 CALIBRATIONS = ("learnable_calibration", "learnable_calibration_pp", "projection_merge")
+TEXTS = ("dialogue",)
 PAIR = ("summarize", "professional")
 TASK = instruction("summarize+tone", tone="professional")
 
@@ -64,16 +65,18 @@ def find(name: str) -> str:
         return str(_part(part))
     if part in CALIBRATIONS:
         return str(_part(f"{part}.safetensors"))
-    near = get_close_matches(part.lower(), (*ADAPTERS, *CALIBRATIONS), n=1, cutoff=0.6)
-    hint = f" (did you mean 'demo:{near[0]}'?)" if near else ""
+    if part in TEXTS:
+        return str(_part(f"{part}.txt"))
+    near = nearest(part, (*ADAPTERS, *CALIBRATIONS, *TEXTS))
+    hint = f" (did you mean 'demo:{near}'?)" if near else ""
     raise ModelNotFoundError(
         f"{name!r} is not part of the demo{hint}; adapters: {', '.join(ADAPTERS)}; calibrations: "
-        f"{', '.join(CALIBRATIONS)}"
+        f"{', '.join(CALIBRATIONS)}; text: {', '.join(TEXTS)}"
     )
 
 
 def dialogue() -> str:
-    return _part("dialogue.txt").read_text("utf-8").strip()
+    return Path(find("demo:dialogue")).read_text("utf-8").strip()
 
 
 def recipes() -> dict[str, Recipe]:

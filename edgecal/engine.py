@@ -24,7 +24,7 @@ from edgecal_weights.opening import open_checkpoint
 from . import demo
 from .adapters.calibration import Calibration
 from .adapters.compiled import CompiledAdapter, RunningAdapter
-from .adapters.lora import LoraAdapter
+from .adapters.lora import LoraAdapter, find_adapter
 from .adapters.recipe import Recipe, compile_recipe, compile_steps
 from .architecture import base_facts
 from .cache import KVCache
@@ -177,9 +177,8 @@ class Engine:
         return adapter
 
     def remove_adapter(self, name: str) -> None:
-        if name not in self.adapters:
-            raise RecipeError(f"no adapter {name!r} is loaded; loaded: {', '.join(self.adapters) or 'none'}")
-        del self.adapters[name]
+        """RecipeError for a name that is not loaded."""
+        del self.adapters[find_adapter(name, self.adapters).name]
         self._compiled.clear()
 
     def merge(self, recipe: Recipe | None) -> list[CompiledAdapter | None]:

@@ -22,6 +22,7 @@ from edgecal_weights.calibration_file import CalibrationFile, read_calibration
 from edgecal_weights.export_metadata import AdapterReference, BaseModelFacts
 
 from ..errors import CalibrationError
+from ..text.counted import counted
 from .lora import Array, LoraAdapter
 
 BASE_FACTS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
@@ -106,7 +107,7 @@ class Calibration:
             )
         if len(found) != len(expected):
             raise CalibrationError(
-                f"{self._origin} was trained for {len(expected)} adapters ({order}); given: {len(found)}"
+                f"{self._origin} was trained for {counted(len(expected), 'adapter')} ({order}); given: {len(found)}"
             )
         i = next(i for i, (a, b) in enumerate(zip(expected, found, strict=True)) if a != b)
         raise CalibrationError(

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from edgecal_weights.lora_file import LoraFile
 from edgecal_weights.lora_formats import open_lora
 
-from ..errors import AdapterError
+from ..errors import AdapterError, RecipeError
+from ..text.counted import counted
 from .merge_kernels import Kernels, decoder
 
 Array = NDArray[np.float32]
@@ -159,7 +160,7 @@ class LoraAdapter:
             )
         if unknown:
             raise AdapterError(
-                f"adapter {self.name}{self._origin()}: {len(unknown)} of its {len(self.shapes)} modules are "
+                f"adapter {self.name}{self._origin()}: {len(unknown)} of its {counted(len(self.shapes), 'module')} are "
                 f"not in this model and would have no effect: {_some(unknown)}"
             )
         for module, (d, k, _rank) in self.shapes.items():
@@ -172,7 +173,7 @@ class LoraAdapter:
             absent = [module for module in shapes if module not in self.shapes and self._targets(module)]
             if absent:
                 raise AdapterError(
-                    f"adapter {self.name}{self._origin()}: its target_modules ask for {len(absent)} modules "
+                    f"adapter {self.name}{self._origin()}: its target_modules ask for {counted(len(absent), 'module')} "
                     f"that its file has no tensors for: {_some(absent)}; the file is incomplete"
                 )
 
@@ -181,7 +182,14 @@ class LoraAdapter:
         return f" ({self.path}{base})" if self.path else ""
 
     def __repr__(self) -> str:
-        return f"LoraAdapter({self.name!r}, {len(self.shapes)} modules, ranks {self.ranks})"
+        return f"LoraAdapter({self.name!r}, {counted(len(self.shapes), 'module')}, ranks {self.ranks})"
+
+
+def find_adapter(name: str, adapters: Mapping[str, LoraAdapter]) -> LoraAdapter:
+    """RecipeError for a name that is not loaded."""
+    if name not in adapters:
+        raise RecipeError(f"no adapter {name!r} is loaded; loaded: {', '.join(adapters) or 'none'}")
+    return adapters[name]
 
 
 class _FilePairs(Mapping[str, LoraPair]):

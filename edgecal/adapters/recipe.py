@@ -28,9 +28,10 @@ from edgecal_kernels import cpu
 from edgecal_weights.files import expand
 
 from ..errors import AdapterError, CalibrationError, RecipeError
+from ..text.counted import counted
 from .calibration import Calibration
 from .compiled import CompiledAdapter, CompiledPair
-from .lora import LoraAdapter, LoraPair
+from .lora import LoraAdapter, LoraPair, find_adapter
 from .merge import Context, Method, blas, find_method
 from .merge.workspace import Arena, scratch
 from .merge_kernels import Kernels
@@ -131,7 +132,8 @@ class Recipe:
             raise RecipeError(f"{self.method} takes no weights")
         if len(self.weights) != len(self.adapters):
             raise RecipeError(
-                f"{self.method}: {len(self.weights)} weights for {len(self.adapters)} adapters; one each is needed"
+                f"{self.method}: {counted(len(self.weights), 'weight')} for "
+                f"{counted(len(self.adapters), 'adapter')}; one each is needed"
             )
         for option in entry.options:
             if option.instead_of_weights and option.name in dict(self.options):
@@ -241,7 +243,7 @@ def compile_recipe(
     merge = entry.merge_of(len(recipe.adapters))
     if merge is None:
         return None
-    chosen = [_find_adapter(name, adapters).on_base(base) for name in recipe.adapters]
+    chosen = [find_adapter(name, adapters).on_base(base) for name in recipe.adapters]
     for adapter in chosen:
         adapter.check_against(shapes)
     weights = recipe.merge_weights
@@ -310,12 +312,6 @@ def _in_parallel(function: Callable[[str], CompiledPair], modules: list[str]) ->
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _find_adapter(name: str, adapters: Mapping[str, LoraAdapter]) -> LoraAdapter:
-    if name not in adapters:
-        raise RecipeError(f"no adapter {name!r} is loaded; loaded: {', '.join(adapters) or 'none'}")
-    return adapters[name]
 
 
 def _changed(

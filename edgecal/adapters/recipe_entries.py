@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgecal_weights.nearest import did_you_mean
+
 from ..errors import RecipeError
 
 
@@ -68,4 +70,5 @@ def refuse_unknown(entry: Mapping[str, Any], known: tuple[str, ...], what: str) 
     """RecipeError for a key that is not known."""
     for key in entry:
         if key not in known:
-            raise RecipeError(f"unknown key {key!r} of {what} in the recipe; known: {', '.join(known)}")
+            hint = did_you_mean(key, known)
+            raise RecipeError(f"unknown key {key!r}{hint} of {what} in the recipe; known: {', '.join(known)}")

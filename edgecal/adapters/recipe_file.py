@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from edgecal_weights.files import parse_json, read_text
+from edgecal_weights.files import kind_of, parse_json, read_text
 
 from ..errors import RecipeError
 
@@ -32,7 +32,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except (ValueError, yaml.YAMLError) as error:
         raise RecipeError(f"{path} is not valid {kind}: {_one_line(error)}") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"{path} holds a {kind} {type(values).__name__}, expected an object")
+        raise RecipeError(f"{path} holds {kind_of(values)}, expected an object")
     return values
 
 
@@ -87,4 +87,8 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _int)
 
 
 def _one_line(error: Exception) -> str:
+    """Of PyYAML's four lines what is wrong and where."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        what = ": ".join(part for part in (error.context, error.problem) if part)
+        return f"line {error.problem_mark.line + 1}: {what}"
     return " ".join(str(error).split())

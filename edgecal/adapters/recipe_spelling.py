@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgecal_weights.nearest import did_you_mean
+
 from ..errors import RecipeError
 from .mergekit_spelling import from_mergekit, is_mergekit
 from .recipe_entries import Entries, all_or_none, beside, refuse_unknown
@@ -43,7 +45,7 @@ def arguments(values: Mapping[str, Any], folder: Path | None = None) -> dict[str
 def _from_flat(values: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     for key in values:
         if key not in FLAT:
-            raise RecipeError(f"unknown recipe key {key!r}; a recipe has {', '.join(FLAT)}")
+            raise RecipeError(f"unknown recipe key {key!r}{did_you_mean(key, FLAT)}; a recipe has {', '.join(FLAT)}")
     if "method" not in values:
         raise RecipeError("recipe key 'method' is missing")
     made = {key: values[key] for key in FLAT if key in values and key != "calibration"}

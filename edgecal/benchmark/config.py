@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecal_weights.files import expand
+from edgecal_weights.nearest import did_you_mean
 
 from .. import demo
 from ..adapters.merge import find_method
@@ -78,7 +79,8 @@ class EvalConfig:
         """From what a file holds, or from `to_dict`. BenchmarkError names the key."""
         known = {f.name for f in fields(cls)}
         if unknown := [key for key in values if key not in known]:
-            raise BenchmarkError(f"unknown key {unknown[0]!r}; there are {', '.join(sorted(known))}")
+            hint = did_you_mean(unknown[0], known)
+            raise BenchmarkError(f"unknown key {unknown[0]!r}{hint}; there are {', '.join(sorted(known))}")
         for key in ("model", "tasks", "data"):
             if key not in values:
                 raise BenchmarkError(f"the key {key!r} is missing")

@@ -14,6 +14,7 @@ from typing import Any
 from .. import __version__
 from ..pages import plots
 from ..pages.page import page, table, text_list
+from ..text.counted import counted
 from . import tables
 from .metrics import FAILURES
 from .results import ResultFolder
@@ -131,14 +132,16 @@ def to_html(report: Report, folder: str | Path, against: str = "linear") -> str:
 def _facts(report: Report) -> list[str]:
     config = report.config
     counts = sorted({cell.answered + cell.refused for cell in report.cells.values()})
-    examples = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+    examples = counted(counts[-1], "example")
+    if counts[0] != counts[-1]:
+        examples = f"{counts[0]:,} to {examples}"
     stemmed = "stemmed" if config["stemmer"] else "not stemmed"
     most, prompts = config["max_new_tokens"], config["prompts"]
     return [
-        f"{len(report.tasks)} tasks, {len(report.methods)} methods, {examples} examples of each",
+        f"{counted(len(report.tasks), 'task')}, {counted(len(report.methods), 'method')}, {examples} of each",
         f"weights {config['weights']}, greedy, at most {most} new tokens, prompts: {prompts}",
         "data: " + ", ".join(f"{task or 'all tasks'}: {source}" for task, source in config["data"].items()),
-        f"ROUGE in percent, F-measure, {stemmed}; WR: R-1/6 + R-2/3 + R-3/2; all letters: accents kept",
+        f"F-measure, {stemmed}. {tables.LEGEND}",
         f"fingerprint {report.notes.get('fingerprint', 'unknown')}",
     ]
 
@@ -149,7 +152,7 @@ def _notes(report: Report) -> list[str]:
         notes += [f"{task}: no {name}: {why}" for name, why in lacking.items()]
     for cell in report.cells.values():
         if cell.refused:
-            notes.append(f"{cell.task}, {cell.method}: {cell.refused} examples could not be asked")
+            notes.append(f"{cell.task}, {cell.method}: {counted(cell.refused, 'example')} could not be asked")
     return notes
 
 
@@ -181,7 +184,7 @@ def _differences(report: Report, against: str) -> str:
         return ""
     header = ["task", "method", "difference", "from", "to", "examples"]
     title = f"Minus {against}: weighted ROUGE, paired, 95 % interval"
-    return f"<h2>{escape(title)}</h2><div class=scroll>{table(header, rows)}</div>"
+    return f"<h2>{escape(title)}</h2><div class=scroll>{table(header, rows, left=2)}</div>"
 
 
 def _failures(report: Report) -> str:
@@ -190,7 +193,7 @@ def _failures(report: Report) -> str:
         for cell in report.cells.values()
     ]
     header = ["task", "method", "answers", *FAILURES]
-    return f"<h2>Failures</h2><div class=scroll>{table(header, rows)}</div>"
+    return f"<h2>Failures</h2><div class=scroll>{table(header, rows, left=2)}</div>"
 
 
 def _data(report: Report, folder: Path) -> str:

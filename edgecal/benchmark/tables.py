@@ -204,6 +204,11 @@ def _cost_of(cells: Sequence[Cell]) -> Row:
 _QUALITY = ("R-1", "R-2", "R-L", "WR", "±", "WR, all letters", "language", "good", "length")
 HEADERS = ("method", *_QUALITY, "s", "passes", "extra params", "MiB")
 
+LEGEND = (
+    "R-1, R-2, R-L: ROUGE in percent; WR: R-1/6 + R-2/3 + R-3/2; all letters: accents kept; language: percent in the "
+    "right one; good: percent without a failure (docs/evaluation.md); s: seconds of an example; MiB: at the peak"
+)
+
 
 def table_rows(report: Report, task: str) -> list[list[str]]:
     """The cells of HEADERS, for a task or a group. ± is half of the 95 % interval of WR."""

@@ -30,6 +30,7 @@ from ..adapters.lora import LoraAdapter
 from ..architecture import Architecture, linear_shapes
 from ..config import ModelConfig
 from ..errors import AdapterError, EdgecalError
+from ..text.counted import counted
 from .adapter import inspect_adapter
 
 _BLOCK = 1 << 22  # numbers of W in memory at a time
@@ -317,7 +318,8 @@ def _judge(adapters: list[AdapterDiagnosis], calibration: CalibrationDiagnosis |
         if adapter.changes and adapter.untouched and not adapter.absent:
             parts = sorted({component(module) for module in adapter.untouched})
             notes.append(
-                f"adapter {adapter.name} leaves {len(adapter.untouched)} modules of the model alone: {_some(parts)}"
+                f"adapter {adapter.name} leaves {counted(len(adapter.untouched), 'module')} of the model alone: "
+                f"{_some(parts)}"
             )
     if calibration is not None:
         if calibration.refusal is not None:

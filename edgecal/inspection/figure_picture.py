@@ -20,19 +20,26 @@ BLUE, ORANGE = "#0072B2", "#E69F00"
 _DPI = 130
 
 
-def save_picture(measurement: Measurement, path: str | Path) -> None:
-    """Write the figure in the form of the name's ending (png, svg, pdf), whole or not at all.
-
-    OptionError without matplotlib, StorageError when it cannot be written.
-    """
+def require_matplotlib() -> None:
+    """OptionError where it is not installed, before anything is measured for a picture."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         raise OptionError(
             "the figure needs matplotlib, which is not installed; install it with: pip install 'edgecal[plot]' "
             "(the numbers need nothing: --out FILE.json, FILE.csv)"
         ) from None
+
+
+def save_picture(measurement: Measurement, path: str | Path) -> None:
+    """Write the figure in the form of the name's ending (png, svg, pdf), whole or not at all.
+
+    OptionError without matplotlib, StorageError when it cannot be written.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     components = measurement.components
     rows = len(components)
     figure = Figure(figsize=(10.5, 1.5 + 1.75 * rows), dpi=_DPI, layout="constrained")

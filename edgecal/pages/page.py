@@ -46,7 +46,8 @@ ul.legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 9px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--back); }
+.name { text-align: left; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--back); }
 td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 110px; max-width: 220px; }
 th { color: var(--dim); font-weight: 600; }
 footer { margin-top: 24px; color: var(--dim); font-size: .82rem; }
@@ -85,8 +86,12 @@ def text_list(kind: str, lines: Sequence[str]) -> str:
     return f"<ul class={kind}>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 
-def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Cells are texts."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
+def table(header: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Cells are texts; those of the first `left` columns are names, and aligned as such."""
+    names = " class=name"
+    head = "".join(f"<th{names * (i < left)}>{escape(cell)}</th>" for i, cell in enumerate(header))
+    rows = "".join(
+        "<tr>" + "".join(f"<td{names * (i < left)}>{escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
+        for row in body
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

@@ -72,11 +72,11 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Short: three digits, k and M for thousands and millions."""
+    """Short: three digits, k and M for tens of thousands and for millions."""
     for limit, unit in ((1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
             return f"{value / limit * (1 if unit == 'M' else 10):.3g}{unit}"
-    return f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:

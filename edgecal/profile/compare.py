@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import OptionError
 from ..machine import same_machine
+from ..text.counted import counted
 from .results import MethodResult, ProfileReport
 from .statistics import FEWEST, Ratio, median, ratio_of_medians
 
@@ -115,14 +116,14 @@ def _pairs(a: MethodResult, b: MethodResult, several: bool) -> Iterator[tuple[st
         other = decodes.get((decode.threads, decode.new, decode.depth))
         if other is None or not decode.runs or not other.runs:
             continue
-        label = decode.label + (f", {decode.threads} threads" if several else "")
+        label = decode.label + (f", {counted(decode.threads, 'thread')}" if several else "")
         yield label, "s", [s / decode.new for s in decode.write_s], [s / other.new for s in other.write_s]
         yield f"{label}: p95", "s", [_tail(run) for run in decode.runs], [_tail(run) for run in other.runs]
     prompts = {(c.threads, c.prompt, c.depth, c.tokens_read): c for c in b.prompts}
     for prompt in a.prompts:
         theirs = prompts.get((prompt.threads, prompt.prompt, prompt.depth, prompt.tokens_read))
         if theirs is not None and prompt.first_token_s and theirs.first_token_s:
-            label = prompt.label + (f", {prompt.threads} threads" if several else "")
+            label = prompt.label + (f", {counted(prompt.threads, 'thread')}" if several else "")
             yield f"{label}: first token", "s", prompt.first_token_s, theirs.first_token_s
     if a.compile_s and b.compile_s and a.adapter_bytes and b.adapter_bytes:
         yield "compile", "s", a.compile_s, b.compile_s
@@ -176,8 +177,8 @@ def _notes(before: ProfileReport, after: ProfileReport, names: tuple[str, str]) 
         a, b = before.bandwidth(threads), after.bandwidth(threads)
         if a and b and abs(b / a - 1) > _MACHINE_CHANGED:
             notes.append(
-                f"the plain read of memory ({threads} threads) went from {a / 1e9:.1f} to {b / 1e9:.1f} GB/s: the "
-                "machine or its load changed, not only edgecal"
+                f"the plain read of memory ({counted(threads, 'thread')}) went from {a / 1e9:.1f} to {b / 1e9:.1f} "
+                "GB/s: the machine or its load changed, not only edgecal"
             )
     return notes
 

@@ -14,7 +14,7 @@ import typing
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
-from edgecal_weights.files import is_number
+from edgecal_weights.files import is_number, kind_of
 
 from ..errors import FileFormatError
 
@@ -93,7 +93,7 @@ class _Decoder:
 
     def _require(self, holds: bool, wanted: str, value: Any, place: str) -> None:
         if not holds:
-            shown = json.dumps(value)[:60] if isinstance(value, (str, int, float, bool)) else type(value).__name__
+            shown = json.dumps(value)[:60] if isinstance(value, (str, int, float, bool)) else kind_of(value)
             raise FileFormatError(f"{self.source}: {place or f'the {self.noun}'} is {shown}, expected {wanted}")
 
 

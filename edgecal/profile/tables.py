@@ -11,6 +11,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..text.counted import counted
 from .results import ProfileReport
 from .split import ALL_PARTS, LABELS
 from .statistics import median
@@ -194,7 +195,7 @@ def facts(report: ProfileReport) -> list[str]:
     """Lines about model, machine and run."""
     model, machine = report.model, report.machine
     formats = " + ".join(f"{name} {size / MIB:.1f} MiB" for name, size in model.formats.items())
-    cores = f"{machine.get('physical_cores')} cores ({machine.get('cores')} usable)"
+    cores = f"{counted(machine.get('physical_cores', 0), 'core')} ({machine.get('cores')} usable)"
     lines = [
         f"{model.source}: {model.family}, {model.n_layers} layers, {formats}",
         f"a token reads {model.read_bytes / MIB:.1f} MiB of weights; {model.backend} kernels, KV cache "
@@ -214,11 +215,11 @@ def facts(report: ProfileReport) -> list[str]:
     if where:
         lines.append(", ".join(where))
     threads = report.settings.get("threads", [])
-    reads = [f"{rate / 1e9:.1f} GB/s by {n} threads" for n in threads if (rate := report.bandwidth(n))]
+    reads = [f"{rate / 1e9:.1f} GB/s by {counted(n, 'thread')}" for n in threads if (rate := report.bandwidth(n))]
     if reads:
         lines.append(f"plain read of memory: {', '.join(reads)}")
     kernels = f", kernels compiled in {report.kernels_s:.1f} s" if report.kernels_s else ""
-    lines.append(f"loaded in {report.load_s:.2f} s{kernels}; {report.settings.get('repeats')} repeats")
+    lines.append(f"loaded in {report.load_s:.2f} s{kernels}; {counted(report.settings.get('repeats', 0), 'repeat')}")
     if report.clock_cost is not None:
         lines.append(f"the clock of the split costs {100 * report.clock_cost:+.1f} % of a token; speeds are without it")
     return lines

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecal_weights.files import parse_json
+from edgecal_weights.files import kind_of, parse_json
 
 from ..errors import PromptError
 from .json_lines import each_object, names, read_input
@@ -59,7 +59,7 @@ def _document(values: dict[str, Any], field: str | None) -> str:
         raise PromptError(f"expected {wanted}, found the keys {names(values)}; name the one with the text (--field)")
     text = values[found[0]]
     if not isinstance(text, str):
-        raise PromptError(f"{found[0]!r} must be a text, found {type(text).__name__}")
+        raise PromptError(f"{found[0]!r} must be a text, found {kind_of(text)}")
     return text + "\n\n"
 
 

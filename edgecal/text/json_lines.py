@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgecal_weights.files import parse_json, read_bytes
+from edgecal_weights.files import kind_of, parse_json, read_bytes
 
 from ..errors import EdgecalError, PromptError
 
@@ -49,7 +49,7 @@ def _object(line: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise PromptError(f"not valid JSON: {error}") from error
     if not isinstance(values, dict):
-        raise PromptError(f"a JSON {type(values).__name__}, expected an object")
+        raise PromptError(f"{kind_of(values)}, expected an object")
     return values
 
 
@@ -65,7 +65,7 @@ def text_at(values: dict[str, Any], key: str) -> str:
     """The text under `key`; PromptError for anything else, and for an empty one."""
     text = values[key]
     if not isinstance(text, str) or not text.strip():
-        found = "an empty one" if isinstance(text, str) else type(text).__name__
+        found = "an empty one" if isinstance(text, str) else kind_of(text)
         raise PromptError(f"{key!r} must be a text and not empty, found {found}")
     return text
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import string
 
+from edgecal_weights.nearest import did_you_mean
+
 from ..errors import PromptError
 
 TASKS = {
@@ -35,13 +37,13 @@ def instruction(task: str, **fields: str) -> str:
     PromptError for an unknown task, and for a field that is missing or that the task does not have.
     """
     if task not in TASKS:
-        raise PromptError(f"unknown task {task!r}; known tasks: {', '.join(TASKS)}")
+        raise PromptError(f"unknown task {task!r}{did_you_mean(task, TASKS)}; known tasks: {', '.join(TASKS)}")
     template = TASKS[task]
     wanted = {name for _, name, _, _ in string.Formatter().parse(template) if name}
     if wanted != set(fields):
         raise PromptError(
             f"task {task!r} takes {', '.join(sorted(wanted)) or 'no fields'}; given: "
-            f"{', '.join(sorted(fields)) or 'none'}"
+            f"{', '.join(sorted(fields)) or 'none'} (--tone, --language)"
         )
     return template.format(**fields)
 

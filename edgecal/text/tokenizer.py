@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgecal_weights.files import kind_of
 from edgecal_weights.tokenizer_backend import AddedToken
 from edgecal_weights.tokenizer_backend import Tokenizer as Backend
 from edgecal_weights.tokenizer_faults import tokenizer_faults
@@ -186,7 +187,7 @@ class Tokenizer:
             isinstance(name, str) and isinstance(source, str) for name, source in value.items()
         ):
             raise FileFormatError(
-                f"{self.origin}: chat_template must be a text or named texts, found {type(value).__name__}"
+                f"{self.origin}: chat_template must be a text or named texts, found {kind_of(value)}"
             )
         return {name: ChatTemplate(source, self.origin) for name, source in value.items()}
 

@@ -32,7 +32,7 @@ from edgecal_weights.reference_file import ReferenceFile
 from ..adapters.calibration import BASE_FACTS
 from ..adapters.compiled import CompiledAdapter, RunningAdapter
 from ..adapters.gram import Factors
-from ..adapters.lora import LoraAdapter
+from ..adapters.lora import LoraAdapter, find_adapter
 from ..adapters.merge import method_names
 from ..adapters.recipe import Recipe
 from ..cache import KVCache
@@ -141,8 +141,7 @@ def check_recipe(reference: ReferenceFile, recipe: Recipe, adapters: Mapping[str
         raise VerificationError(f"{reference.path} is about {metadata.method}; the recipe's method is {recipe.method}")
     wanted = recipe_of(reference, adapters, recipe.calibration)
     for name in recipe.adapters:
-        if name not in adapters:
-            raise RecipeError(f"no adapter {name!r} is loaded; loaded: {', '.join(adapters) or 'none'}")
+        find_adapter(name, adapters)
     if [adapters[name].sha256 for name in recipe.adapters] != [entry.sha256 for entry in metadata.adapters]:
         raise VerificationError(
             f"{reference.path} was made with the adapters {', '.join(wanted.adapters) or 'none'} in this order; the "

@@ -162,7 +162,7 @@ def test_ranks_and_places_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="no such file or directory, and not a hub id"):
         parameter_counts(tmp_path / "nowhere" / "model")
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(FileFormatError, match=r"list\.json holds a JSON list"):
+    with pytest.raises(FileFormatError, match=r"list\.json holds a list"):
         parameter_counts(tmp_path / "list.json")
 
 

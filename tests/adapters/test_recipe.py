@@ -93,7 +93,7 @@ def test_passes_and_names() -> None:
         ({"method": "linear", "adapters": "summarize"}, "'adapters' is 'summarize', expected a list"),
         ({"method": "linear", "adapters": [1]}, "'adapters'.*expected names"),
         ({"method": "linear", "adapters": None}, "'adapters' is None"),
-        ({"method": "linear", "adapters": PAIR, "weights": [1]}, "1 weights for 2 adapters"),
+        ({"method": "linear", "adapters": PAIR, "weights": [1]}, "1 weight for 2 adapters"),
         ({"method": "linear", "adapters": PAIR, "weights": [1, float("nan")]}, "'weights'.*expected numbers"),
         ({"method": "linear", "adapters": PAIR, "weights": ["1", 2]}, "'weights'.*expected numbers"),
         ({"method": "linear", "adapters": PAIR, "calibration": "x"}, "linear takes no calibration"),

@@ -115,11 +115,11 @@ def test_what_cannot_be_used_is_named_and_the_rest_goes_on(tmp_path):
     expected = {
         2: "not valid JSON",
         3: "not valid JSON in UTF-8",
-        4: "a JSON list, expected an object",
+        4: "a list, expected an object",
         5: "no column 'input' or 'text'",
         6: "no column 'reference' or 'target'",
         7: "not an empty one",
-        8: "int, expected a text",
+        8: "a number, expected a text",
         9: "column 'reference' is empty",
         10: "unknown language 'Klingon'",
         11: "unknown tone 'rude'",

@@ -135,7 +135,7 @@ def test_the_command(folder):
     assert "same top token" in done.stdout and "94 tokens scored in 2 windows of 48" in done.stdout
     text = "".join(DOCUMENTS)
     done = edgecal("perplexity", folder / "model", "-f", "-", "--max-tokens", "100", home=folder, input=text)
-    assert done.returncode == 0 and "[99 tokens scored in 1 windows" in done.stdout, done.stderr
+    assert done.returncode == 0 and "[99 tokens scored in 1 window " in done.stdout, done.stderr
     done = edgecal("perplexity", folder / "model", "--text", folder / "nowhere", home=folder)
     assert done.returncode == 1 and "nowhere" in done.stderr
 
@@ -149,8 +149,8 @@ def test_documents_of_a_file(folder, tmp_path):
         (b"  ", "holds no text"),
         (b"\xff", "not UTF-8"),
         (b'{"a": "1"}', "line 1: expected one of 'text'.*found the keys 'a'.*--field"),
-        (b'{"text": 1}', "must be a text, found int"),
-        (b'{"text": "a"}\n[1]', "line 2: a JSON list"),
+        (b'{"text": 1}', "must be a text, found a number"),
+        (b'{"text": "a"}\n[1]', "line 2: a list"),
         (b'{"text": "a"}\n{', "line 2: not valid JSON"),
     ):
         with pytest.raises(PromptError, match=message):

@@ -149,4 +149,4 @@ def test_logarithmic_ticks_and_axes():
     assert axis(10) == pytest.approx(100) and math.isfinite(axis(0))
     flat = Axis(5, 5, 0, 100)
     assert math.isfinite(flat(5))
-    assert [number(x) for x in (0.01234, 5, 1234, 12345, 2.5e6)] == ["0.0123", "5", "1.23e+03", "12.3k", "2.5M"]
+    assert [number(x) for x in (0.01234, 5, 1234, 12345, 2.5e6)] == ["0.0123", "5", "1234", "12.3k", "2.5M"]

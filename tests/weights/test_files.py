@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 import threading
@@ -17,6 +18,7 @@ from edgecal_weights.errors import AdapterError, FileFormatError, ModelNotFoundE
 from edgecal_weights.files import (
     atomic_write,
     file_sha256,
+    kind_of,
     parse_json,
     path_hint,
     read_bytes,
@@ -208,8 +210,14 @@ def test_json(tmp_path):
     assert read_json(path, 100, unique=False) == {"a": 2}
     path.write_text("[1]")
     assert read_json(path, 100) == [1]
-    with pytest.raises(AdapterError, match="file holds a JSON list, expected an object"):
+    with pytest.raises(AdapterError, match="file holds a list, expected an object"):
         read_object(path, 100, error=AdapterError)
+
+
+def test_kinds_are_named_in_the_words_of_json():
+    values = json.loads('[null, true, 1, 1.5, "a", [], {}]')
+    said = ["nothing (null)", "true or false", "a number", "a number", "a text", "a list", "an object"]
+    assert [kind_of(value) for value in values] == said
 
 
 def test_sha256(tmp_path):

@@ -188,7 +188,7 @@ def test_merges_of_tokens_with_spaces() -> None:
     [
         ({"tokens": None}, r"model\.gguf: tokenizer\.ggml\.tokens is missing"),
         ({"tokens": []}, "tokens holds no token"),
-        ({"tokens": "abc"}, "tokens is a str instead of an array"),
+        ({"tokens": "abc"}, "tokens is a text instead of an array"),
         ({"tokens": [1, 2]}, "tokens is not a list of strings"),
         (
             {"token_type": [1, 2, 3]},

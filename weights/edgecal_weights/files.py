@@ -255,8 +255,14 @@ def read_object(
     """As `read_json`, and the value must be an object."""
     value = read_json(path, limit, error=error, unique=unique)
     if not isinstance(value, dict):
-        raise (error or FileFormatError)(f"{path} holds a JSON {type(value).__name__}, expected an object")
+        raise (error or FileFormatError)(f"{path} holds {kind_of(value)}, expected an object")
     return value
+
+
+def kind_of(value: Any) -> str:
+    """What a value out of JSON or YAML is, in their words and not Python's, with its article: for messages."""
+    kinds = {type(None): "nothing (null)", bool: "true or false", str: "a text", list: "a list", dict: "an object"}
+    return kinds.get(type(value)) or ("a number" if isinstance(value, (int, float)) else f"a {type(value).__name__}")
 
 
 def parse_json(text: str | bytes, *, unique: bool = True) -> Any:

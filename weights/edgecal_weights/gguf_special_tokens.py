@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .errors import FileFormatError
+from .files import kind_of
 
 # llama.cpp's token types; normal (1), unused (5) and byte (6) need nothing beyond the vocabulary.
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
@@ -115,7 +116,7 @@ class SpecialTokens:
         if value is None:
             self.fail(key, "is missing, and the tokenizer cannot be built without it")
         if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, np.ndarray)):
-            self.fail(key, f"is a {type(value).__name__} instead of an array")
+            self.fail(key, f"is {kind_of(value)} instead of an array")
         return value  # type: ignore[return-value]
 
     def fail(self, key: str, problem: str) -> NoReturn:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import FileFormatError, ModelNotFoundError
-from .files import read_bytes, read_text
+from .files import kind_of, read_bytes, read_text
 from .hf_config import read_json
 from .tokenizer_backend import AddedToken, Tokenizer
 from .tokenizer_backend import read as read_backend
@@ -201,7 +201,7 @@ def _named_templates(value: Any, path: Path) -> dict[str, str]:
         named = {}
     if not named or not all(isinstance(part, str) for pair in named.items() for part in pair):
         raise FileFormatError(
-            f"{path}: chat_template is a {type(value).__name__}, expected text or a list of objects with a name and a "
+            f"{path}: chat_template is {kind_of(value)}, expected text or a list of objects with a name and a "
             "template"
         )
     return named

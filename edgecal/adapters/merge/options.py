@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...errors import RecipeError
+from ...text.counted import counted
 
 Value = float | int | str | tuple[float, ...]
 _LARGEST = 2**63 - 1
@@ -44,7 +45,8 @@ class Option:
                 raise self._wrong(value)
             if len(value) != count:
                 raise RecipeError(
-                    f"option {self.name!r} has {len(value)} numbers for {count} adapters; one each is needed"
+                    f"option {self.name!r} has {counted(len(value), 'number')} for "
+                    f"{counted(count, 'adapter')}; one each is needed"
                 )
             return tuple(float(self._one(item)) for item in value)
         if self.several == "always":

@@ -6,11 +6,12 @@ The command line prints this list, recipes are checked against it.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from edgecal_weights.nearest import did_you_mean
 
 from ...errors import RecipeError
 from ..compiled import CompiledPair
@@ -72,10 +73,8 @@ class Method:
             if option.name == name:
                 return option
         names = [option.name for option in self.options]
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
         known = f"its options are {', '.join(names)}" if names else "it takes none"
-        raise RecipeError(f"{self.name} has no option {name!r}{hint}; {known}")
+        raise RecipeError(f"{self.name} has no option {name!r}{did_you_mean(name, names)}; {known}")
 
     def check_options(self, values: Mapping[str, Any], count: int) -> dict[str, Value]:
         """`values` as a recipe of `count` adapters keeps them; RecipeError names what is wrong."""
@@ -122,8 +121,5 @@ def find_method(name: str) -> Method:
     try:
         return _METHODS[name]
     except KeyError:
-        close = difflib.get_close_matches(name, _METHODS, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        if name in _ELSEWHERE:
-            hint = f" (called {_ELSEWHERE[name]!r} here)"
+        hint = f" (called {_ELSEWHERE[name]!r} here)" if name in _ELSEWHERE else did_you_mean(name, _METHODS)
         raise RecipeError(f"unknown method {name!r}{hint}; known methods: {', '.join(method_names())}") from None

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgecal_weights.files import kind_of
+
 from ..tasks import Task
 
 
@@ -45,7 +47,7 @@ def text_of(values: Values, *names: str) -> str:
         if name in values:
             value = values[name]
             if not isinstance(value, str):
-                raise ValueError(f"column {name!r} is {type(value).__name__}, expected a text")
+                raise ValueError(f"column {name!r} is {kind_of(value)}, expected a text")
             if not value.strip():
                 raise ValueError(f"column {name!r} is empty")
             return value.strip()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgecal_weights.files import expand, parse_json, read_bytes
+from edgecal_weights.files import expand, kind_of, parse_json, read_bytes
 
 from ...errors import BenchmarkError
 
@@ -78,7 +78,7 @@ def _array(path: Path, raw: bytes) -> Iterator[Row | LeftOut]:
 
 def _row(place: str, number: int, values: Any) -> Row | LeftOut:
     if not isinstance(values, dict):
-        return LeftOut(place, f"a JSON {type(values).__name__}, expected an object")
+        return LeftOut(place, f"{kind_of(values)}, expected an object")
     return Row(place, number, values)
 
 

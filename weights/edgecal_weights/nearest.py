@@ -1,4 +1,4 @@
-"""Did you mean ...?"""
+"""Did you mean ...? The name that was probably meant, for messages about names that nothing has."""
 
 from __future__ import annotations
 
