@@ -128,6 +128,8 @@ def _of_kernels(facts: dict[str, Any], used: dict[str, Any], packages: dict[str,
         said.append(f"NumPy computes, many times slower than compiled kernels would: {how}")
     if used.get("kernels") == "numba" and not used.get("compiled"):
         said.append("the kernels are not compiled yet: edgecal warmup does it now, else the first answer waits for it")
+    if used.get("kernels") == "numba":
+        said.append("ready-made kernels start a process sooner: `make kernels` in a checkout, or a wheel")
     if not used.get("writable"):
         said.append(f"{used.get('path')} cannot be written: kernels compile anew in every process (EDGECAL_CACHE)")
     if used.get("kernels") in ("numba", "ready") and not used.get("tuned"):

@@ -6,6 +6,7 @@ has gone. docs/json.md has what --json prints.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -16,9 +17,9 @@ import click
 
 from edgecal_kernels.errors import EdgecalError
 from edgecal_weights.errors import EdgecalWarning
+from edgecal_weights.nearest import nearest
 
-from ._nearest import nearest
-from ._output import echo, echo_json, leave_broken_pipe, prepare_streams
+from ._output import echo, echo_json, leave_broken_pipe, prepare_streams, tell
 
 # name -> one line of help, so that `edgecal --help` imports no command
 COMMANDS = {
@@ -109,7 +110,9 @@ def main() -> None:
     except EdgecalError as error:
         _fail(str(error), type(error).__name__)
     except click.ClickException as error:
-        error.show(sys.stderr)
+        said = io.StringIO()
+        error.show(said)
+        tell(said.getvalue().rstrip("\n"), err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         echo("\ninterrupted", err=True)
@@ -141,5 +144,5 @@ def _fail(message: str, kind: str) -> None:
     if "--json" in sys.argv:
         echo_json({"error": {"type": kind, "message": message}}, err=True)
     else:
-        echo(f"edgecal: error: {message}", err=True)
+        tell(f"edgecal: error: {message}", err=True)
     sys.exit(1)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgecal_weights.nearest import did_you_mean
+
 from ..adapters.merge.registry import method_names, methods
 from ..decoding.generate import drafts_allowed
 from ..errors import OptionError
+from ..text.counted import counted
 from ._chat_input import paths
 from ._names import calibration_path
-from ._nearest import did_you_mean
 from ._sampling import NOTHING, OPTIONS, values_of
 from .options import split_adapter
 
@@ -123,7 +125,7 @@ class Commands:
         if not words:
             rows = [
                 f"{'*' if a.name in self.composition.adapters else ' '} {a.name}: rank {', '.join(map(str, a.ranks))}, "
-                f"{len(a.shapes)} modules, {a.nbytes / MIB:.1f} MiB, {a.path}"
+                f"{counted(len(a.shapes), 'module')}, {a.nbytes / MIB:.1f} MiB, {a.path}"
                 for a in engine.adapters.values()
             ]
             return "\n".join(rows) or "no adapters; load one with /adapter add PATH (or demo:summarize)"
@@ -172,16 +174,16 @@ class Commands:
         stats, conversation = self.conversation.stats, self.conversation
         context = conversation.engine.model.config.max_position_embeddings
         lines = []
-        for name, turn in (("last answer", stats.last), (f"all {stats.turns} answers", stats)):
+        for name, turn in (("last answer", stats.last), (f"all {counted(stats.turns, 'answer')}", stats)):
             if turn is not None and (turn is stats.last or stats.turns > 1):
                 lines.append(
                     f"{name}: {turn.prompt_tokens} prompt tokens, {turn.reused_tokens} of them from the cache; "
                     f"{turn.new_tokens} new tokens at {turn.decode_rate:.1f}/s; {turn.total_s:.2f} s"
+                    + (f", the first token after {turn.first_token_s:.2f} s" if turn is stats.last else "")
                     + (
                         f"; {turn.accepted_tokens} of {turn.drafted_tokens} drafted tokens accepted"
                         * bool(turn.drafted_tokens)
                     )
-                    + (f", the first token after {turn.first_token_s:.2f} s" if turn is stats.last else "")
                 )
         lines.append(
             f"KV cache: {conversation.cached_tokens} of {context} tokens, {conversation.cache_bytes / MIB:.1f} MiB"
@@ -203,12 +205,12 @@ class Commands:
     def _save(self, rest: str) -> str:
         (path,) = _words(rest, 1, "/save FILE")
         self.conversation.save(path)
-        return f"saved {len(self.conversation.messages)} messages in {path}"
+        return f"saved {counted(len(self.conversation.messages), 'message')} in {path}"
 
     def _load(self, rest: str) -> str:
         (path,) = _words(rest, 1, "/load FILE")
         self.conversation.load(path)
-        return f"loaded {len(self.conversation.messages)} messages; {self.composition.describe()}"
+        return f"loaded {counted(len(self.conversation.messages), 'message')}; {self.composition.describe()}"
 
     def _exit(self, rest: str) -> str:
         self.finished = True

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgecal_weights.nearest import did_you_mean
+
 from ..adapters.calibration import Calibration
 from ..adapters.merge import find_method
 from ..adapters.recipe import Recipe
 from ..conversation import Conversation
 from ..errors import EdgecalError, RecipeError
-from ._nearest import did_you_mean
 
 
 @dataclass(frozen=True)

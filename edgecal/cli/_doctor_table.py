@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from ..text.counted import counted
 from ._tables import choose_glyphs, plain, show_table
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _WIDTH = 40  # layers in one map
 
 def show(report: Diagnosis, console: Console) -> None:
     """The console must not interpret markup: names come from files."""
-    console.print(plain(f"{report.model}: {report.n_modules} modules that an adapter can change"))
+    console.print(plain(f"{report.model}: {counted(report.n_modules, 'module')} that an adapter can change"))
     low, high = _scale(report)
     for adapter in report.adapters:
         console.print()

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgecal_weights.errors import AdapterError, CalibrationError, ModelNotFoundError
-
-from ._nearest import did_you_mean
+from edgecal_weights.nearest import did_you_mean
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
@@ -71,11 +72,45 @@ def echo(text: str = "", *, nl: bool = True, err: bool = False, **style: Any) ->
     click.echo(click.style(text, **style) if style else text, file=stream, nl=nl)
 
 
+def tell(text: str, *, err: bool = False, **style: Any) -> None:
+    """Sentences of ours for a person: as `echo`, but lines end between words at a terminal that is too narrow."""
+    width = _terminal_width(sys.stderr if err else sys.stdout)
+    echo(text if width is None else "\n".join(_fold(line, width) for line in text.split("\n")), err=err, **style)
+
+
+def _terminal_width(stream: TextIO) -> int | None:
+    """Its columns, which COLUMNS overrules; None where it is no terminal."""
+    if not stream.isatty():
+        return None
+    try:
+        return int(os.environ.get("COLUMNS", "")) or None
+    except ValueError:
+        pass
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
+def _fold(line: str, width: int) -> str:
+    """What is indented goes on two columns further in; a word that is too long, a path, stays one."""
+    indent = " " * (len(line) - len(line.lstrip()))
+    lines = textwrap.wrap(
+        line,
+        max(width, 20),
+        subsequent_indent=indent and indent + "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
+    return "\n".join(lines)
+
+
 def note(text: str) -> None:
     """What a person should know beside the result, on stderr; --quiet wants no such thing."""
     context = click.get_current_context(silent=True)
     if context is None or not context.params.get("quiet"):
-        echo(f"note: {text}", err=True)
+        tell(f"note: {text}", err=True)
 
 
 def echo_json(value: Any, *, err: bool = False) -> None:

@@ -9,6 +9,7 @@ import click
 
 from edgecal_weights.files import read_bytes
 
+from ..demo import find
 from ..errors import PromptError
 from ..text.tasks import user_message
 from ._progress import progress
@@ -30,7 +31,7 @@ def prompt_text(prompt: str | None, file: str | None, *, raw: bool) -> str:
         if prompt is None:
             raise click.UsageError("no prompt: give it as an argument, with --file, or on standard input")
         return prompt
-    text = read_text("-" if file is None else file)
+    text = read_text("-" if file is None else find(file))
     if not raw:
         text = text.strip()
     if not instruction or not text:

@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from edgecal_weights.files import kind_of
+
 from ..adapters.recipe import Recipe
 from ..errors import EdgecalError, PromptError
+from ..text.counted import counted
 from ..text.json_lines import each_object, one_key, read_input
 from ._output import echo_json
 from ._progress import progress
@@ -60,7 +63,7 @@ def _line(number: int, values: dict[str, Any]) -> Line:
     if key == "messages":
         messages, value = _messages(value), None
     elif not isinstance(value, str):
-        raise PromptError(f"{key!r} must be a text, found {type(value).__name__}")
+        raise PromptError(f"{key!r} must be a text, found {kind_of(value)}")
     recipe = None
     if values.get("recipe") is not None:
         if not isinstance(values["recipe"], dict):
@@ -167,6 +170,7 @@ class Run:
         seconds = monotonic() - self._began
         reused = f" ({self.reused_tokens} of them from the cache)" if self.reused_tokens else ""
         return (
-            f"[{self.done} answers: {self.prompt_tokens} prompt tokens{reused}, {self.new_tokens} new tokens in "
+            f"[{counted(self.done, 'answer')}: {self.prompt_tokens} prompt tokens{reused}, {self.new_tokens} new "
+            "tokens in "
             f"{seconds:.2f} s ({self.new_tokens / max(seconds, 1e-9):.1f}/s)]"
         )

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import click
 
+from edgecal_weights.nearest import nearest
+
 from ..errors import PromptError
 from ..text.tasks import TASKS, instruction
 from ._completion import complete_words
-from ._nearest import did_you_mean, nearest
 from ._output import note
 from .options import group_of
 
@@ -36,13 +37,7 @@ class TaskOptions:
             if fields:
                 raise PromptError(f"--{next(iter(fields))} belongs to a task: give --task summarize+tone or the like")
             return None
-        if self.task not in TASKS:
-            hint = did_you_mean(self.task, TASKS)
-            raise PromptError(f"unknown task {self.task!r}{hint}; known tasks: {', '.join(TASKS)}")
-        try:
-            text = instruction(self.task, **fields)
-        except PromptError as error:
-            raise PromptError(f"{error} (--tone, --language)") from error
+        text = instruction(self.task, **fields)
         for name, known in (("tone", TONES), ("language", LANGUAGES)):
             value = fields.get(name)
             if value is None or value.lower() in {word.lower() for word in known}:

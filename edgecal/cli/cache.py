@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ._inspect_tables import size
-from ._output import echo, echo_json
+from ._output import echo_json, tell
 from .options import json_option
 
 
@@ -34,10 +34,10 @@ def command(clean: bool, as_json: bool) -> None:
         return
     if kept:
         show_kept(kept)
-        echo(f"in all {size(sum(entry.bytes for entry in kept))}")
+        tell(f"in all {size(sum(entry.bytes for entry in kept))}")
     if removed:
         folders = f"{len(removed)} folder{'' if len(removed) == 1 else 's'}"
-        echo(f"removed {folders} of old kernels: {size(sum(entry.bytes for entry in removed))}")
+        tell(f"removed {folders} of old kernels: {size(sum(entry.bytes for entry in removed))}")
     elif any(entry.kind == "old kernels" for entry in kept):
-        echo("edgecal cache --clean removes the old kernels")
-    echo(f"in {cache_directory()}, and the hub's own cache")
+        tell("edgecal cache --clean removes the old kernels")
+    tell(f"in {cache_directory()}, and the hub's own cache")

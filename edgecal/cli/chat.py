@@ -16,7 +16,7 @@ import click
 from ..errors import EdgecalError
 from ._answer import CONTROL, AnswerWriter
 from ._model_argument import model_argument
-from ._output import echo, echo_json
+from ._output import echo_json, tell
 from ._progress import while_reading
 from ._sampling import SettingsOptions, sampling_options
 from .options import ModelOptions, RecipeOptions, answering_options, json_option, load_engine, recipe_options
@@ -69,7 +69,7 @@ def command(
     commands = Commands(conversation, composition)
     reader = _make_reader(commands, at_terminal)
     if not as_json:
-        echo(banner(model, conversation, composition), err=not at_terminal)
+        tell(banner(model, conversation, composition), err=not at_terminal)
     session = _Session(conversation, composition, commands, at_terminal, as_json)
     try:
         session.run(reader)
@@ -137,7 +137,7 @@ class _Session:
             except KeyboardInterrupt:
                 if not self.at_terminal:
                     raise
-                echo("\n(Ctrl-D or /exit leaves)")
+                tell("\n(Ctrl-D or /exit leaves)")
 
     def _command(self, line: str) -> None:
         said = self.commands.run(line)
@@ -145,7 +145,7 @@ class _Session:
             output = said.text if said.data is None else said.data
             self._print({"command": line.strip(), "output": output})
         elif said.text:
-            echo(said.text.translate(CONTROL), err=not self.at_terminal)
+            tell(said.text.translate(CONTROL), err=not self.at_terminal)
 
     def _message(self, text: str) -> None:
         interrupted, turns = False, self.conversation.stats.turns
@@ -182,13 +182,13 @@ class _Session:
             "repetition": "stopped: it had begun to repeat itself; /set stop_at_repetition off lets it go on",
         }
         if reason in notes:
-            echo(f"[{notes[reason]}]", err=True, dim=True)
+            tell(f"[{notes[reason]}]", err=True, dim=True)
 
     def _refuse(self, error: EdgecalError) -> None:
         if self.as_json:
             self._print({"error": {"type": type(error).__name__, "message": str(error)}})
         else:
-            echo(f"error: {error}".translate(CONTROL), err=True, fg="red")
+            tell(f"error: {error}".translate(CONTROL), err=True, fg="red")
 
     def _print(self, values: dict[str, Any]) -> None:
         echo_json(values)

@@ -9,7 +9,7 @@ import click
 
 from ..errors import RecipeError
 from ._answer import AnswerWriter, write_answer
-from ._output import echo, echo_json, screen
+from ._output import echo, echo_json, screen, tell
 from ._progress import progress
 from ._tables import show_table
 from .generate import timings
@@ -80,7 +80,7 @@ def _single(engine: Engine, method: str, recipe: Recipe, max_tokens: int, as_jso
     if not as_json:
         echo("Dialogue", bold=True)
         write_answer(text + "\n")
-        echo(f"{demo.TASK} ({method})", bold=True)
+        tell(f"{demo.TASK} ({method})", bold=True)
     answer, writer = "", AnswerWriter()
     settings = Settings(max_tokens=max_tokens)
     for piece in engine.stream(demo.prompt(recipe, text), recipe=recipe, settings=settings, passes=passes):
@@ -93,9 +93,9 @@ def _single(engine: Engine, method: str, recipe: Recipe, max_tokens: int, as_jso
         echo_json(facts)
         return
     writer.end()
-    echo("\n" + timings(passes))
+    tell("\n" + timings(passes))
     parts = {name: value / MIB for name, value in memory.items()}
-    echo(
+    tell(
         f"[peak memory with {_MEMORY_CONTEXT} tokens of context: {parts['peak']:.0f} MiB = weights "
         f"{parts['weights']:.0f} + KV cache {parts['kv_cache']:.0f} + interpreter, libraries, compiled code and "
         f"adapters {parts['rest']:.0f}]"

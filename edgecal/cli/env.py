@@ -11,6 +11,7 @@ from ._output import echo, echo_json
 from .options import json_option
 
 _SIZES = "_bytes"
+_SPELLED = {"path": "cache folder", "word": "word size"}  # where the name in the JSON says too little
 
 
 @click.command("env")
@@ -33,7 +34,10 @@ def command(as_json: bool) -> None:
     for title, facts in (("machine", found.machine), ("used", found.used)):
         echo(title)
         for name, value in facts.items():
-            _show(name, value)
+            if name == "granted_bytes":
+                _show("for edgecal", f"{_mebibytes(value)} {facts['granted_by']}")
+            elif name not in ("granted_by", "kernels"):  # `back_end` says which kernels, and why
+                _show(name, value)
     echo("packages")
     _show("installed", versions)
     _show("missing", ", ".join(missing) or "none")
@@ -52,9 +56,13 @@ def _show(name: str, value: Any) -> None:
     elif isinstance(value, float):
         value = f"{value:.1f}"
     elif name.endswith(_SIZES):
-        name, value = name.removesuffix(_SIZES), f"{value / (1 << 20):,.0f} MiB"
-    head = f"  {name.replace('_', ' ')}: "
+        name, value = name.removesuffix(_SIZES), _mebibytes(value)
+    head = f"  {_SPELLED.get(name, name.replace('_', ' '))}: "
     echo(textwrap.fill(head + _anonymous(str(value)), 78, subsequent_indent="    ", break_on_hyphens=False))
+
+
+def _mebibytes(nbytes: int) -> str:
+    return f"{nbytes / (1 << 20):,.0f} MiB"
 
 
 def _anonymous(text: str) -> str:

@@ -10,7 +10,7 @@ import click
 
 from edgecal_weights.files import write_text
 
-from ._output import echo, echo_json, note, screen
+from ._output import echo, echo_json, note, screen, tell
 from ._progress import progress
 from ._tables import show_table
 from .options import compile_kernels, json_option, memory_limit_option, model_named, threads_option
@@ -186,6 +186,7 @@ def _show(report: Report, form: str, against: str) -> None:
     for title in tables.titles(report):
         show_table(console, tables.HEADERS, tables.table_rows(report, title), title=title, spare=spare)
     _differences(tables.between_methods(report, against), f"minus {against}, weighted ROUGE")
+    tell(tables.LEGEND)
     for task, count in report.notes.get("n_left_out", {}).items():
         note(f"{task}: {count} rows of the data were left out; notes.json says which and why")
     for task, lacking in report.notes.get("lacking", {}).items():
@@ -235,7 +236,7 @@ def _show_verdicts(folder: str) -> None:
     for second in names[1:]:
         found = agreement(lines, names[0], second)
         kappa = "" if found.kappa is None else f", kappa {found.kappa:.2f}"
-        echo(f"{names[0]} and {second} agree on {100 * found.share:.1f} % of {found.n} answers{kappa}")
+        tell(f"{names[0]} and {second} agree on {100 * found.share:.1f} % of {found.n} answers{kappa}")
 
 
 def _differences(found: list[Difference], title: str) -> None:
@@ -294,7 +295,7 @@ def _list(as_json: bool) -> None:
     show_table(console, ("tasks", "sub-tasks"), tasks, left=(0, 1))
     rows = [[d.name, d.about, d.licence] for d in DATASETS.values()]
     show_table(console, ("data", "what", "licence"), rows, left=(0, 1, 2), title=" ", spare=("licence",))
-    echo("\nmethods: " + ", ".join((*PAPER, *ABLATIONS)) + "; any other of `edgecal merge --list`")
-    echo("prompt sets: " + ", ".join(SETS))
+    tell("\nmethods: " + ", ".join((*PAPER, *ABLATIONS)) + "; any other of `edgecal merge --list`")
+    tell("prompt sets: " + ", ".join(SETS))
 
 

@@ -17,7 +17,8 @@ from .options import ModelOptions, RecipeOptions, hub_options, json_option, open
 if TYPE_CHECKING:
     from ..inspection.figure import Measurement
 
-_ENDINGS = (".png", ".svg", ".pdf", ".json", ".csv")
+_PICTURES = (".png", ".svg", ".pdf")
+_ENDINGS = (*_PICTURES, ".json", ".csv")
 
 
 @click.command("figure")
@@ -45,12 +46,15 @@ def command(model: str, files: tuple[str, ...], loading: ModelOptions, chosen: R
     from ..adapters.lora import LoraAdapter
     from ..architecture import Architecture
     from ..inspection.figure import measure
+    from ..inspection.figure_picture import require_matplotlib
 
     if not files and not as_json:
         raise click.UsageError("say what to write: --out FILE.png (.svg, .pdf, .csv, .json), or --json")
     for name in files:
         if Path(name).suffix.lower() not in _ENDINGS:
             raise click.UsageError(f"--out {name}: expected a name that ends with {', '.join(_ENDINGS)}")
+    if any(Path(name).suffix.lower() in _PICTURES for name in files):
+        require_matplotlib()
     recipe = chosen.recipe()
     adapters = {name: LoraAdapter.load(path, name) for name, path in chosen.paths().items()}
     with open_model(model, loading) as checkpoint:
@@ -71,7 +75,7 @@ def command(model: str, files: tuple[str, ...], loading: ModelOptions, chosen: R
 def _write(path: Path, measurement: Measurement) -> None:
     """In the form that the ending names, whole or not at all."""
     ending = path.suffix.lower()
-    if ending not in (".json", ".csv"):
+    if ending in _PICTURES:
         from ..inspection.figure_picture import save_picture
 
         save_picture(measurement, path)

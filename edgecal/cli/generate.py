@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from ..errors import PromptError
 from ..machine import Watch, crowded
 from ._answer import AnswerWriter
 from ._model_argument import MODEL, NAMED, model_and_words
-from ._output import echo, echo_json
+from ._output import echo_json, tell
 from ._progress import while_reading
 from ._prompt_text import prompt_text
 from ._sampling import SettingsOptions, sampling_options
@@ -31,10 +31,15 @@ FILE = click.Path(allow_dash=True)  # as any other text, and shells complete it
 @click.command("generate")
 @MODEL
 @NAMED
-@click.argument("prompt", required=False)
+@click.argument("prompt", metavar="[PROMPT]", nargs=-1)
 @click.option("-p", "--prompt", "asked_for", metavar="TEXT", help="The same as PROMPT.")
 @click.option(
-    "-f", "--file", "prompt_file", type=FILE, metavar="FILE", help="Read the prompt from a file; - is standard input."
+    "-f",
+    "--file",
+    "prompt_file",
+    type=FILE,
+    metavar="FILE",
+    help="Read the prompt from a file; - is standard input, demo:dialogue the demo's.",
 )
 @click.option(
     "--prompts",
@@ -64,7 +69,7 @@ FILE = click.Path(allow_dash=True)  # as any other text, and shells complete it
 def command(
     model: str | None,
     named: str | None,
-    prompt: str | None,
+    prompt: tuple[str, ...],
     asked_for: str | None,
     prompt_file: str | None,
     prompts_file: str | None,
@@ -84,19 +89,19 @@ def command(
 
     \b
     edgecal generate demo "Why is the sky blue?"
-    edgecal generate demo -f chat.txt --task summarize+tone --tone professional \\
+    edgecal generate demo -f demo:dialogue --task summarize+tone --tone professional \\
         --adapter demo:summarize --adapter demo:professional --calibration demo:learnable_calibration_pp
     edgecal generate demo --prompts chats.jsonl --task summarize --adapter demo:summarize > summaries.jsonl
     """
     if tokens and not (as_json or prompts_file):
         raise click.UsageError("--tokens goes with --json or --prompts")
-    model, prompt = _model_and_prompt(model, named, prompt, asked_for)
+    model, asked_text = _model_and_prompt(model, named, prompt, asked_for)
     question = _questions(asked, system, raw)
     if prompts_file is None:
         if batch_size is not None or prefix_cache is not None:
             raise click.UsageError("--batch and --prefix-cache belong to --prompts")
-        text = question(prompt_text(prompt, prompt_file, raw=raw))
-    elif prompt is not None or prompt_file is not None:
+        text = question(prompt_text(asked_text, prompt_file, raw=raw))
+    elif asked_text is not None or prompt_file is not None:
         raise click.UsageError("give one prompt, or a file of them with --prompts, not both")
     else:
         from ._prompts import read_lines
@@ -117,23 +122,25 @@ def command(
 
     run = answer_all(engine, lines, question, recipe, settings, batch_size=batch_size or 8, with_tokens=tokens)
     if not (quiet or as_json):
-        echo(run.summary(), err=True)
+        tell(run.summary(), err=True)
     if run.refused:
         raise PromptError(f"{run.refused} of {len(lines)} prompts were refused; their lines of the output say why")
 
 
 def _model_and_prompt(
-    model: str | None, named: str | None, prompt: str | None, asked_for: str | None
+    model: str | None, named: str | None, prompt: Sequence[str], asked_for: str | None
 ) -> tuple[str, str | None]:
-    """Of the two arguments and the two options that may take their places."""
-    named, words = model_and_words(named, (model, prompt))
+    """Of the arguments and the two options that may take their places."""
+    named, words = model_and_words(named, (model, *prompt))
     if named is None:
         raise click.UsageError("say which model is to answer: edgecal generate MODEL PROMPT")
     if asked_for is not None:
         words.append(asked_for)
     if len(words) > 1:
-        hint = f"; the model is {named!r} (-m)" if model is not None and prompt is not None else ""
-        raise click.UsageError(f"there is one prompt too many: {words[-1]!r}{hint}")
+        raise click.UsageError(
+            f"the model is {named!r}, and there is more than one prompt: {words[0]!r}, {words[1]!r}; words of one "
+            "prompt go between quotes"
+        )
     return named, words[0] if words else None
 
 
@@ -165,15 +172,15 @@ def _answer(
     else:
         writer.end()
         if not quiet and passes:
-            echo(timings(passes), err=True)
+            tell(timings(passes), err=True)
             if (said := crowded(watch.report(), engine.threads.decode)) is not None:
-                echo(f"[{said}]", err=True)
+                tell(f"[{said}]", err=True)
             if pieces[-1].finish_reason == "repetition":
-                echo("[ended: it had begun to repeat itself; --no-stop-at-repetition lets it go on]", err=True)
+                tell("[ended: it had begun to repeat itself; --no-stop-at-repetition lets it go on]", err=True)
             elif pieces[-1].finish_reason == "length":
-                echo(f"[cut after {settings.max_tokens} tokens; -n allows more]", err=True)
+                tell(f"[cut after {settings.max_tokens} tokens; -n allows more]", err=True)
             elif pieces[-1].finish_reason == "context":
-                echo("[cut: the model's context is full]", err=True)
+                tell("[cut: the model's context is full]", err=True)
     if interrupted:
         raise KeyboardInterrupt
 

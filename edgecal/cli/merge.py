@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import AdapterError, RecipeError
+from ..text.counted import counted
 from ._completion import complete_model
-from ._output import echo, echo_json, screen
+from ._output import echo_json, screen, tell
 from ._progress import progress
 from .options import ModelOptions, RecipeOptions, json_option, open_model, recipe_options
 
@@ -73,8 +74,8 @@ def command(
     if as_json:
         echo_json(result)
     else:
-        echo(
-            f"{result['path']}: {result['method']}, {result['n_modules']} modules, rank {result['rank']}, "
+        tell(
+            f"{result['path']}: {result['method']}, {counted(result['n_modules'], 'module')}, rank {result['rank']}, "
             f"{result['parameters']:,} parameters in {dtype}"
         )
 
@@ -95,9 +96,6 @@ def _merge(
     shapes, facts = _base_shapes(base, recipe)
     if shapes is None and not recipe.adapters:
         raise RecipeError(f"{recipe.method} has no adapters to take shapes from: give the model with --base")
-    for name in recipe.adapters:
-        if name not in adapters:
-            raise RecipeError(f"the recipe does not say where its adapter {name!r} is: give --adapter {name}=PATH")
     used = [adapters[name] for name in recipe.adapters]
     shapes_of_all = shapes or common_shapes(used)
     compiled = compile_recipe(recipe, adapters, calibration, shapes_of_all, facts, ready_kernels())

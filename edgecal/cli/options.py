@@ -15,9 +15,11 @@ import click
 from edgecal_kernels.cached import TYPES
 from edgecal_kernels.dispatch import BACKENDS
 from edgecal_kernels.quant import FORMATS, GROUP_SIZES
+from edgecal_weights.nearest import did_you_mean
 
 from ..errors import RecipeError
 from ._completion import adapters, calibrations, complete_paths, complete_words, methods
+from ._format_choice import FormatChoice
 from ._names import adapter_path, calibration_path, model_named
 from ._output import note
 from ._progress import progress
@@ -95,7 +97,7 @@ memory_limit_option = click.option(
 _LOADING = (
     click.option(
         "--weights",
-        type=click.Choice(["auto", "fp32", *FORMATS]),
+        type=FormatChoice(["auto", "fp32", *FORMATS]),
         default="auto",
         show_default=True,
         help="Number format; auto keeps a quantized file's own and rounds floats to int4.",
@@ -265,13 +267,18 @@ class RecipeOptions:
                     "a recipe file says everything: give it without --method, --option, --calibration, --step or "
                     "weights"
                 )
-            return recipe_of_file(self.recipe_file)
+            recipe = recipe_of_file(self.recipe_file)
+            check_places(recipe, self.paths())
+            return recipe
         names = tuple(split_adapter(text)[0] for text in self.adapters)
         calibration = calibration_path(self.calibration) if self.calibration else None
         method = self.method or self._usual_method(len(names), calibration)
         steps, weights = self._steps(), self._weights()
         used = () if find_method(method).max_adapters == 0 else names
-        return noted(Recipe(method, used, weights, calibration, steps, self._method_options(method)))
+        recipe = Recipe(method, used, weights, calibration, steps, self._method_options(method))
+        check_places(recipe, self.paths())
+        return noted(recipe)
+
 
     def _usual_method(self, n_adapters: int, calibration: str | None) -> str:
         if self.steps:
@@ -314,6 +321,16 @@ class RecipeOptions:
                 raise RecipeError(f"--option {name} is given twice")
             values[name] = entry.option(name).parse(value)
         return tuple(values.items())
+
+
+def check_places(recipe: Recipe, paths: Mapping[str, str]) -> None:
+    """RecipeError for an adapter that nothing says the path of, before a model is loaded for it."""
+    for name in recipe.adapter_names:
+        if name not in paths:
+            hint = did_you_mean(name, paths)
+            raise RecipeError(
+                f"the recipe does not say where its adapter {name!r} is{hint}: give --adapter {name}=PATH"
+            )
 
 
 def noted(recipe: Recipe) -> Recipe:

@@ -9,8 +9,10 @@ import click
 
 from edgecal_kernels.quant import FORMATS
 
+from ..text.counted import counted
+from ._format_choice import FormatChoice
 from ._model_argument import model_argument
-from ._output import echo, echo_json
+from ._output import echo, echo_json, tell
 from ._progress import progress
 from .options import ModelOptions, RecipeOptions, json_option, load_engine, model_options, recipe_options
 
@@ -26,13 +28,13 @@ if TYPE_CHECKING:
     "text_file",
     required=True,
     metavar="FILE",
-    help="Plain text or JSON lines; - is standard input.",
+    help="Plain text or JSON lines; - is standard input, demo:dialogue the demo's.",
 )
 @click.option("--field", metavar="NAME", help="Of a JSON line; text, dialogue, prompt or content unless given.")
 @click.option("--against", metavar="OTHER", help="A model of the same vocabulary to hold it against.")
 @click.option(
     "--against-weights",
-    type=click.Choice(["auto", "fp32", *FORMATS]),
+    type=FormatChoice(["auto", "fp32", *FORMATS]),
     help="Number format of OTHER (auto unless given); without --against OTHER is MODEL itself.",
 )
 @click.option("-c", "--context", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens of a window.")
@@ -64,10 +66,11 @@ def command(
     edgecal perplexity qwen-int4 --text dialogues.jsonl --against qwen/ --against-weights fp32
     edgecal perplexity demo --text notes.txt --adapter demo:summarize
     """
+    from ..demo import find
     from ..perplexity import measure
     from ..text.corpus import read_documents
 
-    documents = read_documents(text_file, field)
+    documents = read_documents(find(text_file), field)
     recipe = chosen.recipe() if chosen.adapters or chosen.given() else None
     engine = load_engine(model, loading, chosen.paths())
     other = None
@@ -100,7 +103,7 @@ def _print(found: Perplexity) -> None:
         echo(f"KL              {_said(compared.kl, '.5f')} nats")
         echo(f"  median, 99 %  {compared.kl_median:.5f}, {compared.kl_99:.5f}")
         echo(f"same top token  {_said(compared.same_top, '.2%')}")
-    echo(f"[{found.tokens:,} tokens scored in {found.windows} windows of {found.context}]")
+    tell(f"[{counted(found.tokens, 'token')} scored in {counted(found.windows, 'window')} of {found.context}]")
 
 
 def _said(of: Estimate, form: str) -> str:

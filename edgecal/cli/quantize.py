@@ -11,7 +11,8 @@ from edgecal_kernels.quant import SPECS
 from edgecal_weights.quantizer import EMBEDDING_FORMATS, QUANTIZE_FORMATS, quantize_checkpoint
 
 from ._completion import complete_model
-from ._output import echo, echo_json, note, screen
+from ._format_choice import FormatChoice
+from ._output import echo_json, note, screen, tell
 from ._progress import progress
 from ._tables import show_table
 from .options import ModelOptions, hub_options, json_option, open_model
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     "weight_format",
-    type=click.Choice(QUANTIZE_FORMATS),
+    type=FormatChoice(QUANTIZE_FORMATS),
     default="auto",
     show_default=True,
     help="Form of the linear layers. keep: a GGUF's own, not rounded again. auto: keep, or int4 of floats. "
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--embedding",
-    type=click.Choice(EMBEDDING_FORMATS),
+    type=FormatChoice(EMBEDDING_FORMATS),
     default="auto",
     show_default=True,
     help="Form of the embedding and the head. auto: as stored where that is kept, int8 beside int8, else int6.",
@@ -156,8 +157,8 @@ def _print(report: QuantizeReport) -> None:
     if report.output_errors:
         _print_output_errors(report)
     fidelity = ", ".join(f"{count} {kind}" for kind, count in sorted(report.fidelity.items()))
-    echo(f"{report.source}: {report.source_bytes / 1e6:.1f} MB; tensors: {fidelity}")
-    echo(f"written to {report.path} in {report.seconds:.1f} s")
+    tell(f"{report.source}: {report.source_bytes / 1e6:.1f} MB; tensors: {fidelity}")
+    tell(f"written to {report.path} in {report.seconds:.1f} s")
 
 
 def _print_output_errors(report: QuantizeReport) -> None:

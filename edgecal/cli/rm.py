@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
+from edgecal_weights.nearest import did_you_mean
+
 from ..errors import ModelNotFoundError
 from ._inspect_tables import size
-from ._nearest import did_you_mean
 from ._output import echo, echo_json
 from .options import json_option
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import StorageError
+from ..text.counted import counted
 from ._model_argument import model_argument
-from ._output import echo, echo_json, screen
+from ._output import echo_json, screen, tell
 from ._progress import progress
 from ._tables import show_table
 from ._tasks import TaskOptions, task_options
@@ -237,20 +238,20 @@ def _print(search: Search, recipe: Recipe | None, evaluator: _Evaluator, out: Pa
         show_table(screen(err=True), ("", "loss", *(["objective"] if with_objective else []), *search.adapters), rows)
     ended = " (the time was over)" if search.out_of_time else ""
     known = f", {search.reused} of them known before" if search.reused else ""
-    echo(f"{search.done} of {search.total} evaluations{known}{ended}", err=True)
+    tell(f"{search.done} of {counted(search.total, 'evaluation')}{known}{ended}", err=True)
     cost = evaluator.cost()
     if cost is not None:
         total = cost["tokens_run"] + cost["tokens_saved"]
-        echo(
+        tell(
             f"per evaluation: {cost['total_s']:.2f} s ({1000 * cost['compile_s']:.0f} ms of it to compile), "
             f"{cost['tokens_run']} tokens run, {cost['tokens_saved']} saved by prefix reuse "
             f"({100 * cost['tokens_saved'] / total:.0f} %)",
             err=True,
         )
     if recipe is None:
-        echo("no recipe yet", err=True)
+        tell("no recipe yet", err=True)
     elif out is not None:
-        echo(f"written to {out}", err=True)
+        tell(f"written to {out}", err=True)
     else:
         echo_json(recipe.to_dict())
 

@@ -20,10 +20,12 @@ from ._completion import calibrations as calibration_names
 from ._completion import complete_paths
 from ._model_argument import MODEL, NAMED
 from ._names import calibration_path, model_named
-from ._output import echo, echo_json, note
+from ._output import echo_json, note, tell
+from ._progress import progress
 from .options import (
     ModelOptions,
     answering_options,
+    check_places,
     compile_kernels,
     note_stand_ins,
     open_model,
@@ -150,6 +152,7 @@ def command(
     for recipe in composed.values():
         for name, path in recipe.paths:
             paths.setdefault(name, path)
+        check_places(recipe, paths)
     with open_model(model, loading):  # what is wrong with it is said now, and what is of the hub is fetched
         pass
     compile_kernels(loading.backend)
@@ -217,6 +220,7 @@ class _Service:
         self._model, self._loading, self._options, self._listener = model, loading, options, listener
         self._adapters, self._calibrations, self._recipes = adapters, calibrations, recipes
         self._quiet, self._as_json = quiet, as_json
+        self._command = click.get_current_context()
         self._error: EdgecalError | None = None
 
     def run(self) -> None:
@@ -262,19 +266,23 @@ class _Service:
         from ..engine import Engine
         from ..server import Served
 
-        with model_named(self._model) as path:
-            engine = Engine.load(path, adapters=self._adapters, **vars(self._loading))
         name = Path(self._model).name.removesuffix(".gguf") or self._model
         options = self._options
-        return Served(
-            engine,
-            name,
-            recipes=self._recipes,
-            calibrations=self._calibrations,
-            folder=options.folder,
-            batch_size=options.batch_size,
-            max_waiting=options.max_waiting,
-        )
+        with (
+            self._command.scope(cleanup=False),  # this is another thread, and progress asks for the options
+            model_named(self._model) as path,
+            progress(f"loading {name}", unit="bytes") as report,
+        ):
+            engine = Engine.load(path, adapters=self._adapters, progress=report, **vars(self._loading))
+            return Served(
+                engine,
+                name,
+                recipes=self._recipes,
+                calibrations=self._calibrations,
+                folder=options.folder,
+                batch_size=options.batch_size,
+                max_waiting=options.max_waiting,
+            )
 
     def _failed(self, error: EdgecalError) -> None:
         self._error = error
@@ -301,15 +309,17 @@ class _Service:
             return
         if served.engine.note:
             note(f"{served.name}: {served.engine.note}")
-        echo(f"{served.name} is served at {page}", bold=True)
+        for text in served.notes:
+            note(text)
+        tell(f"{served.name} is served at {page}", bold=True)
         if token:
-            echo(f"clients send: Authorization: Bearer {token}")
-        echo(f"OpenAI's clients: base_url={url}v1, model one of {', '.join(served.model_names)}")
+            tell(f"clients send: Authorization: Bearer {token}")
+        tell(f"OpenAI's clients: base_url={url}v1, model one of {', '.join(served.model_names)}")
         if not local:
             import segno
 
             segno.make(page, error="m").terminal(out=sys.stdout, border=1, compact=True)
-        echo("Ctrl-C ends it")
+        tell("Ctrl-C ends it")
 
 
 def _network_address() -> str:

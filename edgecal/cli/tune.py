@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ._model_argument import model_argument
-from ._output import echo, echo_json, screen
+from ._output import echo_json, screen, tell
 from ._progress import progress
 from ._tables import show_table
 from .options import ModelOptions, json_option, load_engine, model_options_but_threads
@@ -40,7 +40,7 @@ def command(model: str, seconds: float, forget: bool, loading: ModelOptions, as_
         if as_json:
             echo_json({"model": model, "path": str(tuned.tuned_file()), "forgotten": known})
         else:
-            echo(f"{model}: {'the default number of threads again' if known else 'nothing was kept'}")
+            tell(f"{model}: {'the default number of threads again' if known else 'nothing was kept'}")
         return
     with progress("measuring") as report:
         found = tune(engine, seconds=seconds, progress=report)
@@ -62,5 +62,5 @@ def command(model: str, seconds: float, forget: bool, loading: ModelOptions, as_
     rows = [(m.threads, f"{m.prefill_tokens_per_s:.0f}", f"{m.decode_tokens_per_s:.1f}") for m in found.measured]
     show_table(screen(), ["threads", "read tokens/s", "write tokens/s"], rows, left=())
     reading, writing = found.threads.prefill, found.threads.decode
-    echo(f"from now on, for this model here: {reading} to read, {writing} to write")
-    echo("--forget goes back to the default")
+    tell(f"from now on, for this model here: {reading} to read, {writing} to write")
+    tell("--forget goes back to the default")

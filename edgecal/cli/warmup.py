@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ._output import echo, echo_json
+from ._output import echo_json, tell
 from .options import compile_kernels, json_option
 
 
@@ -23,8 +23,8 @@ def command(as_json: bool) -> None:
         if as_json:
             echo_json({**facts, "total_s": 0, "back_end": dispatch.serving()})
             return
-        echo(f"kernels for {facts['cpu']} ({library.isa}) are ready: {size / 2**20:.1f} MiB, {library.path}")
-        echo(dispatch.serving())
+        tell(f"kernels for {facts['cpu']} ({library.isa}) are ready: {size / 2**20:.1f} MiB, {library.path}")
+        tell(dispatch.serving())
         return
     dispatch.backend("numba")  # says what is missing
     from edgecal_kernels import isa
@@ -41,5 +41,5 @@ def command(as_json: bool) -> None:
         echo_json({**facts, "total_s": round(seconds, 3), "back_end": dispatch.serving()})
         return
     done = f"compiled in {seconds:.1f} s" if seconds else "were compiled already"
-    echo(f"kernels for {facts['cpu']} ({facts['instructions']}) {done}: {size / 2**20:.1f} MiB in {folder}")
-    echo(dispatch.serving())
+    tell(f"kernels for {facts['cpu']} ({facts['instructions']}) {done}: {size / 2**20:.1f} MiB in {folder}")
+    tell(dispatch.serving())

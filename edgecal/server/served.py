@@ -45,9 +45,16 @@ class Served:
         self.running = AsyncEngine(engine, batch_size=batch_size, max_waiting=max_waiting)
         self.recipes = dict(recipes or {})
         self.calibrations = {label: demo.find(path) for label, path in (calibrations or {}).items()}
+        self.notes: list[str] = []  # for who started it: what is loaded and can do nothing
         for label, path in self.calibrations.items():
             if (recipe := self._calibrated(path)) is not None:
                 self.recipes.setdefault(label, recipe)
+            else:
+                wanted = ", ".join(one.name for one in Calibration.load(path).content.adapters)
+                self.notes.append(
+                    f"the calibration {label} is of no use: it was trained for {wanted}, and the adapters here are "
+                    f"{', '.join(engine.adapters) or 'none'}"
+                )
         for recipe in self.recipes.values():
             engine.compile(recipe)  # what does not fit is refused now, and the first request need not wait
         self.scales: dict[str, float] = {}  # of adapters on every request that asks for nothing else

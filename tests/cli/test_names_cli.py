@@ -11,8 +11,8 @@ import pytest
 
 from edgecal import Engine, Recipe, Settings, demo
 from edgecal.cli import COMMANDS, group
-from edgecal.cli._nearest import did_you_mean, nearest
 from edgecal.errors import ModelNotFoundError
+from edgecal_weights.nearest import did_you_mean, nearest
 from tests.cli.shell import edgecal
 from tests.tiny import write_tiny_adapter, write_tiny_calibration, write_tiny_hf
 
@@ -26,6 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(PAIR):
         write_tiny_adapter(root / name, root / "model", seed=seed)
     write_tiny_calibration(root / "pp.safetensors", root / "model", {name: root / name for name in PAIR})
+    (root / "key.yaml").write_text("method: single\nadapter: [formal]\n")
+    (root / "names.yaml").write_text("method: single\nadapters: [formal]\n")
     return root
 
 
@@ -59,6 +61,13 @@ def test_nearest(word, expected):
         (["generate", "FOLDER/model", "x", "--method", "liner"], 1, "did you mean 'linear'"),
         (["generate", "FOLDER/model", "x", "--temprature", "1"], 2, "--temperature"),
         (["rm", "dmo"], 1, "no model 'dmo'"),
+        (["generate", "FOLDER/model", "x", "--weights", "Q4_K_M"], 2, "llama.cpp's Q4_K_M is int4_k here."),
+        (["quantize", "FOLDER/model", "FOLDER/out", "--format", "q8_0"], 2, "llama.cpp's q8_0 is int8 here."),
+        (["quantize", "FOLDER/model", "FOLDER/out", "--format", "q4"], 2, "'int4_k'.\n"),
+        (["generate", "FOLDER/modle", "x", "--recipe", "FOLDER/key.yaml"], 1, "'adapter' (did you mean 'adapters'?)"),
+        (["generate", "FOLDER/modle", "x", "--recipe", "FOLDER/names.yaml"], 1, "give --adapter formal=PATH"),
+        (["generate", "FOLDER/modle", "x", "--step", "formal:Be formal"], 1, "give --adapter formal=PATH"),
+        (["generate", "FOLDER/model", "-f", "demo:dialog"], 1, "(did you mean 'demo:dialogue'?)"),
     ],
 )
 def test_did_you_mean(folder, arguments, code, message):

@@ -88,7 +88,7 @@ def test_a_refused_prompt_does_not_stop_the_others(folder, tmp_path):
     ("content", "message"),
     [
         (b"{", "line 1: not valid JSON"),
-        (b'{"prompt": "x"}\n[1]', "line 2: a JSON list, expected an object"),
+        (b'{"prompt": "x"}\n[1]', "line 2: a list, expected an object"),
         (
             b'{"question": "x"}',
             "expected one of the keys 'prompt', 'text', 'dialogue', 'messages'; its keys are 'question'",

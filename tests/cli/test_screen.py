@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from edgecal.cli._answer import CONTROL, AnswerWriter
+from edgecal.cli._output import tell
 from edgecal.cli._tables import show_table
 from tests.cli.shell import edgecal, terminal
 from tests.tiny import write_tiny_hf
@@ -68,6 +69,44 @@ def test_generate_at_a_terminal_and_in_a_pipe(tmp_path):
         assert screen.wait() == 0
     assert "\x1b" in piped and "\x1b" not in shown
     assert "".join(shown.split()) == "".join(piped.translate(CONTROL).split())
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def told(monkeypatch, text: str, columns: str, stream: io.StringIO) -> str:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("sys.stderr", stream)
+    tell(text, err=True)
+    return stream.getvalue()
+
+
+SAID = "edgecal: error: no adapter is loaded\n  /method NAME    how to compose the adapters; alone: list\n\nend"
+
+
+@pytest.mark.parametrize("columns", [24, 40])
+def test_what_is_told_ends_between_words(monkeypatch, columns):
+    shown = told(monkeypatch, SAID, str(columns), Screen())
+    assert max(map(len, shown.splitlines())) <= columns and shown.split() == SAID.split()
+    assert "\n  /method NAME    how" in shown and "\n    " in shown and shown.endswith("\n\nend\n")
+    path = "/a/very/long/path/that-is/" + "x" * 40
+    assert path in told(monkeypatch, f"written to {path}", str(columns), Screen())
+
+
+def test_what_is_told_to_a_pipe_stays_as_it_is(monkeypatch):
+    assert told(monkeypatch, SAID, "24", io.StringIO()) == SAID + "\n"
+
+
+@pytest.mark.parametrize("arguments", [("genrate",), ("generate", "nothing-of-this-name", "x")])
+def test_refusals_at_a_narrow_terminal(tmp_path, arguments):
+    piped = edgecal(*arguments, home=tmp_path)
+    with terminal(*arguments, home=tmp_path, COLUMNS="50") as screen:
+        shown = screen.expect(piped.stderr.split()[-1])
+        assert screen.wait() == piped.returncode
+    assert shown.split() == piped.stderr.split()
+    assert max(map(len, shown.splitlines())) <= 50 < max(map(len, piped.stderr.splitlines()))
 
 
 # -------------------------------------------------------------------------------------------------- tables

@@ -93,6 +93,7 @@ def test_at_the_command_line(tmp_path: Path) -> None:
     shown = edgecal("env", home=tmp_path / "home", **variables)
     assert shown.returncode == 0 and shown.stderr == ""
     assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert " MiB are free " in shown.stdout and "cache folder: " in shown.stdout
     assert "tokenizer: plain Python" in shown.stdout and str(tmp_path) not in shown.stdout
     told = json.loads(edgecal("env", "--json", home=tmp_path / "home", **variables).stdout)
     assert set(told) == {"machine", "used", "packages", "advice"} and told["used"]["tokenizer"] == "plain Python"

@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.tiny import write_tiny_adapter, write_tiny_calibration
+
 HI = {"messages": [{"role": "user", "content": "Say hi"}], "max_tokens": 4}
 
 
@@ -63,10 +65,13 @@ def test_the_network_needs_a_token(folder):
         assert httpx.get(url, headers={"Authorization": f"Bearer {said['token']}"}).status_code == 200
 
 
-def test_a_person_is_told_all_of_it(folder):
+def test_a_person_is_told_all_of_it(folder, tmp_path):
+    others = {name: write_tiny_adapter(tmp_path / name, folder / "model", seed=8 + i) for i, name in enumerate("ab")}
+    lost = write_tiny_calibration(tmp_path / "lost.safetensors", folder / "model", others)
     with subprocess.Popen(
-        command(folder, "--port", "0", "--host", "0.0.0.0"), stdout=subprocess.PIPE, env=environment()
-    ) as process:
+        command(folder, "--port", "0", "--host", "0.0.0.0", "--calibration", str(lost)),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(),
+    ) as process:  # fmt: skip
         said = b""
         while b"Ctrl-C" not in said:
             said += process.stdout.read1()
@@ -74,6 +79,7 @@ def test_a_person_is_told_all_of_it(folder):
         assert process.wait(20) == 0
     text = said.decode()
     assert "model is served at http://" in text and "#token=" in text and "Authorization: Bearer " in text
+    assert "the calibration lost is of no use: it was trained for a, b, and the adapters here are summarize" in text
     assert "▀" in text or "█" in text, "the QR code"
 
 
@@ -132,4 +138,4 @@ def test_refusals(folder, tmp_path):
     assert "two adapters are called 'summarize'" in refused(folder, "--adapter", str(folder / "adapters/summarize"))
     assert "cannot listen on nowhere.invalid" in refused(folder, "--host", "nowhere.invalid")
     (tmp_path / "recipe.yaml").write_text("method: linear\nadapters: [nobody, summarize]\n")
-    assert "no adapter 'nobody' is loaded" in refused(folder, "--port", "0", "--recipe", str(tmp_path / "recipe.yaml"))
+    assert "give --adapter nobody=PATH" in refused(folder, "--port", "0", "--recipe", str(tmp_path / "recipe.yaml"))
