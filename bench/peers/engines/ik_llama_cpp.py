@@ -6,16 +6,17 @@ import ctypes
 from time import perf_counter
 from typing import Any
 
-from .worker import BASE, Worker, thin
+from .llama_family import LlamaFamily, whole_cells
+from .worker import BASE
 
 
-class IkLlamaCpp(Worker):
+class IkLlamaCpp(LlamaFamily):
     """ik_llama.cpp by the C interface in its package, with tensors repacked when they are loaded, as its kernels want
     them. Flash attention only where it was built for VNNI, since without VNNI it ends the process (says the package),
     and only without an adapter, since it refuses both together: the two have a context each."""
 
+    name = "ik_llama.cpp"
     install = "pip install ik-llama-cpp-python, which is for AVX2; for this machine see bench/README.md"
-    BATCH = 512
 
     def imports(self) -> None:
         from ik_llama_cpp import _ctypes_api, _internals
@@ -32,7 +33,6 @@ class IkLlamaCpp(Worker):
 
         self.api.llama_model_default_params = repacking
         self.native = self.parts.IkModel(self.model["gguf"])
-        self.adapter: Any = None
         self.library.llama_print_system_info.restype = ctypes.c_char_p
         self.system_info = self.library.llama_print_system_info().decode().strip()
         self.flash = "AVX512_VNNI = 1" in self.system_info
@@ -43,11 +43,10 @@ class IkLlamaCpp(Worker):
         return {"system_info": self.system_info, "flash_attention": self.flash}
 
     def _ready(self, n_tokens: int) -> Any:
-        """An empty context with room for so many, under the variant in use."""
         flash = self.flash and self.variant == BASE
         size, context = self.contexts.pop(flash, (0, None))
         if n_tokens > size:
-            size = -(-n_tokens // 256) * 256
+            size = whole_cells(n_tokens)
             context = self.parts.IkContext(self.native, n_ctx=size, n_threads=self.threads, flash_attn=flash)
         self.contexts[flash] = size, context
         context.kv_cache_clear()
@@ -60,18 +59,16 @@ class IkLlamaCpp(Worker):
         self.library.llama_lora_adapter_clear(pointer(context.ctx))
         if self.variant == BASE:
             return
-        if self.adapter is None:
-            path, load = self.job["adapters"]["gguf"], self.library.llama_lora_adapter_init
-            load.restype = pointer
-            self.adapter = load(pointer(self.native.model), path.encode())
-            if not self.adapter:
-                raise RuntimeError(f"ik_llama.cpp cannot load the adapter {path}")
         attach = self.library.llama_lora_adapter_set
-        if attach(pointer(context.ctx), pointer(self.adapter), ctypes.c_float(1.0)):
+        if attach(pointer(context.ctx), pointer(self._adapter()), ctypes.c_float(1.0)):
             raise RuntimeError("ik_llama.cpp refused the adapter")
 
+    def _open_adapter(self, path: str) -> Any:
+        load = self.library.llama_lora_adapter_init
+        load.restype = ctypes.c_void_p
+        return load(ctypes.c_void_p(self.native.model), path.encode())
+
     def _run(self, context: Any, ids: list[int], pos: int = 0) -> Any:
-        """Logits of the last token, float32 (V,), a view of the engine's memory."""
         import numpy as np
 
         for start in range(0, len(ids), self.BATCH):
@@ -83,20 +80,11 @@ class IkLlamaCpp(Worker):
                 raise RuntimeError("llama_decode failed")
         return np.ctypeslib.as_array(self.api.llama_get_logits_ith(context.ctx, -1), (self.native.n_vocab,))
 
-    def prefill(self, n: int) -> float:
-        context = self._ready(n)
-        started = perf_counter()
-        self._run(context, self.ids[:n]).argmax()
-        return perf_counter() - started
-
     def decode(self, n: int, depth: int) -> float:
         context = self._ready(depth + n)
         if depth:
             self._run(context, self.ids[:depth])
-        started = perf_counter()
-        for i, token in enumerate(self.ids[depth : depth + n]):
-            self._run(context, [token], depth + i).argmax()
-        return perf_counter() - started
+        return self._write(context, n, depth)
 
     def first_token(self, text: str) -> float:
         context = self._ready(256)
@@ -104,6 +92,3 @@ class IkLlamaCpp(Worker):
         token = int(self._run(context, self.native.tokenize(text, special=True)).argmax())
         self.native.detokenize([token])
         return perf_counter() - started
-
-    def probe(self) -> list[float]:
-        return thin(self._run(self._ready(128), self.ids[:128]))

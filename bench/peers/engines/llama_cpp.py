@@ -6,14 +6,15 @@ import ctypes
 from time import perf_counter
 from typing import Any
 
-from .worker import BASE, Worker, thin
+from .llama_family import LlamaFamily, whole_cells
+from .worker import BASE
 
 
-class LlamaCpp(Worker):
+class LlamaCpp(LlamaFamily):
     """llama.cpp through its C interface, as llama-bench uses it: the wrapper's Llama class copies logits about."""
 
+    name = "llama.cpp"
     install = "pip install llama-cpp-python"
-    BATCH = 512
 
     def imports(self) -> None:
         import llama_cpp
@@ -33,7 +34,6 @@ class LlamaCpp(Worker):
             raise RuntimeError(f"llama.cpp cannot load {self.model['gguf']}")
         self.vocab = api.llama_model_get_vocab(self.native)
         self.n_vocab = api.llama_vocab_n_tokens(self.vocab)
-        self.adapter: Any = None
         self.deep: dict[tuple[str, int], Any] = {}
         # Room for 1,088 tokens until something longer is asked for: the cache is allocated whole, and counts
         self.size, self.context = 1088, self._context(1088)
@@ -43,7 +43,7 @@ class LlamaCpp(Worker):
 
     def _context(self, n_tokens: int) -> Any:
         params = self.api.llama_context_default_params()
-        params.n_ctx = -(-n_tokens // 256) * 256
+        params.n_ctx = whole_cells(n_tokens)
         params.n_batch = params.n_ubatch = self.BATCH
         params.n_threads = params.n_threads_batch = self.threads
         context = self.api.llama_init_from_model(self.native, params)
@@ -52,7 +52,6 @@ class LlamaCpp(Worker):
         return context
 
     def _ready(self, n_tokens: int) -> Any:
-        """An empty context with room for so many, under the variant in use."""
         if n_tokens > self.size:
             self.api.llama_free(self.context)
             self.size, self.context = n_tokens, self._context(n_tokens)
@@ -65,18 +64,16 @@ class LlamaCpp(Worker):
         if self.variant == BASE:
             failed = api.llama_set_adapters_lora(context, None, 0, None)
         else:
-            if self.adapter is None:
-                path = self.job["adapters"]["gguf"]
-                self.adapter = api.llama_adapter_lora_init(self.native, path.encode())
-                if not self.adapter:
-                    raise RuntimeError(f"llama.cpp cannot load the adapter {path}")
-            adapters = (api.llama_adapter_lora_p_ctypes * 1)(self.adapter)
+            adapters = (api.llama_adapter_lora_p_ctypes * 1)(self._adapter())
             failed = api.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0))
         if failed:
             raise RuntimeError("llama.cpp refused the adapter")
 
-    def _run(self, context: Any, ids: list[int]) -> Any:
-        """Logits of the last token, float32 (V,), a view of llama.cpp's memory."""
+    def _open_adapter(self, path: str) -> Any:
+        return self.api.llama_adapter_lora_init(self.native, path.encode())
+
+    def _run(self, context: Any, ids: list[int], pos: int = 0) -> Any:
+        """It counts positions itself, from what the context holds."""
         import numpy as np
 
         for start in range(0, len(ids), self.BATCH):
@@ -85,12 +82,6 @@ class LlamaCpp(Worker):
             if self.api.llama_decode(context, self.api.llama_batch_get_one(tokens, len(part))) != 0:
                 raise RuntimeError("llama_decode failed")
         return np.ctypeslib.as_array(self.api.llama_get_logits_ith(context, -1), (self.n_vocab,))
-
-    def prefill(self, n: int) -> float:
-        context = self._ready(n)
-        started = perf_counter()
-        self._run(context, self.ids[:n]).argmax()
-        return perf_counter() - started
 
     def decode(self, n: int, depth: int) -> float:
         if depth == 0:
@@ -102,10 +93,7 @@ class LlamaCpp(Worker):
                 self._run(context, self.ids[:depth])
             context = self.deep[self.variant, depth]
             self.api.llama_memory_seq_rm(self.api.llama_get_memory(context), 0, depth, -1)
-        started = perf_counter()
-        for token in self.ids[depth : depth + n]:
-            self._run(context, [token]).argmax()
-        return perf_counter() - started
+        return self._write(context, n, depth)
 
     def first_token(self, text: str) -> float:
         context, data = self._ready(256), text.encode()
@@ -115,6 +103,3 @@ class LlamaCpp(Worker):
         token = int(self._run(context, list(ids[:n])).argmax())
         self.api.llama_token_to_piece(self.vocab, token, piece, len(piece), 0, False)
         return perf_counter() - started
-
-    def probe(self) -> list[float]:
-        return thin(self._run(self._ready(128), self.ids[:128]))
