@@ -32,7 +32,7 @@ from .completion import Completion, Pass, Piece, Request, Settings, completion, 
 from .config import ModelConfig
 from .decoding.batch import BATCH_SIZE, check_batch_size
 from .decoding.generate import check_prompt, drafts_allowed
-from .decoding.likelihood import Forced, Likelihood, Likelihoods
+from .decoding.likelihood import Likelihood
 from .decoding.prefix_cache import PrefixCache
 from .decoding.sampler import SamplingOptions, advised
 from .errors import FileFormatError, OptionError, PromptError, RecipeError
@@ -41,7 +41,7 @@ from .loading import load_model
 from .memory import release_free
 from .model import Model
 from .scheduler import answer_together
-from .scoring import forced_pairs, forced_windows
+from .scoring import Scorer
 from .serving import Runner
 from .text.prompts import Prompt, after_examples, messages
 from .text.tasks import user_message
@@ -53,7 +53,7 @@ PREFIX_CACHE = 32 << 20  # bytes of keys and values kept of earlier requests
 
 
 class Engine:
-    """A loaded model with its tokenizer and a shelf of adapters. Make one with `Engine.load`.
+    """A loaded model with its tokenizer, and the adapters that were loaded for it. Make one with `Engine.load`.
 
     `advised_sampling` is what the model's generation_config.json says, None where it says nothing. Nothing is sampled
     that way unless `Settings.sampling` is set to it. `note` is what a person should know about how it was loaded.
@@ -382,22 +382,19 @@ class Engine:
         that begin alike share the work. ContextLengthError for a pair that is too long, PromptError for an empty
         continuation, RecipeError for multi_step.
         """
-        limit = self.model.config.max_position_embeddings
-        return self._score(forced_pairs(self.tokenizer, pairs, limit), recipe)
+        return self.scorer(recipe).pairs(pairs)
 
     def loglikelihood_rolling(self, texts: Sequence[str], *, recipe: Recipe | str | None = None) -> list[float]:
         """The sum of the log-probabilities of each whole text, in nats: every token counts once, behind as much of the
         text as the context holds. Errors as for `loglikelihood`."""
-        limit = self.model.config.max_position_embeddings
-        windows = [forced_windows(self.tokenizer, text, limit) for text in texts]
-        scores = iter(self._score([one for each in windows for one in each], recipe))
-        return [sum(next(scores).total for _ in each) for each in windows]
+        return self.scorer(recipe).rolling(texts)
 
-    def _score(self, sequences: Sequence[Forced], recipe: Recipe | str | None) -> list[Likelihood]:
+    def scorer(self, recipe: Recipe | str | None = None) -> Scorer:
+        """For texts that are scored under this recipe; RecipeError for one that makes prompts of its own."""
         recipe = self.find_recipe(recipe)
         if recipe is not None and (recipe.steps or recipe.shots):
             raise RecipeError(f"{recipe.method} makes prompts of its own: a given text has no likelihood under it")
-        return Likelihoods(self.model, self.runner.new_cache())(sequences, self.compile(recipe)[0])
+        return Scorer(self.model, self.tokenizer, self.runner.new_cache(), self.compile(recipe)[0])
 
     # ----------------------------------------------------------------------------------------- several at once
 

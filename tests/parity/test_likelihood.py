@@ -88,9 +88,9 @@ def test_what_greedy_decoding_says_is_greedy(engine):
     said = engine.generate("The cat", raw=True, max_tokens=5, stop_at_repetition=False)
     ids = tuple(engine.tokenizer.encode("The cat")) + tuple(token.id for token in said.tokens)
     start = len(engine.tokenizer.encode("The cat"))
-    (one,) = engine._score([Forced(ids, start)], None)
+    (one,) = engine.scorer().ids([Forced(ids, start)])
     assert one.greedy
-    (other,) = engine._score([Forced((*ids[:-1], (ids[-1] + 1) % 256), start)], None)
+    (other,) = engine.scorer().ids([Forced((*ids[:-1], (ids[-1] + 1) % 256), start)])
     assert not other.greedy and other.total < one.total
 
 
