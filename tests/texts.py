@@ -5,6 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+# Requests that run together: two begin alike, and each has its own number of tokens to write
+PROMPTS = [
+    "Some text",
+    "Another, longer text to be answered",
+    "x",
+    "The same beginning, one",
+    "The same beginning, two",
+]
+LENGTHS = (1, 12, 5, 20, 9)
+
 TEXTS = {
     "english": "Could you send me the report by Friday? I'll be out of the office, but we're reachable; don't worry.",
     "spanish": "¿Dónde está la estación? Mañana viajaré con mi hermana pequeña, ¡qué ilusión!",

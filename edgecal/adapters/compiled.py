@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -54,11 +55,27 @@ class CompiledPair:
         return self.b @ self.a
 
 
+class _Pairs:
+    """What follows from the pairs of an adapter, in whichever form they are."""
+
+    pairs: Mapping[str, Any]
+
+    @property
+    def rank(self) -> int:
+        """The largest one."""
+        return max((pair.rank for pair in self.pairs.values()), default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Each array counts once, however many modules share it."""
+        arrays = (x for pair in self.pairs.values() for x in (pair.a, pair.b, pair.bias) if x is not None)
+        return sum({id(x): x.nbytes for x in arrays}.values())
+
+
 @dataclass(frozen=True, eq=False)
-class CompiledAdapter:
+class CompiledAdapter(_Pairs):
     """One pair per changed module: all that the engine knows of a recipe. Immutable, shared between requests.
 
-    `rank` is the largest one. `nbytes` counts each array once, however many modules share it.
     `extra_parameters` and `extra_bytes` are those of the calibration alone, as it lies in its file.
     """
 
@@ -67,15 +84,6 @@ class CompiledAdapter:
     recipe_key: str
     extra_parameters: int = 0
     extra_bytes: int = 0
-
-    @property
-    def rank(self) -> int:
-        return max((pair.rank for pair in self.pairs.values()), default=0)
-
-    @property
-    def nbytes(self) -> int:
-        arrays = (x for pair in self.pairs.values() for x in (pair.a, pair.b, pair.bias) if x is not None)
-        return sum({id(x): x.nbytes for x in arrays}.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +101,10 @@ class RunningPair:
 
 
 @dataclass(frozen=True, eq=False)
-class RunningAdapter:
+class RunningAdapter(_Pairs):
     """What `Engine.compile` gives: one pair per changed module. Immutable, shared between requests.
 
-    `rank` is the largest one. `nbytes` counts each array once, however many modules share it. `extra_parameters` and
-    `extra_bytes` are those of the calibration alone, as it lies in its file.
+    `extra_parameters` and `extra_bytes` are those of the calibration alone, as it lies in its file.
     """
 
     method: str
@@ -110,15 +117,6 @@ class RunningAdapter:
     def changes_vocabulary(self) -> bool:
         """Whether it has a pair of the embedding or of the head."""
         return EMBEDDING in self.pairs or HEAD in self.pairs
-
-    @property
-    def rank(self) -> int:
-        return max((pair.rank for pair in self.pairs.values()), default=0)
-
-    @property
-    def nbytes(self) -> int:
-        arrays = (x for pair in self.pairs.values() for x in (pair.a, pair.b, pair.bias) if x is not None)
-        return sum({id(x): x.nbytes for x in arrays}.values())
 
 
 def run_form(adapter: CompiledAdapter, pack: Callable[[str], Pack | None]) -> RunningAdapter:

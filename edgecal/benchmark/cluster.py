@@ -14,9 +14,9 @@ from edgecal_kernels import cpu
 
 from ..errors import BenchmarkError
 from .config import EvalConfig
+from .inventory import load_engine, load_inventory
 from .prompts import PromptSet
 from .run import Evaluation, Progress
-from .shelf import load_engine, load_shelf
 from .work import Chunk, Line, answer_chunk
 
 _INSTALL = "several processes need the extra: pip install 'edgecal[cluster]'"
@@ -39,8 +39,8 @@ def run_on_cluster(
     each worker, as in `Engine.load`. Raises BenchmarkError when
     the scheduler does not answer, and what a chunk raised.
     """
-    shelf = load_shelf(evaluation.config)
-    plan = evaluation.begin(shelf)
+    inventory = load_inventory(evaluation.config)
+    plan = evaluation.begin(inventory)
     if not plan.chunks:
         return
     threads = max(1, cpu.usable_cores() // workers) if workers else None
@@ -109,6 +109,6 @@ def _answer(
     config = EvalConfig.from_dict(values)
     if config.digest not in _loaded:
         _loaded.clear()
-        _loaded[config.digest] = load_engine(config, **loading), load_shelf(config)
-    engine, shelf = _loaded[config.digest]
-    return answer_chunk(engine, shelf, config, prompts, chunk)
+        _loaded[config.digest] = load_engine(config, **loading), load_inventory(config)
+    engine, inventory = _loaded[config.digest]
+    return answer_chunk(engine, inventory, config, prompts, chunk)

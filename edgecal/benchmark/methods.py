@@ -69,7 +69,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class Inventory:
     """What there is to compose. `adapters` by part of a task, `joint` experts by the name of a task."""
 
     adapters: Mapping[str, LoraAdapter]
@@ -89,24 +89,24 @@ class Impossible(Exception):
     """There is not what this method needs for this task; the message says what."""
 
 
-def row_for(spec: MethodSpec, task: Task, shelf: Shelf, prompts: PromptSet) -> Row:
+def row_for(spec: MethodSpec, task: Task, inventory: Inventory, prompts: PromptSet) -> Row:
     """Raises Impossible, or RecipeError for a specification that no task could have."""
     if spec.method == "in_context":
         return Row(spec.name, Recipe("zero_shot"), spec.shots)
     if spec.method == "zero_shot":
         return Row(spec.name, Recipe("zero_shot"))
     if spec.method == "joint_expert":
-        if task.name not in shelf.joint:
+        if task.name not in inventory.joint:
             raise Impossible("no joint expert is named for it")
         return Row(spec.name, Recipe("joint_expert", (f"joint {task.name}",)))
     if spec.method == "multi_step" and len(task.steps) < 2:
         raise Impossible("a single task has one step")
     try:
-        names = shelf.of(task)
+        names = inventory.of(task)
     except BenchmarkError as error:
         raise Impossible(str(error)) from error
     if spec.method in ("main_adapter", "auxiliary_adapter"):
-        return Row(spec.name, Recipe("single", (_single(spec.method, task, names),)))
+        return Row(spec.name, Recipe("single", (_single(spec.method, names),)))
     if spec.method == "multi_step":
         steps = tuple(Step(name, prompts.instruction(Task.parse(name))) for name in names)
         return Row(spec.name, Recipe("multi_step", steps=steps))
@@ -114,7 +114,7 @@ def row_for(spec: MethodSpec, task: Task, shelf: Shelf, prompts: PromptSet) -> R
     if entry.max_adapters == 1 and len(names) > 1:
         raise Impossible("it takes one adapter")
     if entry.needs_calibration:
-        return _calibrated(spec, names, shelf)
+        return _calibrated(spec, names, inventory)
     if entry.needs_weights and spec.weights is None:
         raise Impossible("it needs weights, which `edgecal search` finds")
     if len(names) == 1 and spec.method != "single":
@@ -128,7 +128,7 @@ def row_for(spec: MethodSpec, task: Task, shelf: Shelf, prompts: PromptSet) -> R
         raise Impossible(str(error)) from error
 
 
-def _single(method: str, task: Task, names: Sequence[str]) -> str:
+def _single(method: str, names: Sequence[str]) -> str:
     if method == "main_adapter":
         return names[0]
     if len(names) < 2:
@@ -136,10 +136,10 @@ def _single(method: str, task: Task, names: Sequence[str]) -> str:
     return names[1]
 
 
-def _calibrated(spec: MethodSpec, names: tuple[str, ...], shelf: Shelf) -> Row:
+def _calibrated(spec: MethodSpec, names: tuple[str, ...], inventory: Inventory) -> Row:
     kind, only = spec.method.removesuffix("_only"), spec.method.endswith("_only")
-    adapters = [shelf.adapters[name] for name in names]
-    for path, calibration in shelf.calibrations.items():
+    adapters = [inventory.adapters[name] for name in names]
+    for path, calibration in inventory.calibrations.items():
         if calibration.method != kind:
             continue
         try:
@@ -153,13 +153,13 @@ def _calibrated(spec: MethodSpec, names: tuple[str, ...], shelf: Shelf) -> Row:
 
 
 def rows_for(
-    specs: Sequence[MethodSpec], task: Task, shelf: Shelf, prompts: PromptSet
+    specs: Sequence[MethodSpec], task: Task, inventory: Inventory, prompts: PromptSet
 ) -> tuple[list[Row], dict[str, str]]:
     """The rows of one task, and by name of the others what they lack."""
     rows, lacking = [], {}
     for spec in specs:
         try:
-            rows.append(row_for(spec, task, shelf, prompts))
+            rows.append(row_for(spec, task, inventory, prompts))
         except Impossible as error:
             lacking[spec.name] = str(error)
     return rows, lacking

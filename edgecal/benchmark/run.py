@@ -17,10 +17,10 @@ from ..adapters.recipe import Shot
 from ..errors import BenchmarkError
 from .config import EvalConfig
 from .datasets import Examples, load_examples
-from .methods import Shelf, rows_for
+from .inventory import fingerprint, load_engine, load_inventory, model_size
+from .methods import Inventory, rows_for
 from .prompts import PromptSet, load_prompts
 from .results import ResultFolder
-from .shelf import fingerprint, load_engine, load_shelf, model_size
 from .tasks import Task
 from .work import Chunk, answer_chunk
 
@@ -63,8 +63,8 @@ class Evaluation:
     ) -> None:
         """In this process. `progress(done, total, what)` counts answers, `loading` bytes of the model; `note` is told
         what `Engine.load` found worth knowing, such as a context that memory shortens."""
-        shelf = load_shelf(self.config)
-        plan = self.begin(shelf)
+        inventory = load_inventory(self.config)
+        plan = self.begin(inventory)
         if not plan.chunks:
             return
         engine = load_engine(self.config, threads=threads, memory_limit=memory_limit, progress=loading)
@@ -78,18 +78,18 @@ class Evaluation:
                 engine.forget_compiled()
                 engine.prefixes.clear()
             row = chunk.row
-            self.keep(plan, *answer_chunk(engine, shelf, self.config, self.prompts, chunk))
+            self.keep(plan, *answer_chunk(engine, inventory, self.config, self.prompts, chunk))
         if progress is not None:
             progress(plan.done, plan.total, "")
 
-    def begin(self, shelf: Shelf) -> Plan:
+    def begin(self, inventory: Inventory) -> Plan:
         """What is left to do, with the folder made ready for it."""
-        self.fingerprint = fingerprint(self.config, shelf)
+        self.fingerprint = fingerprint(self.config, inventory)
         self.folder.begin(self.config.to_dict(), self.fingerprint)
         plan, done = Plan(), {(line["task"], line["method"], line["id"]) for line in self.folder.answers()}
         known = {(line["task"], line["id"]) for line in self.folder.read("examples.jsonl")}
         for task in self.config.tasks:
-            rows, lacking = rows_for(self.config.methods, task, shelf, self.prompts)
+            rows, lacking = rows_for(self.config.methods, task, inventory, self.prompts)
             shots, examples = self._examples(task, max((row.n_shots for row in rows), default=0))
             plan.examples[task.name], plan.lacking[task.name] = examples, lacking
             self.folder.append(

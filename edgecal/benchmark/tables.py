@@ -149,7 +149,7 @@ Row = dict[str, Any]
 
 def rows(report: Report) -> list[Row]:
     """A row per task and method with every figure under its name, then the means over the sub-tasks of each group."""
-    found = [_row(report, cell) for cell in report.cells.values()]
+    found = [_row(cell) for cell in report.cells.values()]
     for kind, names in report.groups().items():
         for method in report.methods:
             cells = [report.cells[name, method] for name in names if (name, method) in report.cells]
@@ -158,7 +158,7 @@ def rows(report: Report) -> list[Row]:
     return found
 
 
-def _row(report: Report, cell: Cell) -> Row:
+def _row(cell: Cell) -> Row:
     row: Row = {"task": cell.task, "method": cell.method, "n": cell.answered, "refused": cell.refused}
     for name in SHOWN:
         one = cell.estimate(name)

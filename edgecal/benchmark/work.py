@@ -13,7 +13,7 @@ from ..errors import EdgecalError
 from ..memory import peak_resident, release_free, reset_peak
 from .config import EvalConfig
 from .datasets import Example
-from .methods import Row, Shelf
+from .methods import Inventory, Row
 from .metrics import Metrics
 from .prompts import PromptSet
 from .tasks import Task
@@ -31,7 +31,7 @@ class Chunk:
 
 
 def answer_chunk(
-    engine: Engine, shelf: Shelf, config: EvalConfig, prompts: PromptSet, chunk: Chunk
+    engine: Engine, inventory: Inventory, config: EvalConfig, prompts: PromptSet, chunk: Chunk
 ) -> tuple[list[Line], Line]:
     """A line per example, in order, and what the chunk cost. An example that cannot be asked (too long for the context)
     has an `error` in its line; the others run."""
@@ -65,7 +65,7 @@ def answer_chunk(
             "first_token_s": answer.first_token_s,
             "total_s": answer.total_s,
         }
-    return lines, _cost(engine, shelf, chunk, len(requests), seconds, peak, exact)
+    return lines, _cost(engine, inventory, chunk, len(requests), seconds, peak, exact)
 
 
 def _request(engine: Engine, prompts: PromptSet, chunk: Chunk, example: Example, settings: Settings) -> Request:
@@ -76,12 +76,12 @@ def _request(engine: Engine, prompts: PromptSet, chunk: Chunk, example: Example,
 
 
 def _cost(
-    engine: Engine, shelf: Shelf, chunk: Chunk, answered: int, seconds: float, peak: int, exact: bool
+    engine: Engine, inventory: Inventory, chunk: Chunk, answered: int, seconds: float, peak: int, exact: bool
 ) -> Line:
     recipe = chunk.row.recipe
     compiled = [adapter for adapter in engine.compile(recipe) if adapter is not None]
     used = [engine.adapters[name] for name in recipe.adapter_names]
-    calibration = shelf.calibrations.get(recipe.calibration or "")
+    calibration = inventory.calibrations.get(recipe.calibration or "")
     return {
         "task": chunk.task.name,
         "method": chunk.row.name,

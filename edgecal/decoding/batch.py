@@ -27,7 +27,7 @@ from ..adapters.compiled import RunningAdapter
 from ..cache import KVCache
 from ..errors import OptionError
 from ..model import Model
-from .generate import PREFILL_CHUNK, Alone, FinishReason, TokenRecord, finish_reason, prefill
+from .generate import PREFILL_CHUNK, FinishReason, SingleSequence, TokenRecord, finish_reason, prefill
 from .sampler import Sampler
 from .speculation import Speculate, StepCosts
 
@@ -59,7 +59,7 @@ class Job:
     _chosen: list[int] = field(default_factory=list, repr=False)
     _start: float = 0.0
     read_s: float = 0.0
-    _alone: Alone | None = field(default=None, repr=False)
+    _single: SingleSequence | None = field(default=None, repr=False)
 
     @property
     def cache(self) -> KVCache:
@@ -115,18 +115,18 @@ class Job:
     def advance(self, model: Model, eos_ids: Collection[int]) -> list[TokenRecord]:
         """A pass for this job alone, with tokens that were guessed ahead."""
         assert self.costs is not None
-        if self._alone is None:
-            self._alone = Alone(
+        if self._single is None:
+            self._single = SingleSequence(
                 model, self.ids, self.sampler, self.adapter, self.cache, eos_ids, self.max_tokens, self.speculate,
                 self.costs, self._start, self._chosen,
             )  # fmt: skip
-        records = self._alone.advance()
+        records = self._single.advance()
         self._chosen += [record.id for record in records]
         return records
 
     def leave_alone(self) -> None:
         """Others have come: from now on it takes part in their steps."""
-        self._alone = None
+        self._single = None
 
 
 def check_batch_size(value: object) -> None:

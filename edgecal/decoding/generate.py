@@ -166,13 +166,13 @@ def _records(
 ) -> Iterator[TokenRecord]:
     start = perf_counter()
     logits = prefill(model, ids[cache.length :], cache, adapter, chunk=chunk, progress=progress)
-    alone = Alone(model, ids, sampler, adapter, cache, eos_ids, max_tokens, speculate, costs, start)
-    yield from alone.choose(logits[None], start)
-    while not alone.finished:
-        yield from alone.advance()
+    single = SingleSequence(model, ids, sampler, adapter, cache, eos_ids, max_tokens, speculate, costs, start)
+    yield from single.choose(logits[None], start)
+    while not single.finished:
+        yield from single.advance()
 
 
-class Alone:
+class SingleSequence:
     """An answer that has the model to itself, once its prompt is read: passes of one token, or of several where the
     next ones can be guessed.
 

@@ -64,7 +64,7 @@ def _plots(report: ProfileReport) -> list[str]:
 
 
 def _calm(steps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Medians of each token and its neighbours: with many methods in one plot, single tokens make a thicket."""
+    """Medians of each token and its neighbours: with many methods in one plot, single tokens would hide one another."""
     padded = np.pad(steps, _NEIGHBOURS, mode="edge")
     return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * _NEIGHBOURS + 1), axis=1)
 

@@ -1,6 +1,6 @@
 """How fast this machine's memory is read, and how near a decoding step comes to that.
 
-Decoding reads every weight once per token and does two operations with it, so memory decides. The yardstick is a plain
+Decoding reads every weight once per token and does two operations with it, so memory decides. The measure is a plain
 read, by as many threads, of a buffer that the caches cannot hold, taken between the measurements it is compared with.
 
 Traps. The compiler must not drop the read: its result depends on every word and is compared with NumPy's in the tests.

@@ -18,7 +18,7 @@ from edgecal_kernels import cpu
 
 from ..adapters.recipe import Recipe
 from ..benchmark.datasets import Example, load_examples
-from ..benchmark.methods import PAPER, MethodSpec, Row, Shelf, rows_for
+from ..benchmark.methods import PAPER, Inventory, MethodSpec, Row, rows_for
 from ..benchmark.metrics import Metrics
 from ..benchmark.prompts import PromptSet, load_prompts
 from ..benchmark.tasks import LANGUAGES, MAIN, TONES, Task
@@ -51,8 +51,8 @@ def _tasks() -> list[Task]:
     ]
 
 
-def _ways(task: Task, shelf: Shelf) -> tuple[list[Row], dict[str, str]]:
-    rows, lacking = rows_for(SPECS, task, shelf, _prompts())
+def _ways(task: Task, inventory: Inventory) -> tuple[list[Row], dict[str, str]]:
+    rows, lacking = rows_for(SPECS, task, inventory, _prompts())
     if len(task.steps) == 1:
         rows = [row for row in rows if row.name != "linear"]
     return rows, lacking
@@ -61,10 +61,10 @@ def _ways(task: Task, shelf: Shelf) -> tuple[list[Row], dict[str, str]]:
 async def state(http: HttpRequest) -> Response:
     context = Context.of(http)
     served = context.served
-    shelf = served.shelf()
+    inventory = served.inventory()
     tasks = {}
     for task in _tasks():
-        rows, lacking = _ways(task, shelf)
+        rows, lacking = _ways(task, inventory)
         tasks[task.name] = {
             "methods": [{"name": row.name, "n_passes": row.recipe.passes} for row in rows],
             "lacking": lacking,
@@ -133,7 +133,7 @@ async def answers(http: HttpRequest) -> Response:
     found.finish()
     if not text or not text.strip():
         raise HttpError(400, "there is no text to work on")
-    rows, lacking = _ways(task, context.served.shelf())
+    rows, lacking = _ways(task, context.served.inventory())
     row = next((row for row in rows if row.name == method), None)
     if row is None:
         why = lacking.get(method, "there is no such method")

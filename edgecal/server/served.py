@@ -17,7 +17,7 @@ from ..adapters.calibration import Calibration
 from ..adapters.merge import find_method
 from ..adapters.recipe import Recipe
 from ..async_engine import AsyncEngine
-from ..benchmark.methods import Shelf
+from ..benchmark.methods import Inventory
 from ..completion import Pass
 from ..engine import Engine
 from ..errors import RecipeError
@@ -145,7 +145,7 @@ class Served:
             return Recipe("single", tuple(used))
         return Recipe("linear", tuple(used), tuple(used.values()))
 
-    def shelf(self) -> Shelf:
+    def inventory(self) -> Inventory:
         """What there is to compose, as the benchmark's methods look for it."""
         found = {}
         for label, path in self.calibrations.items():
@@ -153,7 +153,7 @@ class Served:
                 found[path] = Calibration.load(path)
             except OSError as error:  # it has vanished since
                 raise RecipeError(f"the calibration {label} cannot be read any more: {error}") from error
-        return Shelf(self.engine.adapters, {}, found)
+        return Inventory(self.engine.adapters, {}, found)
 
     # --------------------------------------------------------------------------------------------- run time
 

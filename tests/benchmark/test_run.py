@@ -15,10 +15,10 @@ import yaml
 
 from edgecal import Engine, Recipe, Settings, Shot
 from edgecal.benchmark import EvalConfig, Evaluation, between_methods, between_runs, load_prompts, read_report
+from edgecal.benchmark.inventory import load_inventory
 from edgecal.benchmark.methods import ABLATIONS, PAPER, MethodSpec, rows_for
 from edgecal.benchmark.page import to_html
 from edgecal.benchmark.results import ResultFolder
-from edgecal.benchmark.shelf import load_shelf
 from edgecal.benchmark.tables import HEADERS, rows, table_rows, to_csv, to_latex, to_markdown
 from edgecal.benchmark.tasks import Task
 from edgecal.errors import BenchmarkError
@@ -159,10 +159,10 @@ def test_what_cannot_be_asked_is_counted_and_the_rest_goes_on(folder, config, tm
 
 
 def test_every_row_of_the_papers_as_a_recipe(folder, config):
-    shelf = load_shelf(replace(config, joint={PROFESSIONAL.name: str(folder / "french")}))
+    inventory = load_inventory(replace(config, joint={PROFESSIONAL.name: str(folder / "french")}))
     prompts = load_prompts("paper1")
     specs = [MethodSpec(name, name) for name in (*PAPER, *ABLATIONS)]
-    made, lacking = rows_for(specs, PROFESSIONAL, shelf, prompts)
+    made, lacking = rows_for(specs, PROFESSIONAL, inventory, prompts)
     recipes = {row.name: row.recipe for row in made}
     assert set(lacking) == {"projection_merge"}
     pair = ("summarize", "professional")
@@ -177,13 +177,13 @@ def test_every_row_of_the_papers_as_a_recipe(folder, config):
     assert recipes["learnable_calibration_only"].adapters == () and recipes["learnable_calibration_only"].calibration
     (shown,) = (row for row in made if row.n_shots)
     assert shown.name == "in_context" and shown.with_shots([Shot("a", "b")] * 3).recipe.shots == (("a", "b"),)
-    _, lacking = rows_for(specs, Task("reply", tone="witty"), shelf, prompts)
+    _, lacking = rows_for(specs, Task("reply", tone="witty"), inventory, prompts)
     assert lacking["linear"] == "no adapter for 'reply'" and "zero_shot" not in lacking
-    single, lacking = rows_for(specs, Task("summarize"), shelf, prompts)
+    single, lacking = rows_for(specs, Task("summarize"), inventory, prompts)
     assert [row.name for row in single] == ["zero_shot", "in_context", "main_adapter"]
     assert lacking["linear"] == "a single task has nothing to merge"
     weighted = MethodSpec("hub", "lorahub", weights=(0.3, 0.7))
-    assert rows_for([weighted], PROFESSIONAL, shelf, prompts)[0][0].recipe.weights == (0.3, 0.7)
+    assert rows_for([weighted], PROFESSIONAL, inventory, prompts)[0][0].recipe.weights == (0.3, 0.7)
 
 
 @pytest.mark.parametrize(

@@ -20,16 +20,9 @@ from edgecal.decoding.sampler import Sampler
 from edgecal.decoding.speculation import StepCosts
 from edgecal.errors import ContextLengthError, OptionError, PromptError, RecipeError
 from tests.clock import ClockByHand
+from tests.texts import LENGTHS, PROMPTS
 from tests.tiny import FAMILIES, write_tiny_adapter, write_tiny_calibration, write_tiny_hf
 
-PROMPTS = [
-    "Some text",
-    "Another, longer text to be answered",
-    "x",
-    "The same beginning, one",
-    "The same beginning, two",
-]
-LENGTHS = (1, 12, 5, 20, 9)
 PAIR = ("a", "b")
 STEPS = Recipe("multi_step", steps=(Step("a", "Shorten"), Step(None, "Polish"), Step("b", "Translate")))
 

@@ -13,16 +13,9 @@ import pytest
 from edgecal import AsyncEngine, Engine, Recipe, Settings, Step
 from edgecal.errors import BusyError, ContextLengthError, OptionError, PromptError, RecipeError
 from edgecal.scheduler import Scheduler
+from tests.texts import LENGTHS, PROMPTS
 from tests.tiny import write_tiny_adapter, write_tiny_hf
 
-PROMPTS = [
-    "Some text",
-    "Another, longer text to be answered",
-    "x",
-    "The same beginning, one",
-    "The same beginning, two",
-]
-LENGTHS = (1, 12, 5, 20, 9)
 STEPS = Recipe("multi_step", steps=(Step("a", "Shorten"), Step(None, "Polish")))
 TOO_LONG = Recipe("multi_step", steps=(Step("a", "Shorten"), Step(None, "Polish " * 80)))
 

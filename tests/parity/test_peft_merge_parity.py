@@ -164,6 +164,16 @@ def lora_modules() -> list[str]:
     return [name for name, _ in tiny_llama().named_modules() if name.rsplit(".", 1)[-1] in TARGETS]
 
 
+def seeded(
+    monkeypatch: pytest.MonkeyPatch, method: str, n_adapters: int, factors: tuple[str, ...]
+) -> dict[str, int]:
+    """Our options beside those of PEFT: of DARE the seed of the masks, which PEFT is made to take as well."""
+    if not method.startswith("dare"):
+        return {}
+    feed_masks(monkeypatch, NAMES[:n_adapters], lora_modules(), factors)
+    return {"seed": 7}
+
+
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
 @pytest.mark.parametrize("method", ON_FACTORS)
 def test_on_factors(
@@ -175,9 +185,7 @@ def test_on_factors(
 ) -> None:
     """N = 1 included: PEFT merges one adapter linearly, whatever was asked for."""
     options: dict[str, Any] = {} if method == "peft_linear" else {"density": 0.4}
-    extra = {"seed": 7} if method.startswith("dare") else {}
-    if extra:
-        feed_masks(monkeypatch, NAMES[: len(weights)], lora_modules(), ("A", "B"))
+    extra = seeded(monkeypatch, method, len(weights), ("A", "B"))
     model = theirs(plain, weights, ON_FACTORS[method], **options)
     compare(ours(plain, shapes, weights, method, **options, **extra), model, factors=True)
 
@@ -192,9 +200,7 @@ def test_on_delta(
     weights: tuple[float, ...],
 ) -> None:
     options: dict[str, Any] = {} if method == "svd" else {"density": 0.4}
-    extra = {"seed": 7} if method.startswith("dare") else {}
-    if extra:
-        feed_masks(monkeypatch, NAMES[: len(weights)], lora_modules(), ("dW",))
+    extra = seeded(monkeypatch, method, len(weights), ("dW",))
     model = theirs(plain, weights, method, **options)
     found = ours(plain, shapes, weights, method, **options, **extra)
     assert found.rank == 4

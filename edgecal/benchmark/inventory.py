@@ -1,4 +1,4 @@
-"""Engine and shelf of a configuration: loaded once in each process, whoever asks."""
+"""What a configuration names, loaded: the adapters and calibrations that there are, and the engine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..architecture import expected_shapes
 from ..config import ModelConfig
 from ..engine import Engine
 from .config import EvalConfig
-from .methods import Shelf
+from .methods import Inventory
 
 
-def load_shelf(config: EvalConfig) -> Shelf:
+def load_inventory(config: EvalConfig) -> Inventory:
     """Adapters and calibrations, without the model. Raises what loading them raises."""
     adapters = {name: LoraAdapter.load(demo.find(path), name) for name, path in config.adapters.items()}
     joint = {name: LoraAdapter.load(demo.find(path), f"joint {name}") for name, path in config.joint.items()}
-    return Shelf(adapters, joint, {path: Calibration.load(demo.find(path)) for path in config.calibrations})
+    return Inventory(adapters, joint, {path: Calibration.load(demo.find(path)) for path in config.calibrations})
 
 
 def load_engine(config: EvalConfig, **options: Any) -> Engine:
@@ -45,7 +45,7 @@ def model_size(config: EvalConfig) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def fingerprint(config: EvalConfig, shelf: Shelf) -> str:
+def fingerprint(config: EvalConfig, inventory: Inventory) -> str:
     """16 hex digits, equal when the same answers can be expected: the model's files, adapters, calibrations, prompts,
     settings and the version of edgecal."""
     digest = hashlib.sha256(f"{__version__} {config.digest}".encode())
@@ -54,8 +54,8 @@ def fingerprint(config: EvalConfig, shelf: Shelf) -> str:
     for file in files:
         if file.suffix in (".gguf", ".safetensors", ".json") and file.is_file():
             digest.update(f"{file.name} {file_sha256(file)}".encode())
-    for name, adapter in sorted({**shelf.adapters, **shelf.joint}.items()):
+    for name, adapter in sorted({**inventory.adapters, **inventory.joint}.items()):
         digest.update(f"{name} {adapter.sha256}".encode())
-    for path in sorted(shelf.calibrations):
+    for path in sorted(inventory.calibrations):
         digest.update(file_sha256(demo.find(path)).encode())
     return digest.hexdigest()[:16]
