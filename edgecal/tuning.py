@@ -19,6 +19,7 @@ from edgecal_kernels import cpu
 from .cache import KVCache
 from .engine import Engine
 from .errors import OptionError
+from .text.counted import counted
 from .threads import Threads
 
 PROMPT, ANSWER = 128, 8  # tokens of a round
@@ -82,7 +83,7 @@ def tune(
                 read[n].append(reading)
                 write[n].append(writing)
                 if progress is not None:
-                    progress(rounds * len(numbers) + place + 1, expected * len(numbers), f"{n} threads")
+                    progress(rounds * len(numbers) + place + 1, expected * len(numbers), counted(n, "thread"))
             rounds += 1
             affordable = int(seconds / ((perf_counter() - start) / rounds))
             expected = max(_LEAST_ROUNDS, rounds, min(_MOST_ROUNDS, affordable))

@@ -31,7 +31,10 @@ def adapter_path(name: str) -> str:
 
     path = find(name)
     if not _exists(path):
-        raise AdapterError(f"{path}: no such path{path_hint(Path(path))}")
+        raise AdapterError(
+            f"{path}: no such path{path_hint(Path(path))}; an adapter is a directory of PEFT or mlx-lm, a GGUF, or "
+            "demo:NAME, and `edgecal pull ORG/NAME --adapter` fetches one of the hub"
+        )
     return path
 
 

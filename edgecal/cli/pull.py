@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ._names import model_named
 from ._output import echo, echo_json
 from ._progress import progress
 from .options import json_option
@@ -53,5 +54,5 @@ def _pull_hub(model: str, adapter: bool, revision: str | None, offline: bool | N
     from edgecal_weights.hub import download, download_adapter
 
     fetch = download_adapter if adapter else download
-    with progress("downloading", unit="bytes") as report:
-        return fetch(model, revision=revision, offline=offline, progress=report)
+    with model_named(model) as name, progress("downloading", unit="bytes") as report:
+        return fetch(name, revision=revision, offline=offline, progress=report)

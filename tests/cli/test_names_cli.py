@@ -61,6 +61,7 @@ def test_nearest(word, expected):
         (["generate", "FOLDER/model", "x", "--method", "liner"], 1, "did you mean 'linear'"),
         (["generate", "FOLDER/model", "x", "--temprature", "1"], 2, "--temperature"),
         (["rm", "dmo"], 1, "no model 'dmo'"),
+        (["pull", "dmo"], 1, "expected org/name or org/name:QUANT (did you mean 'demo'?)"),
         (["generate", "FOLDER/model", "x", "--weights", "Q4_K_M"], 2, "llama.cpp's Q4_K_M is int4_k here."),
         (["quantize", "FOLDER/model", "FOLDER/out", "--format", "q8_0"], 2, "llama.cpp's q8_0 is int8 here."),
         (["quantize", "FOLDER/model", "FOLDER/out", "--format", "q4"], 2, "'int4_k'.\n"),

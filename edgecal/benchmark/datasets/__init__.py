@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgecal_weights.nearest import did_you_mean
+
 from ...errors import BenchmarkError
 from ..tasks import LANGUAGES, Task
 from .dataset import Dataset, Example
@@ -80,7 +82,8 @@ def _find(source: str, split: str, task: Task) -> tuple[Dataset, Path]:
             return OWN, path
         known = ", ".join(DATASETS)
         advice = f"; {name} needs a place: {name}:FOLDER or {name}:hub:ORG/NAME" if name in DATASETS else ""
-        raise BenchmarkError(f"there is no data set or file {source!r}{advice}; sets: {known}")
+        hint = did_you_mean(name, DATASETS) if name not in DATASETS else ""
+        raise BenchmarkError(f"there is no data set or file {source!r}{hint}{advice}; sets: {known}")
     dataset = DATASETS[name]
     if not dataset.serves(task):
         raise BenchmarkError(f"{name} has no references for {task.name}; see `edgecal eval --list`")
