@@ -184,35 +184,52 @@ def measure_switch(adapters: list[LoraAdapter]) -> float:
     return 1e3 * (time.perf_counter() - started) / rounds
 
 
-def main() -> int:
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--adapters", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--methods", help="only these, between commas")
     parser.add_argument("--svd", action="store_true", help="the SVD forms too; those of dW take half a minute each")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    arguments = parser.parse_args()
-    chosen = [
+    return parser.parse_args()
+
+
+def chosen_methods(named: str | None, svd: bool) -> list[str]:
+    """Those that merge: all, or `named` ones between commas; the SVD forms only where they are asked for."""
+    return [
         m.name
         for m in methods()
         if m.merge is not None
-        and (arguments.methods is None or m.name in arguments.methods.split(","))
-        and (arguments.svd or not m.name.endswith("svd"))
+        and (named is None or m.name in named.split(","))
+        and (svd or not m.name.endswith("svd"))
     ]
-    load_before, rows = os.getloadavg(), []
+
+
+def measure_factors(
+    names: list[str], in_memory: list[LoraAdapter], from_files: list[LoraAdapter], repeats: int
+) -> list[dict[str, Any]]:
+    """A row for each method that works on the factors, printed as it comes."""
+    print(f"{'ms: median, best, CPU':30s} {'rank':>4s} {'MB':>6s} {'from memory':>22s} {'from fp16 files':>22s}")
+    rows = []
+    for name in names:
+        once_or_more = 1 if name.endswith("svd") else repeats  # seconds each
+        row = {"method": name, "memory": measure(name, in_memory, once_or_more)}
+        row["files"] = measure(name, from_files, once_or_more)
+        rows.append(row)
+        print(line(row), flush=True)
+    return rows
+
+
+def main() -> int:
+    arguments = read_arguments()
+    chosen = chosen_methods(arguments.methods, arguments.svd)
+    load_before = os.getloadavg()
     with tempfile.TemporaryDirectory() as folder:
         pairs = [random_pairs(i) for i in range(arguments.adapters)]
         in_memory = [LoraAdapter(f"a{i}", p) for i, p in enumerate(pairs)]
         from_files = [write_fp16(Path(folder) / f"a{i}", p) for i, p in enumerate(pairs)]
-        print(f"{'ms: median, best, CPU':30s} {'rank':>4s} {'MB':>6s} {'from memory':>22s} {'from fp16 files':>22s}")
-        for name in chosen:
-            if name in DENSE:
-                continue
-            repeats = 1 if name.endswith("svd") else arguments.repeats  # seconds each
-            row = {"method": name, "memory": measure(name, in_memory, repeats)}
-            row["files"] = measure(name, from_files, repeats)
-            rows.append(row)
-            print(line(row), flush=True)
+        on_factors = [name for name in chosen if name not in DENSE]
+        rows = measure_factors(on_factors, in_memory, from_files, arguments.repeats)
         memory = [measure_memory(name, in_memory) for name in MEMORY_METHODS if name in chosen]
         switch = measure_switch(in_memory)
     for facts_of in memory:

@@ -152,7 +152,7 @@ def test_what_cannot_be_asked_is_counted_and_the_rest_goes_on(folder, config, tm
     [row] = rows(report)
     assert (row["n"], row["refused"]) == (1, 1) and report.notes["n_left_out"] == {FRENCH.name: 1}
     page = to_html(report, tmp_path / "out")
-    assert "1 examples could not be asked" in page and "1 rows of the data were left out" in page
+    assert "1 example could not be asked" in page and "1 rows of the data were left out" in page
 
 
 # ------------------------------------------------------------------------------------------------------- methods

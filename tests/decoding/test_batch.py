@@ -384,7 +384,7 @@ def test_refusals_come_first_and_name_the_prompt(engine, monkeypatch):
         engine.generate_batch([[{"role": "user", "content": "x"}]], recipes=STEPS)
     with pytest.raises(RecipeError, match="no adapter 'nobody' is loaded"):
         engine.generate_batch(["x"], recipes=Recipe("single", ("nobody",)))
-    with pytest.raises(OptionError, match="2 recipes for 1 prompts: give one for all, or one for each"):
+    with pytest.raises(OptionError, match="2 recipes for 1 prompt: give one for all, or one for each"):
         engine.generate_batch(["x"], recipes=[None, None])
     with pytest.raises(OptionError, match="max_tokens must be at least 1"):
         engine.generate_batch(["x"], settings=Settings(max_tokens=0))
