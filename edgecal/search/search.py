@@ -35,6 +35,7 @@ from ..adapters.merge.lm_cocktail import weights_of_losses
 from ..adapters.merge.registry import find_method
 from ..adapters.recipe import Recipe
 from ..errors import AdapterError, OptionError, RecipeError
+from ..text.counted import counted
 from .record import Evaluation, SearchRecord
 
 LIMIT = 1.5  # of a LoraHub weight, both signs
@@ -146,7 +147,7 @@ class Search:
         least = 1 if method == "lorahub" else len(adapters)
         wanted = evaluations if evaluations is not None else EVALUATIONS if method == "lorahub" else least + 1
         if wanted < least:
-            raise OptionError(f"{method} of {len(adapters)} adapters needs {least} evaluations, found {wanted}")
+            raise OptionError(f"{method} of {counted(len(adapters), 'adapter')} needs {counted(least, 'evaluation')}, found {wanted}")
         if not 0 < temperature < math.inf:
             raise OptionError(f"the temperature must be above 0, found {temperature:g}")
         if minutes is not None and not minutes > 0:

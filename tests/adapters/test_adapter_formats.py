@@ -262,7 +262,7 @@ def test_an_incomplete_mlx_adapter_is_noticed(llama: Path, tmp_path: Path) -> No
     tensors = load_file(path / "adapters.safetensors")
     left = {name: t for name, t in tensors.items() if not name.startswith("model.layers.1.mlp.up_proj")}
     save_file(left, path / "adapters.safetensors")
-    with pytest.raises(AdapterError, match="ask for 1 modules that its file has no tensors for: model.layers.1.mlp.up"):
+    with pytest.raises(AdapterError, match="ask for 1 module that its file has no tensors for: model.layers.1.mlp.up"):
         LoraAdapter.load(path).check_against(shapes)
     # the last layer alone is what num_layers 1 means
     last = {name: t for name, t in tensors.items() if name.startswith("model.layers.1.")}

@@ -173,7 +173,7 @@ def test_lm_cocktail_is_the_softmax_of_the_losses():
     ("arguments", "message"),
     [
         ({"method": "ties"}, "no search for 'ties'"),
-        ({"evaluations": 0}, "needs 1 evaluations, found 0"),
+        ({"evaluations": 0}, "needs 1 evaluation, found 0"),
         ({"method": "lm_cocktail", "evaluations": 2}, "needs 3 evaluations, found 2"),
         ({"minutes": 0.0}, "minutes must be above 0"),
         ({"minutes": math.nan}, "minutes must be above 0"),
