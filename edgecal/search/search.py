@@ -147,7 +147,8 @@ class Search:
         least = 1 if method == "lorahub" else len(adapters)
         wanted = evaluations if evaluations is not None else EVALUATIONS if method == "lorahub" else least + 1
         if wanted < least:
-            raise OptionError(f"{method} of {counted(len(adapters), 'adapter')} needs {counted(least, 'evaluation')}, found {wanted}")
+            of, needs = counted(len(adapters), "adapter"), counted(least, "evaluation")
+            raise OptionError(f"{method} of {of} needs {needs}, found {wanted}")
         if not 0 < temperature < math.inf:
             raise OptionError(f"the temperature must be above 0, found {temperature:g}")
         if minutes is not None and not minutes > 0:
