@@ -32,7 +32,8 @@ def to_html(report: ProfileReport) -> str:
     for heading, make in tables.TABLES.items():
         header, body = make(report)
         if body:
-            parts.append(f"<h2>{escape(heading)}</h2><div class=scroll>{table(header, body)}</div>")
+            left = 2 if "case" in header else 1
+            parts.append(f"<h2>{escape(heading)}</h2><div class=scroll>{table(header, body, left=left)}</div>")
     parts.append(f"<footer>edgecal {escape(report.version)}, {escape(report.when)}</footer>")
     return page(f"edgecal profile: {report.model.source}", parts)
 
