@@ -186,7 +186,7 @@ def _show(report: Report, form: str, against: str) -> None:
     for title in tables.titles(report):
         show_table(console, tables.HEADERS, tables.table_rows(report, title), title=title, spare=spare)
     _differences(tables.between_methods(report, against), f"minus {against}, weighted ROUGE")
-    tell(tables.LEGEND)
+    console.print(tables.LEGEND)
     for task, count in report.notes.get("n_left_out", {}).items():
         note(f"{task}: {count} rows of the data were left out; notes.json says which and why")
     for task, lacking in report.notes.get("lacking", {}).items():

@@ -43,7 +43,7 @@ def at(values, *path):
         (("schema",), "other", 'expected an object with "schema": "edgecal-profile"'),
         (("schema_version",), 3, "version 3 of the profile's schema, this edgecal reads version 2: measure again"),
         (("schema_version",), "1", "version '1'"),
-        (("methods",), {}, "methods is dict, expected a list"),
+        (("methods",), {}, "methods is an object, expected a list"),
         (("methods", 0, "decodes", 0, "new"), "x", r"methods\[0\].decodes\[0\].new is \"x\", expected a whole number"),
         (("methods", 0, "decodes", 0, "new"), True, "expected a whole number"),
         (("methods", 0, "decodes", 0, "runs", 0, 1), -1.0, r"runs\[0\]\[1\] is -1.0, expected a number of at least 0"),
