@@ -41,7 +41,7 @@ from .loading import load_model
 from .memory import release_free
 from .model import Model
 from .scheduler import answer_together
-from .scoring import Scorer
+from .scoring import TextScorer
 from .serving import Runner
 from .text.prompts import Prompt, after_examples, messages
 from .text.tasks import user_message
@@ -389,12 +389,12 @@ class Engine:
         text as the context holds. Errors as for `loglikelihood`."""
         return self.scorer(recipe).rolling(texts)
 
-    def scorer(self, recipe: Recipe | str | None = None) -> Scorer:
+    def scorer(self, recipe: Recipe | str | None = None) -> TextScorer:
         """For texts that are scored under this recipe; RecipeError for one that makes prompts of its own."""
         recipe = self.find_recipe(recipe)
         if recipe is not None and (recipe.steps or recipe.shots):
             raise RecipeError(f"{recipe.method} makes prompts of its own: a given text has no likelihood under it")
-        return Scorer(self.model, self.tokenizer, self.runner.new_cache(), self.compile(recipe)[0])
+        return TextScorer(self.model, self.tokenizer, self.runner.new_cache(), self.compile(recipe)[0])
 
     # ----------------------------------------------------------------------------------------- several at once
 

@@ -1,4 +1,4 @@
-"""How probable a model finds texts that are given, asked as EleutherAI's harness does: `Scorer` makes ids of the texts,
+"""How probable a model finds texts that are given, asked as EleutherAI's harness does: `TextScorer` makes ids of the texts,
 and `decoding/likelihood.py` runs them."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .model import Model
 from .text.tokenizer import Tokenizer
 
 
-class Scorer:
+class TextScorer:
     """Log-probabilities of texts under one model and adapter (None: the bare base). `cache` is taken for the work."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer, cache: KVCache, adapter: RunningAdapter | None) -> None:

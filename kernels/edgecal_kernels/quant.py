@@ -181,8 +181,11 @@ def from_codes(
         raise QuantizationError(f"{format} has no float16 scales; {', '.join(having)} have")
     d, k = codes.shape
     grid = (d, _ceil_div(k, group_size))
-    if scale.shape != grid or (minimum is not None) != spec.has_minimum:
+    if scale.shape != grid:
         raise QuantizationError(f"{format} codes {codes.shape} need scales {grid}, found {scale.shape}")
+    if (minimum is not None) != spec.has_minimum:
+        wanted = f"minima {grid}, found none" if spec.has_minimum else "no minima, and some are given"
+        raise QuantizationError(f"{format} codes {codes.shape} need {wanted}")
     if minimum is not None and minimum.shape != grid:
         raise QuantizationError(f"{format} codes {codes.shape} need minima {grid}, found {minimum.shape}")
     out = _empty(format, (d, k), group_size)

@@ -145,6 +145,10 @@ def test_what_does_not_fit_is_refused():
         from_codes(np.zeros((2, 32), np.uint8), np.ones((3, 1), np.float16), None, "int4_f16")
     with pytest.raises(QuantizationError, match="int4 has no float16 scales; int8, int6, int5, int4_f16"):
         from_codes(np.zeros((2, 32), np.uint8), np.ones((2, 1), np.float16), None, "int4")
+    with pytest.raises(QuantizationError, match=r"need minima \(2, 1\), found none"):
+        from_codes(np.zeros((2, 32), np.uint8), np.ones((2, 1), np.float16), None, "int4_affine")
+    with pytest.raises(QuantizationError, match="no minima, and some are given"):
+        from_codes(np.zeros((2, 32), np.uint8), *[np.ones((2, 1), np.float16)] * 2, "int4_f16")
 
 
 def test_scales_of_int4(rng):
