@@ -1,5 +1,5 @@
-"""How probable a model finds texts that are given, asked as EleutherAI's harness does: `TextScorer` makes ids of the texts,
-and `decoding/likelihood.py` runs them."""
+"""How probable a model finds given texts, asked as EleutherAI's harness does: `TextScorer` makes ids of them, and
+`decoding/likelihood.py` runs these."""
 
 from __future__ import annotations
 
