@@ -126,3 +126,25 @@ def test_the_family_of_the_checklist(tmp_path, monkeypatch) -> None:
     assert config.options == {"embedding_scale", "gelu_tanh"}
     assert (config.head_dim, config.embedding_scale, config.norm_weight_offset) == (256, 8.0, 1.0)
     assert config.tie_word_embeddings and "lm_head.weight" not in expected_shapes(config)
+
+
+def test_every_package_that_a_phone_may_be_asked_for_is_named() -> None:
+    """docs/termux.md says how each comes to Android; what has to be compiled there is asked for by extras alone."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    served = [extra for extra in extras if extra in {"jit", "demo", "search", "plot", "eval", "app", "cluster"}]
+    asked = [*project["dependencies"], *(line for extra in served for line in extras[extra])]
+    page = (ROOT / "docs" / "termux.md").read_text()
+    names = {Requirement(line).name for line in asked} - {"edgecal"}
+    assert len(served) == 7 and sorted(name for name in names if not re.search(rf"\b{name}\b", page)) == []
+
+    android = {"sys_platform": "android", "platform_machine": "aarch64", "platform_system": "Android"}
+    wanted = map(Requirement, (*project["dependencies"], *extras["app"]))
+    there = {one.name for one in wanted if one.marker is None or one.marker.evaluate(android)}
+    assert there == {"numpy", "jinja2", "click", "rich", "pyyaml"} | {"starlette", "uvicorn", "segno"} | {
+        "prometheus-client",
+        "py3langid",
+    }

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.request import Request, urlopen
 
+from edgecal_weights.files import parse_json
+
 from ..adapters.recipe_file import read_recipe
 from ..completion import Settings
 from ..engine import Engine
@@ -90,7 +92,7 @@ class EndpointJudge:
         request = Request(f"{self._url}/chat/completions", json.dumps(body).encode(), headers)
         try:
             with urlopen(request, timeout=_SECONDS) as response:
-                values = json.loads(response.read(_LARGEST))
+                values = parse_json(response.read(_LARGEST))
             return str(values["choices"][0]["message"]["content"])
         except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
             raise BenchmarkError(f"the judge at {self._url}: {type(error).__name__}: {error}") from error

@@ -13,7 +13,7 @@ from ._output import echo, echo_json, screen, tell
 from ._progress import progress
 from ._tables import show_table
 from .generate import timings
-from .options import ModelOptions, json_option, load_engine, threads_option
+from .options import ModelOptions, json_option, load_engine, memory_limit_option, threads_option
 
 if TYPE_CHECKING:
     from ..adapters.recipe import Recipe
@@ -43,9 +43,12 @@ class Row:
 @click.option("--method", default="learnable_calibration_pp", show_default=True, help="How to combine the adapters.")
 @click.option("--compare", is_flag=True, help="Run every method on the same dialogue and print a table.")
 @threads_option
+@memory_limit_option
 @click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=80, show_default=True)
 @json_option
-def command(method: str, compare: bool, threads: int | None, max_tokens: int, as_json: bool) -> None:
+def command(
+    method: str, compare: bool, threads: int | None, memory_limit: int | None, max_tokens: int, as_json: bool
+) -> None:
     """Summarize a dialogue in a professional tone, in one pass, with a 135M model in 4 bits.
 
     Two LoRA adapters (summarize, professional tone) and a calibration work on one base that is never changed. The
@@ -58,7 +61,7 @@ def command(method: str, compare: bool, threads: int | None, max_tokens: int, as
         raise RecipeError(f"the demo has no method {method!r}; it has {', '.join(recipes)}")
     engine = load_engine(
         "demo",
-        ModelOptions(threads=threads),
+        ModelOptions(threads=threads, memory_limit=memory_limit),
         {name: demo.find(f"demo:{name}") for name in demo.PAIR},
         prefix_cache=0,  # nothing is asked twice, and what was kept would count as memory
     )

@@ -13,7 +13,14 @@ from edgecal_weights.files import write_text
 from ._output import echo, echo_json, note, screen, tell
 from ._progress import progress
 from ._tables import show_table
-from .options import compile_kernels, json_option, memory_limit_option, model_named, threads_option
+from .options import (
+    compile_kernels,
+    json_option,
+    memory_limit_option,
+    model_named,
+    note_stand_ins,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from ..benchmark import EvalConfig, Report
@@ -153,6 +160,7 @@ def _run(
     with model_named(config.model):
         pass
     compile_kernels()
+    note_stand_ins()
     if workers is not None or scheduler is not None:
         from ..benchmark.cluster import run_on_cluster
 

@@ -20,6 +20,8 @@ from ..errors import FileFormatError
 
 T = TypeVar("T")
 _DIGITS = 10  # of seconds after the point: the clock's own are nine
+_LARGEST = 10**18  # seconds, bytes or counts of anything: what is made of them, squares too, is far from a float's end
+_RANGE = f"from 0 to {_LARGEST:.0e}"
 _WORDS = {"str": "text", "bool": "true or false"}
 
 
@@ -37,7 +39,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: type[T], values: Any, source: str, noun: str) -> T:
-    """The dataclass `kind` from JSON values; numbers are 0 or more. FileFormatError names `source` and the place in it.
+    """The dataclass `kind` from JSON values; numbers are 0 to 1e18. FileFormatError names `source` and the place in it.
 
     `noun` is what the whole is called in messages, "profile" say.
     """
@@ -67,11 +69,11 @@ class _Decoder:
         if is_dataclass(kind):
             return self._object(kind, value, place)
         if kind is float:
-            self._require(is_number(value) and value >= 0, "a number of at least 0", value, place)
+            self._require(is_number(value) and 0 <= value <= _LARGEST, f"a number {_RANGE}", value, place)
             return float(value)
         if kind is int:
             whole = isinstance(value, int) and not isinstance(value, bool)
-            self._require(whole and value >= 0, "a whole number of at least 0", value, place)
+            self._require(whole and 0 <= value <= _LARGEST, f"a whole number {_RANGE}", value, place)
             return value
         self._require(isinstance(value, kind), _WORDS[kind.__name__], value, place)
         return value

@@ -67,3 +67,8 @@ def test_compare_runs_every_method():
 def test_an_unknown_method_is_refused():
     done = run("--method", "merge")
     assert done.returncode == 1 and "learnable_calibration_pp" in done.stderr
+
+
+def test_a_limit_of_memory():
+    done = run("--memory-limit", "60M")
+    assert done.returncode == 1 and "are left of the memory limit" in done.stderr and done.stderr.count("\n") == 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from edgecal import Engine
+from edgecal.cli import COMMANDS
 from edgecal.config import ModelConfig
 from edgecal.errors import MemoryLimitError, OptionError
 from edgecal.fitting import Loading, need
@@ -156,6 +158,14 @@ def test_sizes(text: str, nbytes: int) -> None:
 @pytest.mark.parametrize("text", ["", "G", "-1", "1e9", "1..5G", "12 apples", "0x10", "nan"])
 def test_no_sizes(text: str) -> None:
     assert read_size(text) is None
+
+
+def test_every_command_that_loads_a_model_takes_a_limit() -> None:
+    commands = {name: import_module(f"edgecal.cli.{name}").command for name in COMMANDS}
+    options = {name: {option for one in command.params for option in one.opts} for name, command in commands.items()}
+    loading = {name for name, found in options.items() if found & {"--threads", "--backend"}}
+    assert loading == {name for name, found in options.items() if "--memory-limit" in found}
+    assert {"demo", "generate", "chat", "serve", "eval", "tune", "profile", "perplexity", "search", "verify"} == loading
 
 
 def test_at_the_command_line(model: Path, tmp_path: Path) -> None:

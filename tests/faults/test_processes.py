@@ -49,14 +49,15 @@ def test_several_processes_quantize_to_one_place(model: Path, tmp_path: Path) ->
     assert hidden(tmp_path) == []
 
 
-def test_a_clock_that_jumps(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time of day goes back a year between any two looks; what is measured comes from clocks that cannot."""
+@pytest.mark.parametrize("years", [-1, 1])
+def test_a_clock_that_jumps(model: Path, monkeypatch: pytest.MonkeyPatch, years: int) -> None:
+    """Time of day jumps a year between any two looks; what is measured comes from clocks that cannot."""
     engine = Engine.load(model, backend="numpy")
     before = engine.generate("Hello", max_tokens=4)
     now = [time.time()]
 
     def jumping() -> float:
-        now[0] -= 365 * 86400
+        now[0] += years * 365 * 86400
         return now[0]
 
     monkeypatch.setattr(time, "time", jumping)

@@ -23,10 +23,11 @@ for core in cortex-a72:neon cortex-a76:neon_dotprod; do
     for backend in ready ${BACKENDS:-}; do
         EDGECAL_BACKEND=$backend answers "$edgecal"
         EDGECAL_BACKEND=$backend "$edgecal" generate demo "It rains." --adapter demo:summarize -n 3 --quiet >/dev/null
+        EDGECAL_BACKEND=$backend "$edgecal" demo -n 3 | grep -q "new tokens at" || fail "$ARM_CPU: the demo"
     done
+    said=$(EDGECAL_BACKEND=numpy "$edgecal" generate demo "The capital of France is" --raw -n 1 --quiet)
+    case $said in *Paris*) ;; *) fail "numpy: Paris was expected, found: $said" ;; esac
     "$tools/bin/python" tests/install/serve_once.py "$edgecal"
     echo "== $ARM_CPU: installed, answers, serves"
 done
-said=$(EDGECAL_BACKEND=numpy "$edgecal" generate demo "The capital of France is" --raw -n 1 --quiet)
-case $said in *Paris*) ;; *) fail "numpy: Paris was expected, found: $said" ;; esac
 echo "== $("$arm" --version), aarch64: answers"

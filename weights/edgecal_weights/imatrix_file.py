@@ -45,7 +45,7 @@ def read_imatrix(path: str | Path, family: Family) -> dict[str, NDArray[np.float
             if counts.size != 1:
                 raise FileFormatError(f"{path}: {name} has counts for {counts.size} experts; expected one")
             if counts[0] > 0:
-                found[_known(path, name, family)] = (sums / counts[0]).astype(np.float32)
+                found[_known(path, name, family)] = _means(path, name, sums / counts[0])
     if not found:
         raise FileFormatError(f"{path} has importances for no matrix")
     return found
@@ -56,10 +56,16 @@ def _values(gguf: GGUFFile, name: str) -> NDArray[np.float64]:
     if tensor.type != "F32":
         raise FileFormatError(f"{gguf.path}: {name} is {tensor.type}, expected F32")
     rows = tensor.nbytes // tensor.row_bytes
-    values = gguf.raw_rows(name, 0, rows).reshape(-1).view("<f4").astype(np.float64)
+    values = gguf.raw_rows(name, 0, rows).reshape(-1).view("<f4")
     if not (np.isfinite(values).all() and (values >= 0).all()):
         raise FileFormatError(f"{gguf.path}: {name} has values that are negative or not finite")
-    return values
+    return values.astype(np.float64)
+
+
+def _means(path: Path, name: str, means: NDArray[np.float64]) -> NDArray[np.float32]:
+    if means.size and means.max() > np.finfo(np.float32).max:
+        raise FileFormatError(f"{path}: {name} has means beyond float32; its sums do not belong to its counts")
+    return means.astype(np.float32)
 
 
 def _known(path: Path, name: str, family: Family) -> str:
