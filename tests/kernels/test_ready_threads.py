@@ -1,5 +1,5 @@
-"""Threads of ready-made kernels: their number, and what they do with nothing to do, too little of a machine, or one that
-comes late."""
+"""Threads of ready-made kernels: their number, and what they do with nothing to do, with too little of a machine, or
+where one comes late."""
 
 from __future__ import annotations
 
