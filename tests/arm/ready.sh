@@ -31,5 +31,5 @@ for ARM_CPU in ${ARM_CPUS:-cortex-a72 cortex-a76 max}; do
         "$cache/machine/root/lib/ld-musl-aarch64.so.1" "$cache/caller"
     echo "== $ARM_CPU: the bits and the answers of this machine, without Numba"
     guest -m pytest -p no:cacheprovider -p tests.on_ready tests/kernels/test_numba_ops.py \
-        tests/kernels/test_adapter_product.py tests/edgecal/test_back_ends.py
+        tests/kernels/test_linear_product.py tests/edgecal/test_back_ends.py
 done
