@@ -14,7 +14,7 @@ QUICK := tests/test_structure.py tests/test_docs.py tests/edgecal/test_conversat
   $(patsubst %,tests/weights/test_%.py,calibration_file gguf_blocks packed safe_pattern) \
   tests/cli/test_doctor_cli.py
 
-.PHONY: demo test quick test-ready test-arm test-wheel test-install kernels wheel fuzz coverage lint docs clean
+.PHONY: demo test quick test-ready test-reproducible test-arm test-wheel test-install kernels wheel fuzz coverage lint docs clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/edgecal pull demo
@@ -46,6 +46,10 @@ wheel: $(TEST)/.installed
 # The tests with ready-made kernels in the place of Numba's (ISAS= : which); all of them, then parts for older processors
 test-ready: $(TEST)/.installed
 	tests/ready.sh $(TEST)/bin/python -n $(JOBS) --dist loadfile
+
+# All ready-made libraries built twice: the same bytes. Minutes.
+test-reproducible: $(TEST)/.installed
+	tests/reproducible.sh $(TEST)/bin/python
 
 # Wheels as their users get them: built from the sdist, checked, installed where no Numba is, and used
 test-wheel:

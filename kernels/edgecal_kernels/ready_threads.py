@@ -85,6 +85,8 @@ class Team:
     def run(self, code: int, slots: Any, shares: int, n_threads: int) -> int:
         """A kernel's shares by this thread and n_threads - 1 others; 0, or what a kernel that failed says."""
         with self._lock:
+            if n_threads > self._members:
+                number_of_threads(n_threads)  # the team has no room for more
             while self._members < n_threads:
                 try:
                     _thread.start_new_thread(self._work, (self._address, self._members, int(self._words[0])))

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Ready-made kernels on emulated ARM cores, with a Python that imports no Numba: ready.sh HOST_PYTHON. Every operation has
-# to give the bits that the host's own library gives, and a tiny model its answers; HOST_PYTHON needs what `make test`
-# installs. The same libraries beside another C library, musl: kernels called by a program (tests/foreign).
+# Ready-made kernels on emulated ARM cores: ready.sh HOST_PYTHON. Every operation has to give the bits that the host's own
+# library gives, and a tiny model its answers, with a Python that imports no Numba; then the tests of products and of whole
+# models pass. HOST_PYTHON needs what `make test` installs. The same libraries beside another C library, musl: kernels
+# called by a program (tests/foreign).
 set -eu
 cd "$(dirname "$0")/../.."
 host=$1
@@ -29,4 +30,6 @@ for ARM_CPU in ${ARM_CPUS:-cortex-a72 cortex-a76 max}; do
     "$host" -m tests.foreign.job "$EDGECAL_READY/$isa.so" "$cache/machine/host/usr/bin/qemu-aarch64-static" -cpu "$ARM_CPU" \
         "$cache/machine/root/lib/ld-musl-aarch64.so.1" "$cache/caller"
     echo "== $ARM_CPU: the bits and the answers of this machine, without Numba"
+    guest -m pytest -p no:cacheprovider -p tests.on_ready tests/kernels/test_numba_ops.py \
+        tests/kernels/test_linear_product.py tests/edgecal/test_back_ends.py
 done

@@ -140,6 +140,7 @@ print(logits.tobytes().hex(), *found, numba.config.NUMBA_NUM_THREADS, numba.thre
 """
 
 
+@pytest.mark.numba
 def test_all_threads_decode_behind_a_short_prompt(folders):
     """Which threads there are is not known before Numba has started them; a process that reads a few tokens at a time
     calls no other parallel kernel before its first step."""

@@ -110,7 +110,8 @@ def some_work() -> Job:
         known = _known(_weight(job, rng.standard_normal((d, k), np.float32), format))
         out = job.result(format, n, d)
         product = known.format, known.places, known.sizes, known.counts
-        job.call("multiply", 7, *product, codes.reshape(-1), scale, total, packed, out)
+        rounded = tuple(address(array) for array in (codes, scale, total, packed))
+        job.call("multiply", 7, *product, n, rounded, *[0] * 5, address(out))  # no bias, no adapter
     gate, up = job.result("gate", 231), job.put(rng.standard_normal(231, np.float32))
     gate[:] = rng.standard_normal(231)
     job.call("gate", 1, 0, gate, up)

@@ -16,6 +16,7 @@ edgecal warmup | tee said
 grep -q "are ready" said || fail "the ready-made kernels do not serve"
 edgecal env | grep -q "back end: ready" || fail "edgecal env does not say so"
 edgecal demo -n 20
+took=$(python "$sources/tests/install/first_token.py" edgecal)
 edgecal merge --adapter demo:summarize --adapter demo:professional --method ties --out merged
 edgecal generate demo "Once upon a time" --adapter merged -n 10
 edgecal profile demo demo -r 1 --json >profile.json
@@ -26,4 +27,4 @@ EDGECAL_BACKEND=numba edgecal generate demo x -n 1 2>said && fail "Numba is said
 grep -q 'needs the package numba' said
 EDGECAL_READY=$place/none edgecal generate demo x -n 1 2>said
 grep -q 'slow kernels serve: numpy: no ready-made kernels are here.*jit' said
-echo "== $(python --version): ready-made kernels serve, without Numba"
+echo "== $(python --version): ready-made kernels serve, without Numba; the demo's first token after $took s"

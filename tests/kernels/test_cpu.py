@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgecal_kernels import cpu, threads
+from edgecal_kernels import cpu, ready_threads, threads
 from tests.edgecal.test_machine import put
 
 CGROUP, V2, V1 = "proc/self/cgroup", "sys/fs/cgroup", "sys/fs/cgroup/cpu"
@@ -67,4 +67,5 @@ def test_threads_follow_it(monkeypatch, quota, expected):
     monkeypatch.setattr(cpu, "physical_cores", lambda: 64)
     monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
     monkeypatch.setattr(threads.numba.config, "NUMBA_NUM_THREADS", 64)
-    assert cpu.usable_cores() == threads.number_of_threads() == expected
+    monkeypatch.setattr(ready_threads, "most_threads", lambda: 64)
+    assert cpu.usable_cores() == threads.number_of_threads() == ready_threads.number_of_threads() == expected

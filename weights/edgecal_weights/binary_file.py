@@ -132,7 +132,8 @@ def _decode_half(raw: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
     """
     magnitude = raw & np.uint16(0x7FFF)
     if magnitude.size and magnitude.max() >= 0x7C00:  # infinities and NaNs, which no healthy file has
-        out[...] = raw.view(np.float16)
+        with np.errstate(invalid="ignore"):  # NumPy warns of a signaling NaN on ARM
+            out[...] = raw.view(np.float16)
         return
     bits = out.view(np.uint32)
     bits[...] = magnitude
