@@ -204,6 +204,7 @@ class Operations:
             return out
         if pair is None:
             return self._packed_product(activations, weight, (address(bias), 0, 0, 0, 0))
+        activations.packed()  # where that is still to be done, the product and not the pair is charged with it
         start, timed = perf_counter_ns(), clock is not None and clock.running
         inner, width = self._inner_product(activations, pair)
         spent = np.zeros(1, np.int64) if timed else None
