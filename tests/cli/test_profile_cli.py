@@ -163,7 +163,7 @@ def test_compare_with_what_is_no_profile_exits_with_2(saved, folder, content, me
         (["MODEL", "-d", "5000"], "the model has 1024"),
         (["MODEL", "-p", "4096"], "take a smaller -p or -d"),
         (["MODEL", "-r", "0"], "repeats must be"),
-        (["MODEL", "-t", "4"], "NumPy back end"),
+        (["MODEL", "-t", "4", "--backend", "numpy"], "NumPy back end"),
         (["MODEL", "nonsense"], "'nonsense' is no recipe"),
         (["MODEL", "linear"], "takes one adapter or more"),
         (["MODEL", "linear", "--method", "concat"], "give recipes as words or as options"),

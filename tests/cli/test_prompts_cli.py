@@ -127,7 +127,7 @@ def test_speculate(folder):
         assert run(folder, "x", "-n", 2, "--speculate", value).returncode == 0
     wrong = run(folder, "x", "--speculate", "fast")
     assert wrong.returncode == 1 and "speculate must be 'auto', 'off' or" in wrong.stderr
-    numpy = run(folder, "x", "--speculate", "4")
+    numpy = run(folder, "x", "--speculate", "4", "--backend", "numpy")
     assert numpy.returncode == 1 and "needs compiled kernels" in numpy.stderr
 
 
