@@ -17,8 +17,9 @@ from .linear_product import ROUNDED, beyond, inner_places
 from .memory import pointer
 from .packed_kernels import ZERO
 from .packed_matmul import fitting_tokens, multiply_packed, multiply_quarters
+from .packed_tokens import pack_tokens
 from .records import FORMAT_NUMBER, PAIR, Sizes
-from .rounding import further, pack_tokens, quantize_row, tokens_share
+from .rounding import quantize_row, tokens_share
 from .simd import splat
 
 # NumPy's integers, because Numba specializes on literal Python integers
@@ -49,12 +50,10 @@ def inner_share(pair: int, k: int, n: int, x: Any, inner: int, share: int, share
         multiply_quarters(of.quarter_codes, of.quarter_scale, k, width, tokens, ZERO, rows, out, column, quarters)
         at += rows
     codes, scale, total, packed = beyond((to, to_scale, to_total, to_packed), first, width)
-    rounded, factor = (codes, scale, total), np.float32(of.scaling)
-    for row in range(last - first):
-        own = further(rounded, row * width)
-        quantize_row(values + (first + row) * width * 4, width, own)
-        for step in range(width // 32):  # a power of two: as good as scaling the values
-            memory.write_float(own[1] + step * 4, memory.read_float(own[1] + step * 4) * factor)
+    rounded, factor, numbers = (codes, scale, total), np.float32(of.scaling), (last - first) * width
+    quantize_row(values + first * width * 4, numbers, rounded)
+    for step in range(numbers // 32):  # a power of two: as good as scaling the values
+        memory.write_float(scale + step * 4, memory.read_float(scale + step * 4) * factor)
     pack_tokens(rounded, last - first, width, packed)
 
 

@@ -4,12 +4,8 @@ The sums of a block are one long LLVM vector (tokens x tiles x ROWS lanes), whic
 any other; how many fit is what an instruction set's TOKENS, TILES and ROWS say. The type of `zeros8()`, `zeros4()` or
 `zeros2()`, passed into a kernel, decides for how many tokens it is compiled.
 
-The tokens of a block are packed first, so that what a step needs of them lies together and at constant offsets:
-
-    4 octets of columns, of each the 8 int8 of every token | start, half start int32 (each STARTS times), scale,
-    shift float32, each for all tokens
-
-start = -8 times the sum of the codes, half start the same of the first 16 columns, shift = scale times that sum.
+The tokens of a block are packed first (`packed_tokens`), so that what a step needs of them lies together and at
+constant offsets.
 
 Addresses are int64, and everything is in bytes.
 """
@@ -24,20 +20,15 @@ from numba import types
 from numba.extending import intrinsic as _numba_intrinsic
 
 from . import isa
-from .jit import kernel
-from .memory import emit_load, emit_pointer, read_float, read_long, read_short, write_float, write_int, write_long
+from .memory import emit_load, emit_pointer
+from .packed_tokens import HALF_STARTS_AT, SCALES_AT, SOME, START_OFFSET, STARTS, STARTS_AT, TOKENS
 from .simd import Vector, emit_int8, f32, i8, i32, i64
 
 intrinsic: Any = _numba_intrinsic
 TILES: int = isa.active().TILES
-TOKENS: int = isa.active().TOKENS
 WHOLE, FIRST, SECOND = range(3)  # a step, or a half of it: 16 columns
 ROWS: int = isa.active().ROWS
-STARTS = 4 if ROWS == 4 else 1  # copies of a start: where a register holds four numbers, they are read as one
-TOKEN_BYTES = 40 + 8 * STARTS  # of a step of a token
-_STARTS, _HALF_STARTS, _SCALES = 32, 32 + 4 * STARTS, 32 + 8 * STARTS  # bytes before them, for each token
 _BIAS: int = isa.bias()
-_START_OFFSET = 8  # that of nibbles, whose dot products can start with what is packed
 
 _LINES = Vector("Lines", i8, 4 * ROWS * TILES)
 _FACTORS = Vector("Factors", f32, ROWS * TILES)
@@ -53,35 +44,6 @@ def sums_type(n: int) -> Any:
 
 def _tokens(block: Any) -> int:
     return next(n for n in _SUMS if block in (_SUMS[n], _DOTS[n]))
-
-
-@kernel
-def read_total(totals: int) -> Any:
-    """The sum of the codes of a step, whose halves have theirs at this address."""
-    return types.int32(read_short(totals) + read_short(totals + 2))
-
-
-@kernel
-def pack(x: int, x_scale: int, x_total: int, x_stride: int, stride: int, steps: int, n: int, to: int) -> None:
-    """n tokens for BEGIN, DOT8, FINISH, `scale_and_add`, `shift`.
-
-    The tokens' codes lie `x_stride` bytes apart, their scales and sums `stride` bytes.
-    """
-    for step in range(steps):
-        for octet in range(4):
-            for token in range(n):
-                write_long(to + (octet * n + token) * 8, read_long(x + token * x_stride + step * 32 + octet * 8))
-        for token in range(n):
-            at = token * stride + step * 4
-            total, scale = read_total(x_total + at), read_float(x_scale + at)
-            first_total = read_short(x_total + at)
-            for copy in range(STARTS):
-                place = to + (token * STARTS + copy) * 4
-                write_int(place + _STARTS * n, types.int32(_BIAS - _START_OFFSET * total))
-                write_int(place + _HALF_STARTS * n, types.int32(_BIAS - _START_OFFSET * first_total))
-            write_float(to + _SCALES * n + token * 4, scale)
-            write_float(to + (_SCALES + 4) * n + token * 4, scale * types.float32(total))
-        to += TOKEN_BYTES * n
 
 
 # ------------------------------------------------------------------------------------------ lines of weights
@@ -203,15 +165,7 @@ def _emit_zeros(n: int) -> Callable:
 
 
 zeros2, zeros4, zeros8 = _emit_zeros(2), _emit_zeros(4), _emit_zeros(8)
-# For TOKENS, and for fewer where they are left
-SOME = 4 if TOKENS == 8 else 2
 zeros_most, zeros_some = {2: zeros2, 4: zeros4, 8: zeros8}[TOKENS], zeros4 if SOME == 4 else zeros2
-
-
-@kernel
-def tokens_of_block(left: int) -> int:
-    """How many tokens the next block takes where `left` are, two at least: TOKENS, SOME or 2."""
-    return TOKENS if left >= TOKENS else (SOME if left >= SOME else 2)
 
 
 def _by_tile(builder: Any, block: Any, n: int) -> list[list[Any]]:
@@ -236,10 +190,10 @@ def _starts(builder: Any, packed: Any, n: int, offset: int, part: int) -> list[A
             return isa.registers(builder, emit_pointer(builder, packed, place * n, i8), n)
         return [_of_token(builder, packed, place * n, i32, n, token) for token in range(n)]
 
-    packed_starts = packed_at(_HALF_STARTS if part == FIRST else _STARTS)
+    packed_starts = packed_at(HALF_STARTS_AT if part == FIRST else STARTS_AT)
     if part == SECOND:
-        packed_starts = [builder.sub(*both) for both in zip(packed_starts, packed_at(_HALF_STARTS), strict=True)]
-    times = offset // _START_OFFSET
+        packed_starts = [builder.sub(*both) for both in zip(packed_starts, packed_at(HALF_STARTS_AT), strict=True)]
+    times = offset // START_OFFSET
     if times > 1:
         shift = isa.filled(kind, times.bit_length() - 1)
         packed_starts = [builder.shl(start, shift) for start in packed_starts]
@@ -319,7 +273,7 @@ def scale_and_add(context: Any, sums: Any, dots: Any, scale: Any, packed: Any) -
         for tile, row_scale in enumerate(isa.split(builder, v[2], TILES)):
             own_sums, own_dots = (_by_tile(builder, part, n)[tile] for part in (v[0], v[1]))
             for token in range(n):
-                factor = _of_token(builder, v[3], _SCALES * n, f32, n, token)
+                factor = _of_token(builder, v[3], SCALES_AT * n, f32, n, token)
                 dots_now = isa.to_float(builder, own_dots[token])
                 found.append(_fma(builder, dots_now, builder.fmul(row_scale, factor), own_sums[token]))
         return isa.joined(builder, found)
@@ -336,7 +290,7 @@ def shift(context: Any, sums: Any, minimum: Any, packed: Any) -> Any:
         found = []
         for tile, row in enumerate(isa.split(builder, v[1], TILES)):
             for token, acc in enumerate(_by_tile(builder, v[0], n)[tile]):
-                factor = _of_token(builder, v[2], (_SCALES + 4) * n, f32, n, token)
+                factor = _of_token(builder, v[2], (SCALES_AT + 4) * n, f32, n, token)
                 found.append(_fma(builder, row, factor, acc))
         return isa.joined(builder, found)
 

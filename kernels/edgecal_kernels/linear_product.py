@@ -12,7 +12,7 @@ import numpy as np
 from numba import carray, prange, types
 
 from . import memory
-from .blocks import TILES, TOKEN_BYTES
+from .blocks import TILES
 from .compiled_clock import now
 from .function_pointer import by_address
 from .jit import kernel, parallel
@@ -20,6 +20,7 @@ from .memory import pointer
 from .packed_blocks import add_blocks
 from .packed_kernels import SIZES, ZERO
 from .packed_matmul import add_int8, add_row, fitting_tokens, multiply_packed, multiply_quarters
+from .packed_tokens import TOKEN_BYTES
 from .records import PAIR
 from .rounding import further
 

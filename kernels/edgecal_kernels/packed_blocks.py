@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from . import blocks
-from .blocks import ROWS, SOME, TILES, TOKEN_BYTES, TOKENS
+from .blocks import ROWS, TILES
 from .formats import SPECS, FormatSpec
 from .jit import inlined, kernel, kernel_for
 from .packed_kernels import ZERO
 from .packed_steps import INT8_OFFSET, PREFETCH, next_step, operand_offset, room_of, super_place, upper_place
+from .packed_tokens import SOME, TOKEN_BYTES, TOKENS, tokens_of_block
 
 
 def over_tokens(block: Any, name: str) -> Any:
@@ -27,7 +28,7 @@ def over_tokens(block: Any, name: str) -> Any:
     def blocks_of_tokens(of: Any, packed: int, token_bytes: int, first: int, last: int) -> None:
         token = first
         while token < last:
-            here, width = packed + token * token_bytes, blocks.tokens_of_block(last - token)
+            here, width = packed + token * token_bytes, tokens_of_block(last - token)
             for row in range(0, 16, ROWS):
                 if width == TOKENS:
                     block(of, here, TOKENS, token, row, blocks.zeros_most())

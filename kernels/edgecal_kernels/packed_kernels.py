@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from . import blocks, memory, simd
+from . import memory, simd
 from .formats import SPECS, FormatSpec
 from .jit import inlined, kernel, kernel_for
 from .kernel_choice import one_of
 from .packed_steps import AHEAD, FACTORS, PREFETCH_ONCE, next_step, operand_offset, super_place
+from .packed_tokens import read_total
 from .records import Sizes
 from .simd import begin_dots, end_dots, fma, mul, splat, store
 
@@ -47,7 +48,7 @@ def _vector_kernel(format: FormatSpec) -> Any:
                 at = (tile * tile_lines + step * lines) * 64
                 unit = super_place(tile, n_groups, step, parts) if has_super_scale else ZERO
                 prefetch(codes + at, scale, extra, group, unit)
-                total = blocks.read_total(x_total + step * 4)
+                total = read_total(x_total + step * 4)
                 first_total = memory.read_short(x_total + step * 4) if halves else total
                 start = np.int32(-offset * first_total)
                 if halves:
@@ -75,10 +76,9 @@ vector = one_of(list(VECTORS.values()))
 
 
 @inlined
-def _quarter_step(acc: Any, one: Any, two: Any, w_scale: Any, x: int, x_scale: int, step: int) -> Any:
-    """acc + a step of a quarter tile, whose two lines are given, times one token."""
-    dots = simd.dot16_int8(begin_dots(np.int32(0)), one, x, step * 32)
-    dots = simd.dot16_int8(dots, two, x, step * 32 + 16)
+def _quarter_step(acc: Any, start: Any, one: Any, two: Any, w_scale: Any, x: int, x_scale: int, step: int) -> Any:
+    """acc + a step of a quarter tile, whose two lines are given with the start of their sums, times one token."""
+    dots = simd.dot16_int8(simd.dot16_int8(start, one, x, step * 32), two, x, step * 32 + 16)
     return fma(end_dots(dots, np.int32(0)), mul(w_scale, splat(memory.read_float(x_scale + step * 4))), acc)
 
 
@@ -98,11 +98,12 @@ def quarter_tiles(
             simd.prefetch_once(at, AHEAD)
             simd.prefetch_once(at, 64 + AHEAD)
             one, two, w_scale = simd.load_bytes(at, 0), simd.load_bytes(at, 64), simd.load_half_fours(scale, place * 4)
-            a = _quarter_step(a, one, two, w_scale, x, x_scale, step)
+            start = simd.begin_fours(one, two)
+            a = _quarter_step(a, start, one, two, w_scale, x, x_scale, step)
             if n == 4:
-                b = _quarter_step(b, one, two, w_scale, x + steps * 32, x_scale + steps * 4, step)
-                c = _quarter_step(c, one, two, w_scale, x + steps * 64, x_scale + steps * 8, step)
-                e = _quarter_step(e, one, two, w_scale, x + steps * 96, x_scale + steps * 12, step)
+                b = _quarter_step(b, start, one, two, w_scale, x + steps * 32, x_scale + steps * 4, step)
+                c = _quarter_step(c, start, one, two, w_scale, x + steps * 64, x_scale + steps * 8, step)
+                e = _quarter_step(e, start, one, two, w_scale, x + steps * 96, x_scale + steps * 12, step)
         simd.store_sums_of_four(out, tile * 4, a)
         if n == 4:
             simd.store_sums_of_four(out, d + tile * 4, b)

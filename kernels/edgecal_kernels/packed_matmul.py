@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from . import blocks, memory, simd
-from .blocks import TILES, TOKEN_BYTES, TOKENS
+from . import memory, simd
+from .blocks import TILES
 from .jit import kernel
 from .packed_kernels import quarter_tiles, vector
 from .packed_steps import AHEAD, INT8_OFFSET, int8_line
 from .packed_tiles import tile_product
-from .rounding import further, pack_tokens
+from .packed_tokens import TOKEN_BYTES, TOKENS, pack_tokens, read_total
+from .rounding import further
 from .simd import begin_dots, dot4_int8, end_dots, fma, load, load_half, mul, splat, store
 
 _CHUNK_BYTES = 1 << 18  # of packed tokens at a time: a quarter of a usual second-level cache
@@ -131,7 +132,7 @@ def add_int8(codes: int, scale: int, quads: int, x: Any, out: int, tiles: Any) -
         acc = splat(np.float32(0))
         for step in range(n_groups):
             at = (tile * quads + step * 8) * 64
-            start = types.int32(np.int32(-INT8_OFFSET) * blocks.read_total(totals + step * 4))
+            start = types.int32(np.int32(-INT8_OFFSET) * read_total(totals + step * 4))
             dots = begin_dots(start)
             for quad in range(min(8, quads - step * 8)):
                 simd.prefetch_once(codes, at + quad * 64 + AHEAD)

@@ -11,13 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 from . import blocks, memory, simd
-from .blocks import ROWS, TILES, TOKEN_BYTES
+from .blocks import ROWS, TILES
 from .formats import SPECS, FormatSpec
 from .jit import inlined, kernel_for
 from .kernel_choice import one_of
 from .packed_blocks import BLOCKS, over_tokens
 from .packed_kernels import ZERO
 from .packed_steps import FACTORS, PREFETCH, next_step, operand_offset, room_of, super_place
+from .packed_tokens import TOKEN_BYTES
 from .simd import store
 
 MANY = 16  # tokens from which unpacking pays

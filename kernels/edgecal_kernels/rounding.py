@@ -1,4 +1,4 @@
-"""Activations rounded to int8, a scale per 32 columns: what the integer products multiply, by token or in blocks."""
+"""Activations rounded to int8, a scale per 32 columns: what the integer products multiply."""
 
 from __future__ import annotations
 
@@ -7,29 +7,26 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from . import blocks, memory, simd
-from .blocks import TOKEN_BYTES, TOKENS
+from . import memory
 from .jit import kernel, parallel
-from .simd import mul, splat
+from .packed_tokens import TOKEN_BYTES, TOKENS, pack_tokens
+from .rounded_steps import round_eight, round_one
 
 
 @kernel
 def quantize_row(x: int, k: int, rounded: Any) -> None:
-    """One row of `reference.quantize_rows`, k a multiple of 32. `x` is its address, `rounded` those of the results:
-    codes, scales and sums."""
+    """`reference.quantize_rows` of k numbers, a multiple of 32: a row, or several that follow one another. `x` is their
+    address, `rounded` those of the results: codes, scales and sums."""
     codes, scale, total = rounded
-    for step in range(k // 32):
-        at = step * 32
-        a, b = simd.load(x, at), simd.load(x, at + 16)
-        extreme = simd.extreme(a, b)
-        inverse = np.float32(0.0)
-        if extreme > 0:
-            inverse = np.float32(127.0) / extreme
-        a, b = simd.round_even(mul(a, splat(inverse))), simd.round_even(mul(b, splat(inverse)))
-        simd.store_int8(codes, at, a)
-        simd.store_int8(codes, at + 16, b)
-        simd.store_one(scale, step, extreme / np.float32(127.0))
-        memory.write_int(total + step * 4, simd.sums_whole(a, b))
+    step, steps = 0, k // 32
+    while step < steps:
+        at = x + step * 128, codes + step * 32, scale + step * 4, total + step * 4
+        if step + 8 <= steps:
+            round_eight(*at)
+            step += 8
+        else:
+            round_one(*at)
+            step += 1
 
 
 @kernel
@@ -40,26 +37,12 @@ def further(rounded: Any, n: int) -> Any:
 
 
 @kernel
-def pack_tokens(rounded: Any, n: int, k: int, packed: int) -> None:
-    """n tokens as `blocks` wants them. An odd one is left out."""
-    codes, scale, total = rounded
-    steps, stride = k // 32, k // 32 * 4
-    token = 0
-    while token < n - n % 2:
-        width = blocks.tokens_of_block(n - token)
-        codes_of, scale_of, total_of = codes + token * k, scale + token * stride, total + token * stride
-        blocks.pack(codes_of, scale_of, total_of, k, stride, steps, width, packed + token * steps * TOKEN_BYTES)
-        token += width
-
-
-@kernel
 def round_share(x: Any, codes: Any, scale: Any, total: Any, packed: Any, share: int, shares: int) -> None:
     """`Operations.round_and_pack`: one thread's part of the tokens."""
     n, k = x.shape
     first, last = tokens_share(n, share, shares)
     start = further((memory.address(codes), memory.address(scale), memory.address(total)), first * k)
-    for row in range(last - first):
-        quantize_row(memory.address(x) + (first + row) * k * 4, k, further(start, row * k))
+    quantize_row(memory.address(x) + first * k * 4, (last - first) * k, start)
     pack_tokens(start, last - first, k, memory.address(packed) + first * (k // 32) * TOKEN_BYTES)
 
 

@@ -319,12 +319,23 @@ def dot16_int8(context: Any, builder: Any, sig: Any, v: Any) -> Any:
     """A line of four rows and sixteen columns, as it is stored: acc[4 r + j] += row r, columns 4 j ... 4 j + 3 times
     the int8 at x[index + 4 j]."""
     fours = _load(builder, _pointer(context, builder, sig.args[2], v[2], v[3], i8, ir.VectorType(i32, 4)))
-    x = isa.pick(builder, fours, fours, list(range(4)) * 4)
-    dot4, offset = isa.active().dot4, _constant(i8, 64, -isa.active().INT8_OFFSET)
-    dots = dot4(builder, v[0], builder.xor(v[1], offset), x, True)
+    x, line = isa.pick(builder, fours, fours, list(range(4)) * 4), v[1]
+    if isa.active().INT8_OFFSET:  # here x is what the instruction takes unsigned
+        offset = _constant(i8, 64, -isa.active().INT8_OFFSET)
+        x, line = builder.bitcast(line, I32x16.llvm), builder.xor(builder.bitcast(x, I8x64.llvm), offset)
+    return isa.active().dot4(builder, v[0], line, x, True)
+
+
+@_operation(I32x16, I8x64, I8x64)
+def begin_fours(context: Any, builder: Any, sig: Any, v: Any) -> Any:
+    """Sums that begin with what `dot16_int8` of two lines has too much, for `end_dots`."""
+    start = isa.begin_dots(builder, i32(0))
     if isa.active().INT8_OFFSET == 0:
-        return dots
-    return builder.sub(dots, dot4(builder, _constant(i32, LANES, 0), offset, x, True))
+        return start
+    dot4, offset, surplus = isa.active().dot4, _constant(i8, 64, -isa.active().INT8_OFFSET), _constant(i32, LANES, 0)
+    for line in v:
+        surplus = dot4(builder, surplus, offset, builder.bitcast(line, I32x16.llvm), True)
+    return builder.sub(start, surplus)
 
 
 # ---------------------------------------------------------------------------------------------- arithmetic
@@ -413,27 +424,6 @@ def sum_lanes(context: Any, builder: Any, sig: Any, v: Any) -> Any:
         low = isa.lanes(builder, value, 0, width)
         value = builder.fadd(low, isa.lanes(builder, value, width, width))
     return builder.extract_element(value, i32(0))
-
-
-@_operation(types.float32, F32x16, F32x16)
-def extreme(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-    """The largest absolute value of two vectors. Floats without their signs are ordered as their bits are, and whole
-    numbers have a maximum of one instruction; NaN is larger than all."""
-    mask = _constant(i32, LANES, 0x7FFFFFFF)
-    low, high = (builder.and_(builder.bitcast(value, I32x16.llvm), mask) for value in v)
-    larger = _call(builder, "llvm.umax.v16i32", I32x16.llvm, low, high)
-    return builder.bitcast(_call(builder, "llvm.vector.reduce.umax.v16i32", i32, larger), f32)
-
-
-@_operation(types.int32, F32x16, F32x16)
-def sums_whole(context: Any, builder: Any, sig: Any, v: Any) -> Any:
-    """The sums of the lanes of two vectors of whole numbers in [-127, 127], as two int16: the first in the lower half.
-
-    They are added together, the second 65,536 times as large; what a negative first borrows from it is given back.
-    """
-    both = _call(builder, "llvm.fma.v16f32", F32x16.llvm, v[1], _constant(f32, LANES, 65536.0), v[0])
-    total = _call(builder, "llvm.vector.reduce.add.v16i32", i32, builder.fptosi(both, I32x16.llvm))
-    return builder.add(total, builder.shl(builder.and_(total, i32(0x8000)), i32(1)))
 
 
 @_operation(types.float32, F32x16)

@@ -102,6 +102,19 @@ def test_activations_round_to_the_same_codes(fast, rng, shape):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("steps", [*range(1, 10), 15, 16, 17, 25])
+def test_steps_round_to_the_same_codes_one_or_eight_at_once(fast, rng, steps):
+    """Largest magnitudes in any lane, of either sign, halves of a code, and numbers at both ends of float32."""
+    x = rng.standard_normal((1, steps * 32)).astype(np.float32)
+    x *= np.repeat(np.float32(10.0) ** rng.integers(-30, 30, steps), 32).astype(np.float32)
+    at = np.arange(steps) * 32 + rng.integers(0, 32, steps)
+    x[0, at] *= rng.choice([-9, 9], steps)
+    x[0, :32] = [*(np.arange(31) * 4 - 60.5), 127]  # the halves of codes are ties
+    x[0, 32:40] = 0
+    for expected, found in zip(reference.quantize_rows(x), fast.quantize_rows(x), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("width", [1, 16, 70, 576])
 def test_norms_and_gated(fast, rng, width):
     x = (rng.standard_normal((5, width)) * 20).astype(np.float32)
