@@ -17,7 +17,7 @@ from tests.kernels.isas import run_on
 
 pytestmark = pytest.mark.numba
 SOURCES = Path(edgecal_kernels.__file__).parent
-FIRST = ("decoder", "blocks", "small_products", "merging", "isa")
+FIRST = ("decoder", "blocks", "packed_tokens", "small_products", "merging", "isa")
 # A product with int8, whose codes take an offset of the instruction set's own, of one token and of a block of four.
 # The loops are compiled by themselves, so that it takes a second.
 _PROBE = """
@@ -26,14 +26,14 @@ importlib.import_module("edgecal_kernels.{first}")
 from edgecal_kernels.dispatch import backend
 backend("numba")
 import numba, numpy as np
-from edgecal_kernels import blocks, isa, packed_kernels, packed_tiles, reference, rounding
+from edgecal_kernels import blocks, isa, packed_kernels, packed_tiles, packed_tokens, reference
 from edgecal_kernels.quant import quantize
 vector, tile_product = packed_kernels.VECTORS["int8"], packed_tiles.TILE_PRODUCTS["int8"]
 
 @numba.njit
 def multiply(codes, scale, sizes, x, x_scale, x_total, packed, one, four):
     vector(codes, scale, 0, sizes, x, x_scale, x_total, one, (0, 2))
-    rounding.pack_tokens((x, x_scale, x_total), 4, 64, packed)
+    packed_tokens.pack_tokens((x, x_scale, x_total), 4, 64, packed)
     for tile in range(0, 2, blocks.TILES):
         tile_product(codes, scale, 0, sizes, packed, 4, four, tile, blocks.TILES - 1)
 
@@ -41,7 +41,7 @@ rng = np.random.default_rng(0)
 weight, x = quantize(rng.standard_normal((32, 64), np.float32), "int8"), rng.standard_normal((4, 64), np.float32)
 expected = reference.matmul(reference.Activations(x), weight)
 one, four = np.empty((1, 32), np.float32), np.empty((4, 32), np.float32)
-packed = np.empty(2 * blocks.TOKEN_BYTES * 4, np.uint8)
+packed = np.empty(2 * packed_tokens.TOKEN_BYTES * 4, np.uint8)
 arrays = [*reference.quantize_rows(x), packed, one, four]
 sizes = weight.tile_lines, 2, 1, 64, 32
 multiply(weight.codes.ctypes.data, weight.scale.ctypes.data, sizes, *(array.ctypes.data for array in arrays))

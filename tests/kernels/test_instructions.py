@@ -32,7 +32,7 @@ PROMISED_TO_BLOCKS = {
 # so that compiling takes a second.
 _PROBE = """
 import json, numba, numpy as np
-from edgecal_kernels import blocks, isa, layout, simd
+from edgecal_kernels import blocks, isa, layout, packed_tokens, simd
 
 def step_of(bits, halves):
     dot32 = simd.DOT32[bits, halves]
@@ -110,7 +110,7 @@ for bits, off, change, stored, meant in (
     (8, offset, blocks.as_operands, octets, octets.astype(int)),
 ):
     kernel = block_of(bits, off, change)
-    start = np.repeat(isa.bias() - 8 * tokens.sum(1, dtype=np.int32), blocks.STARTS).astype(np.int32)
+    start = np.repeat(isa.bias() - 8 * tokens.sum(1, dtype=np.int32), packed_tokens.STARTS).astype(np.int32)
     scale = np.ones(4, np.float32)
     parts = tokens.ravel(), np.zeros(96, np.uint8), start, np.zeros_like(start), scale
     packed = np.concatenate([part.view(np.uint8) for part in parts])
