@@ -10,25 +10,25 @@ export EDGECAL_CACHE="$work/home" PIP_DISABLE_PIP_VERSION_CHECK=1 HF_HUB_OFFLINE
 fail() { echo "$(basename "$0"): $*" >&2; exit 1; }
 
 # build HOST_PYTHON: the source distribution of what git knows, out of it the wheel with the kernels of all instruction
-# sets, and the demo's adapters; twine checks them. Kept until a file changes. Sets $wheel, $adapters and $tools, an
-# environment with the tools for this.
+# sets (KERNELS=none: without any), and the demo's adapters; twine checks them. Kept until a file changes. Sets $wheel,
+# $adapters and $tools, an environment with the tools for this.
 build() {
-    tools=$work/tools dist=$work/dist
+    tools=$work/tools dist=$work/dist kernels=${KERNELS:-all}
     state=$(git ls-files -z edgecal kernels weights demo_data pyproject.toml README.md LICENSE MANIFEST.in | xargs -0 sha256sum | sha256sum | cut -c1-16)
-    if [ ! -e "$dist/state-$state" ]; then
+    if [ ! -e "$dist/$kernels-$state" ]; then
         rm -rf "$work/source" "$dist" "$tools"
         "$1" -m venv "$tools"
         "$tools/bin/python" -m pip -q install -U pip build twine
         mkdir -p "$work/source"
         git ls-files -z | xargs -0 cp --parents -t "$work/source"
         # Kernels that were made before, from the same sources, are in the usual cache
-        EDGECAL_CACHE=$cache "$tools/bin/python" -m build -C kernels=all --outdir "$dist" "$work/source" \
+        EDGECAL_CACHE=$cache "$tools/bin/python" -m build -C "kernels=$kernels" --outdir "$dist" "$work/source" \
             >"$work/log" 2>&1 &&
             "$tools/bin/python" -m build --wheel --outdir "$dist" "$work/source/demo_data" >>"$work/log" 2>&1 ||
             { tail -n 30 "$work/log" >&2; fail "building failed"; }
         "$tools/bin/twine" check --strict "$dist"/*
         [ "$(stat -c %s "$dist"/edgecal-*.whl)" -lt 12000000 ] || fail "the wheel has 12 MB or more"
-        touch "$dist/state-$state"
+        touch "$dist/$kernels-$state"
     fi
     wheel=$(echo "$dist"/edgecal-*.whl) adapters=$(echo "$dist"/edgecal_demo_data-*.whl)
 }
