@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from edgecal import Engine
 from edgecal.errors import OptionError, PromptError, QuantizationError
 from edgecal.perplexity import measure
-from edgecal.quantization import quantize_calibrated
+from edgecal.quantization import layerwise, quantize_calibrated
 from edgecal.quantization.calibrate import DAMPING, DEFAULT_TEXT
-from edgecal.quantization.rounding import Diagonal, Feedback, rounding_errors
+from edgecal.quantization.rounding import Diagonal, Feedback, _factor, rounding_errors
 from edgecal.text.corpus import read_documents
 from edgecal_kernels.quant import FORMATS, SPECS, dequantize, quantize, unpack
 from edgecal_weights.file_kind import PACKED_FILE
@@ -88,6 +88,24 @@ def test_codes_are_those_of_gptq(rng, format):
         error = (left[:, i] - (taken * scale[:, group] + low[:, group])) / upper[i, i]
         left[:, i:] -= error[:, None] * upper[i, i:]
     assert same >= 20 * k - 2  # float32 may fall on the other side of a half
+
+
+@pytest.mark.parametrize("n", [1, 40, 512, 1100])  # of less than a block, one, and more
+def test_a_matrix_is_factored_in_its_place(rng, n):
+    x = rng.normal(size=(n + 10, n))
+    h = x.T @ x + 0.2 * np.diag(np.square(x).sum(axis=0))
+    expected = np.linalg.cholesky(h)
+    found = _factor(h)
+    assert found is h
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+
+
+def test_inputs_of_all_windows_are_added_up(rng):
+    lengths = (layerwise._TOGETHER, 3, layerwise._TOGETHER - 1, 5, 0, 7)  # sums on either side of what goes together
+    pieces = [rng.normal(size=(n, 6)).astype(np.float32) for n in lengths]
+    x = np.concatenate(pieces).astype(np.float64)
+    np.testing.assert_allclose(layerwise._gram(iter(pieces), 6), x.T @ x, rtol=1e-3, atol=0.1)
+    assert not layerwise._gram([], 6).any()
 
 
 def test_the_norm_is_that_of_outputs(rng):
