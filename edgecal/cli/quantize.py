@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 )
 @click.option("--field", metavar="NAME", help="Of TEXT's JSON lines; text, dialogue, prompt or content unless given.")
 @click.option(
-    "--calibrate-tokens", type=click.IntRange(min=512), default=12_288, show_default=True, help="Taken from TEXT."
+    "--calibrate-tokens", type=click.IntRange(min=512), default=36_864, show_default=True, help="Taken from TEXT."
 )
 @click.option("--importance", is_flag=True, help="With --calibrate: search scales only; columns make nothing good.")
 @click.option("--imatrix", metavar="FILE", help="Search scales under llama.cpp's importance matrix (GGUF), no text.")

@@ -29,6 +29,8 @@ Replace = Callable[[Mapping[str, Array], NDArray[np.float32]], Mapping[str, Arra
 """Weights (d, k) by tensor name that have the same inputs x, and the sum over tokens of x^T x, (k, k); gives what is to
 stand in their place."""
 
+_TOGETHER = 2048  # tokens: products of a window by itself would take twice the time, for passes over a large matrix
+
 
 class _Half(NamedTuple):
     """Of a layer: a norm, modules that see what it gives, one that sees what they make of it, perhaps another norm."""
@@ -91,7 +93,17 @@ def _change(modules: Sequence[Linear], inputs: Iterable[Array], replace: Replace
 
 
 def _gram(inputs: Iterable[Array], k: int) -> NDArray[np.float32]:
-    gram = np.zeros((k, k), np.float32)
+    gram, waiting = np.zeros((k, k), np.float32), []
     for x in inputs:
-        gram += x.T @ x
+        waiting.append(x)
+        if sum(map(len, waiting)) >= _TOGETHER:
+            _add_products(gram, waiting)
+    if waiting:
+        _add_products(gram, waiting)
     return gram
+
+
+def _add_products(gram: NDArray[np.float32], waiting: list[Array]) -> None:
+    x = np.concatenate(waiting)
+    waiting.clear()
+    gram += x.T @ x

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import json
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -12,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecal import Engine
+from edgecal.cli.quantize import command
 from edgecal.errors import OptionError, PromptError, QuantizationError
 from edgecal.perplexity import measure
-from edgecal.quantization import quantize_calibrated
-from edgecal.quantization.calibrate import DAMPING, DEFAULT_TEXT
-from edgecal.quantization.rounding import Diagonal, Feedback, rounding_errors
-from edgecal.text.corpus import read_documents
+from edgecal.quantization import layerwise, quantize_calibrated
+from edgecal.quantization.calibrate import CONTEXT, DAMPING, DEFAULT_TEXT, TOKENS
+from edgecal.quantization.rounding import Diagonal, Feedback, _factor, rounding_errors
+from edgecal.text.corpus import read_documents, windows
+from edgecal.text.tokenizer import Tokenizer
 from edgecal_kernels.quant import FORMATS, SPECS, dequantize, quantize, unpack
 from edgecal_weights.file_kind import PACKED_FILE
 from edgecal_weights.imatrix_file import read_imatrix
@@ -90,6 +94,24 @@ def test_codes_are_those_of_gptq(rng, format):
     assert same >= 20 * k - 2  # float32 may fall on the other side of a half
 
 
+@pytest.mark.parametrize("n", [1, 40, 512, 1100])  # of less than a block, one, and more
+def test_a_matrix_is_factored_in_its_place(rng, n):
+    x = rng.normal(size=(n + 10, n))
+    h = x.T @ x + 0.2 * np.diag(np.square(x).sum(axis=0))
+    expected = np.linalg.cholesky(h)
+    found = _factor(h)
+    assert found is h
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+
+
+def test_inputs_of_all_windows_are_added_up(rng):
+    lengths = (layerwise._TOGETHER, 3, layerwise._TOGETHER - 1, 5, 0, 7)  # sums on either side of what goes together
+    pieces = [rng.normal(size=(n, 6)).astype(np.float32) for n in lengths]
+    x = np.concatenate(pieces).astype(np.float64)
+    np.testing.assert_allclose(layerwise._gram(iter(pieces), 6), x.T @ x, rtol=1e-3, atol=0.1)
+    assert not layerwise._gram([], 6).any()
+
+
 def test_the_norm_is_that_of_outputs(rng):
     x, difference = inputs(rng, 200, 40), rng.normal(size=(7, 40)).astype(np.float32)
     assert Feedback(x.T @ x, 32, 0.0).norm(difference) == pytest.approx(output_error(x, difference), rel=1e-4)
@@ -123,6 +145,35 @@ def test_importance_finds_scales_for_columns_that_count(rng):
         searched = dequantize(Diagonal(squares, 32).round(w, format)) - w
         plain = dequantize(quantize(w, format)) - w
         assert np.square(searched[:, ::8]).sum() < 0.7 * np.square(plain[:, ::8]).sum()
+
+
+# ------------------------------------------------------------------------------------------------- the text that ships
+
+
+def test_the_text_is_small_and_no_one_elses():
+    assert DEFAULT_TEXT.stat().st_size < 160_000
+    documents = read_documents(DEFAULT_TEXT)
+    assert len(set(documents)) == len(documents)
+    held = {line.strip() for document in documents for line in document.splitlines()}
+    tested = {line.strip() for line in Path(heapq.__file__).read_text("utf-8").splitlines() if len(line.strip()) > 25}
+    assert tested - held == tested - {'if __name__ == "__main__":'}  # what bench.quality asks about code
+
+
+def test_the_text_has_code_of_many_languages_all_the_way_through():
+    documents = read_documents(DEFAULT_TEXT)
+    for mark in ("#include <", "def ", "const ", "public class ", "func ", "fn ", "SELECT", "#!/", "version:", "<h1>"):
+        assert any(mark in document for document in documents), mark
+    begins = re.compile("^(def|class|import|from|#include) ", re.MULTILINE)
+    code = [begins.search(document) is not None for document in documents]
+    assert all(0.1 < np.mean(quarter) < 0.5 for quarter in np.array_split(code, 4))
+
+
+def test_the_text_has_the_tokens_that_are_taken_of_it(smollm2_gguf):
+    with open_checkpoint(smollm2_gguf) as checkpoint:
+        found = windows(Tokenizer.from_checkpoint(checkpoint), read_documents(DEFAULT_TEXT), CONTEXT)
+    assert sum(len(window) == CONTEXT for window in found) >= TOKENS // CONTEXT
+    [default] = [option.default for option in command.params if option.name == "calibrate_tokens"]
+    assert default == TOKENS
 
 
 # ------------------------------------------------------------------------------------------------------ whole models
