@@ -253,6 +253,8 @@ def _measure(
         _print(measurement.report, output)
         for name in output.files:
             echo(f"written: {name}", err=True)
+    else:
+        note("no answer had been measured yet, so there is nothing to show or write")
     if interrupted:
         raise KeyboardInterrupt
     return 0

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from tests.cli.shell import edgecal, killed_at_the_end, terminal, wait_for_work
+from tests.cli.shell import MAIN, edgecal, environment, killed_at_the_end, terminal, wait_for_work
 from tests.profile.engines import PAIR, write_files
 
 FAST = ("-p", "8", "-n", "4", "-r", "2")
@@ -205,8 +205,6 @@ def test_wrong_usage_exits_with_2(folder, arguments):
 
 
 def test_ctrl_c_gives_what_was_measured(folder):
-    from tests.cli.shell import MAIN, environment
-
     command = [sys.executable, "-c", MAIN, "profile", str(folder / "model"), "-p", "8", "-n", "64", "-r", "9999"]
     process = subprocess.Popen(
         [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(folder)
@@ -218,6 +216,20 @@ def test_ctrl_c_gives_what_was_measured(folder):
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
     report = json.loads(out)
     assert report["interrupted"] is True and report["methods"][0]["decodes"][0]["runs"]
+
+
+def test_ctrl_c_before_an_answer_was_measured_is_said(folder):
+    early = (
+        "from edgecal.profile import ProfileRun\n"
+        "def run(self): raise KeyboardInterrupt\n"
+        "ProfileRun.run = run\n"
+        "from edgecal.cli import main; main()"
+    )
+    command = [sys.executable, "-c", early, "profile", str(folder / "model"), *FAST]
+    command += ["--html", str(folder / "early.html")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(folder), timeout=300)
+    assert done.returncode == 130 and "no answer had been measured yet" in done.stderr and "interrupted" in done.stderr
+    assert not (folder / "early.html").exists()
 
 
 def test_a_bar_at_a_terminal(folder):
