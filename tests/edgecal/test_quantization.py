@@ -108,7 +108,7 @@ def test_inputs_of_all_windows_are_added_up(rng):
     lengths = (layerwise._TOGETHER, 3, layerwise._TOGETHER - 1, 5, 0, 7)  # sums on either side of what goes together
     pieces = [rng.normal(size=(n, 6)).astype(np.float32) for n in lengths]
     x = np.concatenate(pieces).astype(np.float64)
-    np.testing.assert_allclose(layerwise._gram(iter(pieces), 6), x.T @ x, rtol=1e-3, atol=0.1)
+    np.testing.assert_allclose(layerwise._gram(iter(pieces), 6), x.T @ x, rtol=1e-5, atol=0.01)
     assert not layerwise._gram([], 6).any()
 
 
